@@ -1,0 +1,1 @@
+"""The router: membership, admission, routes, request lifecycle, HTTP. No torch, no model maths."""

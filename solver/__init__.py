@@ -1,0 +1,1 @@
+"""The planner: which layers each node should hold, and how much flow that allows."""
