@@ -1,0 +1,145 @@
+"""Messages <-> multipart bytes: `[version, kind][msgpack header][buffer ...]`.
+
+`encode` and `decode` are the only way onto and off the wire. `decode` gives a message whose header
+fits its struct and whose buffers fit its header, or raises FrameError; it copies no buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import msgpack
+import msgspec
+
+from helix_mq.errors import FrameError
+from helix_mq.ids import NodeId
+from helix_mq.layers import Hop, LayerRange, Route
+from helix_mq.messages import KIND_OF, KINDS, WIRE_VERSION, Kind
+from helix_mq.messages.data import DTYPES, MAX_FRAME_TOKENS, FrameHeader
+from helix_mq.packing import U31, Name, pack, unpack
+
+Buffer = bytes | bytearray | memoryview
+
+MAX_PARTS = 4
+_HOPS = tuple[tuple[Name, U31, U31], ...]
+_MAX_ROUTE_BYTES = 8 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A decoded message. `buffers` are views of what the transport received."""
+
+    kind: Kind
+    header: msgspec.Struct
+    buffers: tuple[memoryview, ...] = ()
+
+
+def encode(header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+    """Multipart of a message; `buffers` are passed through, not copied."""
+    kind = KIND_OF[type(header)]
+    return [bytes((WIRE_VERSION, kind)), pack(header), *buffers]
+
+
+def decode(parts: Sequence[Buffer]) -> Message:
+    """The message in `parts`, checked; FrameError says what is wrong, with a countable reason."""
+    if not 2 <= len(parts) <= MAX_PARTS:
+        raise FrameError(f"{len(parts)} parts, expected 2 to {MAX_PARTS}", reason="parts")
+    head = bytes(parts[0][:3])
+    if len(head) != 2 or len(parts[0]) != 2:
+        raise FrameError("the first part is not version and kind", reason="no_version")
+    if head[0] != WIRE_VERSION:
+        raise FrameError(
+            f"wire version {head[0]}, this side speaks {WIRE_VERSION}; run the same release on "
+            "both",
+            reason="version",
+        )
+    try:
+        kind = Kind(head[1])
+    except ValueError:
+        raise FrameError(f"unknown message kind {head[1]}", reason="unknown_kind") from None
+    header = unpack(bytes(parts[1]) if isinstance(parts[1], bytearray) else parts[1], KINDS[kind])
+    buffers = tuple(memoryview(part) for part in parts[2:])
+    if isinstance(header, FrameHeader):
+        check_frame(header, buffers)
+    elif buffers:
+        raise FrameError(f"{kind.name} carries no buffers", reason="stray_buffer")
+    return Message(kind, header, buffers)
+
+
+def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
+    """Checks rows, routes, dtype, width and byte lengths of a frame against each other."""
+    item_bytes = DTYPES.get(header.dtype)
+    if item_bytes is None:
+        raise FrameError(f"dtype {header.dtype!r} is not one of {sorted(DTYPES)}", reason="dtype")
+    tokens = history = 0
+    routes = [unpack_route(blob) for blob in header.routes]
+    for row in header.rows:
+        tokens += row.count
+        if row.route >= len(routes) or row.hop >= len(routes[row.route].hops):
+            raise FrameError(
+                f"request {row.request}: route {row.route} hop {row.hop} is not in the frame",
+                reason="route_index",
+            )
+        if row.spec is not None:
+            history += row.spec.history_tokens
+            if row.spec.history_tokens not in (0, row.position + row.count):
+                raise FrameError(
+                    f"request {row.request}: {row.spec.history_tokens} history tokens for a "
+                    f"sequence of {row.position + row.count}",
+                    reason="history",
+                )
+        first_hop_wants_ids = row.hop == 0
+        if first_hop_wants_ids != (header.dtype == "int32"):
+            raise FrameError(
+                f"request {row.request}: hop {row.hop} cannot take {header.dtype} rows",
+                reason="dtype",
+            )
+    if header.dtype == "int32" and header.width != 1:
+        raise FrameError(f"token rows of width {header.width}, expected 1", reason="width")
+    if tokens > MAX_FRAME_TOKENS:
+        raise FrameError(f"{tokens} tokens in one frame", reason="frame_tokens")
+    expected = [tokens * header.width * item_bytes] + ([history * 4] if history else [])
+    got = [buffer.nbytes for buffer in buffers]
+    if got != expected:
+        raise FrameError(f"buffers of {got} bytes, the header says {expected}", reason="length")
+
+
+def pack_route(route: Route) -> bytes:
+    """A route as bytes, cached: the same few thousand routes travel in every frame."""
+    return _pack_route(route)
+
+
+@lru_cache(maxsize=8192)
+def _pack_route(route: Route) -> bytes:
+    packed = msgpack.packb([(h.node, h.layers.first, h.layers.end) for h in route.hops])
+    assert isinstance(packed, bytes)
+    return packed
+
+
+@lru_cache(maxsize=8192)
+def unpack_route(blob: bytes) -> Route:
+    """The validated route in `blob`; FrameError if it is not contiguous from layer 0."""
+    if len(blob) > _MAX_ROUTE_BYTES:
+        raise FrameError(f"route of {len(blob)} bytes is too long", reason="route")
+    try:
+        plain = msgpack.unpackb(
+            blob, raw=False, max_array_len=1024, max_str_len=64, max_map_len=0, max_ext_len=0
+        )
+        hops = msgspec.convert(plain, _HOPS)
+        return Route(tuple(Hop(NodeId(n), LayerRange(first, end)) for n, first, end in hops))
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+        msgpack.UnpackException,
+        msgspec.ValidationError,
+    ) as e:
+        raise FrameError(f"bad route: {e}", reason="route") from None
+
+
+def frame_bytes(parts: Sequence[Buffer]) -> int:
+    """Bytes of a message as credit counts them: all its parts, ZeroMQ's framing left out."""
+    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
+

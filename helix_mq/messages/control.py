@@ -1,0 +1,149 @@
+"""Node <-> router: who is here, what each node holds, how it is doing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from helix_mq.packing import U31, U63, Name, Rate, Seconds, Text
+
+Endpoint = Annotated[str, msgspec.Meta(max_length=256)]
+PublicKey = Annotated[str, msgspec.Meta(max_length=40)]
+Digest = Annotated[str, msgspec.Meta(max_length=128)]
+
+
+class SliceRef(msgspec.Struct, array_like=True, frozen=True):
+    """A slice a node holds, loaded: epoch it was assigned under, half-open layer range."""
+
+    epoch: U63
+    first: U31
+    end: U31
+
+
+class Register(msgspec.Struct, array_like=True, frozen=True):
+    """First message of a node, and again after every reconnect."""
+
+    node: Name
+    incarnation: U63
+    """Random per process start: a node that restarts is another one under the same name."""
+    data_endpoint: Endpoint
+    """Where peers and the router connect to, e.g. `tcp://10.0.0.7:7101`."""
+    data_public_key: PublicKey
+    """CURVE key of the data socket (z85), empty on plain sockets."""
+    device: Text
+    """For people: `cuda NVIDIA H200`, `cpu AMD EPYC (2 threads)`."""
+    memory_bytes: U63
+    """What the node may spend on weights and KV cache together."""
+    dtype_bytes: Annotated[int, msgspec.Meta(ge=1, le=8)]
+    """Bytes per weight and KV element in the compute dtype the node has chosen."""
+    model_digest: Digest
+    """Digest of the model's config: a node with other weights must not join."""
+    version: Text
+    holding: SliceRef | None = None
+
+
+class RegisterAgain(msgspec.Struct, array_like=True, frozen=True):
+    """The router does not know the sender (it restarted): register once more."""
+
+    reason: Text
+
+
+class Rejected(msgspec.Struct, array_like=True, frozen=True):
+    """The router refuses a registration; `remedy` says what to do about it."""
+
+    code: Text
+    reason: Text
+
+
+class Assign(msgspec.Struct, array_like=True, frozen=True):
+    """Load these layers, then say ready. `depth` is the number of stages a route passes."""
+
+    epoch: U63
+    first: U31
+    end: U31
+    depth: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
+
+class Ready(msgspec.Struct, array_like=True, frozen=True):
+    """The slice is loaded and warm."""
+
+    epoch: U63
+    first: U31
+    end: U31
+    kv_pages: U63
+    """Layer-pages in the KV pool: one holds `page_tokens` tokens of one layer."""
+    page_tokens: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    load_s: Seconds
+    layer_tokens_per_s: Rate
+    """Measured at warm-up: tokens of one layer per second, decode and prefill mixed."""
+    notes: Text
+    """In words: compute dtype and attention backend chosen, and why."""
+
+
+class AssignFailed(msgspec.Struct, array_like=True, frozen=True):
+    epoch: U63
+    code: Text
+    reason: Text
+
+
+class LinkReport(msgspec.Struct, array_like=True, frozen=True):
+    """One outgoing data link as its sender sees it."""
+
+    peer: Name
+    sent_bytes: U63
+    sent_frames: U63
+    backlog_bytes: U63
+    blocked_s: Seconds
+
+
+class Heartbeat(msgspec.Struct, array_like=True, frozen=True):
+    """Sent every heartbeat interval; counters are cumulative since the process started."""
+
+    node: Name
+    incarnation: U63
+    sequence: U63
+    epoch: U63
+    open_requests: U31
+    waiting_rows: U31
+    waiting_tokens: U31
+    kv_free_pages: U63
+    kv_total_pages: U63
+    steps: U63
+    step_s: Seconds
+    """Cumulative seconds the device spent in steps."""
+    tokens: U63
+    """Cumulative tokens run through the slice (each layer range counted once)."""
+    layer_tokens: U63
+    """Cumulative tokens x layers run."""
+    bad_messages: U63
+    links: Annotated[tuple[LinkReport, ...], msgspec.Meta(max_length=4096)]
+
+
+class Peer(msgspec.Struct, array_like=True, frozen=True):
+    node: Name
+    incarnation: U63
+    endpoint: Endpoint
+    public_key: PublicKey
+
+
+class Peers(msgspec.Struct, array_like=True, frozen=True):
+    """Everyone a node may exchange frames with; replaces the previous list whole."""
+
+    epoch: U63
+    peers: Annotated[tuple[Peer, ...], msgspec.Meta(max_length=4096)]
+
+
+class Leave(msgspec.Struct, array_like=True, frozen=True):
+    """A node says goodbye, or the router tells it to go."""
+
+    node: Name
+    incarnation: U63
+    reason: Text
+
+
+class Drain(msgspec.Struct, array_like=True, frozen=True):
+    """The node asks for its requests to be moved away before it leaves."""
+
+    node: Name
+    incarnation: U63

@@ -1,0 +1,133 @@
+"""Along a route: rows of activations or token ids, sampled tokens, releases, credit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from helix_mq.packing import U16, U31, U63, Name, Text
+from helix_mq.sampling import SamplingParams
+
+SAMPLE = 1
+"""Row flag: the row's last token is the sequence's last, so the last hop samples after it."""
+
+MAX_ROWS = 8192
+MAX_FRAME_TOKENS = 1 << 17
+MAX_WIDTH = 1 << 16
+
+DTYPES = {"int32": 4, "float32": 4, "bfloat16": 2, "float16": 2}
+"""Names of buffer dtypes on the wire and their bytes per element (little-endian)."""
+
+
+class SampleSpec(msgspec.Struct, array_like=True, frozen=True):
+    """What the last hop needs to sample; travels with the last prefill chunk of an attempt.
+
+    `history_tokens` int32 token ids (prompt and output so far) follow in the frame's history
+    buffer when a penalty needs them, else 0.
+    """
+
+    sampling: SamplingParams
+    prompt_tokens: U31
+    history_tokens: U31
+
+
+class Row(msgspec.Struct, array_like=True, frozen=True):
+    """`count` consecutive tokens of one request, for hop `hop` of route `route`."""
+
+    request: U63
+    attempt: U31
+    position: U31
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_FRAME_TOKENS)]
+    route: U16
+    """Index into the frame's `routes`."""
+    hop: U16
+    """Index of the receiving hop in that route."""
+    flags: Annotated[int, msgspec.Meta(ge=0, lt=256)]
+    deadline_ms: U63
+    """Unix time in ms after which nobody needs the result; 0 for none."""
+    spec: SampleSpec | None = None
+
+
+class FrameHeader(msgspec.Struct, array_like=True, frozen=True):
+    """Header of an activation frame.
+
+    Buffers: `[payload][history]`, the second only when some row's spec has history. The payload is
+    `[sum(count), width]` elements of `dtype`: token ids (int32, width 1) to a first hop,
+    activations to the others.
+    """
+
+    epoch: U63
+    sender: Name
+    dtype: Annotated[str, msgspec.Meta(max_length=8)]
+    width: Annotated[int, msgspec.Meta(ge=1, le=MAX_WIDTH)]
+    rows: Annotated[tuple[Row, ...], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]
+    routes: Annotated[tuple[bytes, ...], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]
+    """Distinct routes of the rows, each packed by `frames.pack_route`."""
+
+
+class TopLogprob(msgspec.Struct, array_like=True, frozen=True):
+    token: U31
+    logprob: Annotated[float, msgspec.Meta(le=1e-3, ge=-1e30)]
+
+
+class TokenItem(msgspec.Struct, array_like=True, frozen=True):
+    """One sampled token; `position` is its own place in the sequence (prompt included)."""
+
+    request: U63
+    attempt: U31
+    position: U31
+    token: U31
+    logprob: Annotated[float, msgspec.Meta(le=1e-3, ge=-1e30)] | None = None
+    top: Annotated[tuple[TopLogprob, ...], msgspec.Meta(max_length=20)] = ()
+
+
+class Tokens(msgspec.Struct, array_like=True, frozen=True):
+    """Last hop -> router."""
+
+    epoch: U63
+    node: Name
+    items: Annotated[tuple[TokenItem, ...], msgspec.Meta(max_length=MAX_ROWS)]
+
+
+class RefusedItem(msgspec.Struct, array_like=True, frozen=True):
+    """A row that was not executed, and why: `kv_exhausted`, `stale_epoch`, `not_held`, ..."""
+
+    request: U63
+    attempt: U31
+    code: Text
+    reason: Text
+
+
+class Refused(msgspec.Struct, array_like=True, frozen=True):
+    """Node -> router: these requests cannot go on here under this attempt."""
+
+    epoch: U63
+    node: Name
+    items: Annotated[tuple[RefusedItem, ...], msgspec.Meta(max_length=MAX_ROWS)]
+
+
+class ReleaseItem(msgspec.Struct, array_like=True, frozen=True):
+    request: U63
+    attempt: U31
+
+
+class Release(msgspec.Struct, array_like=True, frozen=True):
+    """Router -> every hop: free the pages of these attempts and refuse what is still on its way."""
+
+    items: Annotated[tuple[ReleaseItem, ...], msgspec.Meta(max_length=MAX_ROWS)]
+
+
+class LinkHello(msgspec.Struct, array_like=True, frozen=True):
+    """First message on a data connection: who is sending here. Answered by a Grant."""
+
+    sender: Name
+    incarnation: U63
+
+
+class Grant(msgspec.Struct, array_like=True, frozen=True):
+    """Receiver -> sender: bytes the sender may have sent in total since the link began."""
+
+    receiver: Name
+    incarnation: U63
+    total_bytes: U63

@@ -1,0 +1,62 @@
+"""msgpack with limits, and typed structs out of it.
+
+Two steps on purpose: msgpack refuses oversized or over-deep input before anything is built, then
+msgspec checks every field's type, range and length against the struct. Nothing else in the project
+unpacks bytes that came from a socket.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgpack
+import msgspec
+
+from helix_mq.errors import FrameError
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+U31 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+U63 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[@A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
+Rate = Annotated[float, msgspec.Meta(ge=0.0, le=1e15)]
+
+MAX_HEADER_BYTES = 8 * 1024 * 1024
+_MAX_STR = 4 * 1024 * 1024
+_MAX_BIN = 64 * 1024
+_MAX_ITEMS = 1 << 17
+
+
+def pack(value: msgspec.Struct) -> bytes:
+    """Bytes of a struct; structs are `array_like`, so field names do not travel."""
+    packed = msgpack.packb(msgspec.to_builtins(value, builtin_types=(bytes,)), use_bin_type=True)
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def unpack(data: bytes | memoryview, kind: type[S]) -> S:
+    """The struct in `data`, or FrameError; never any other exception, whatever the bytes."""
+    if len(data) > MAX_HEADER_BYTES:
+        raise FrameError(f"header of {len(data)} bytes is too long", reason="header_too_long")
+    try:
+        plain: Any = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=_MAX_STR,
+            max_bin_len=_MAX_BIN,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=1024,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, RecursionError, OverflowError, msgpack.UnpackException) as e:
+        raise FrameError(f"header is not msgpack: {e}", reason="not_msgpack") from None
+    try:
+        return msgspec.convert(plain, kind, builtin_types=(bytes,))
+    except (msgspec.ValidationError, RecursionError) as e:
+        raise FrameError(f"{kind.__name__}: {e}", reason="bad_field") from None
+
+

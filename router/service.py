@@ -1,0 +1,151 @@
+"""What the router offers to its edges (HTTP gateway, SDK sockets): submit, stream, cancel, status.
+
+Edges turn their own formats into a Generation and read an EventStream; they decide nothing. The
+Service protocol is implemented by `router.app`; edges know only this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from helix_mq.errors import HelixError
+from helix_mq.ids import RequestId
+from helix_mq.models.tokenizer import Tokenizer
+from helix_mq.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One sequence to generate. `sampling.seed` and `max_tokens` are decided already."""
+
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stop: tuple[str, ...] = ()
+    deadline_s: float | None = None
+    """Seconds from now; None takes the router's default."""
+    priority: int = 0
+    """0 = interactive, 1 = background."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """(token id, logprob), best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Delta number `index`: one per output token in order; a last one may carry only text."""
+
+    index: int
+    token: int | None
+    text: str
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a stream that went well; `finish_reason` is `stop`, `length` or `cancelled`."""
+
+    finish_reason: str
+    prompt_tokens: int
+    output_tokens: int
+    queue_s: float
+    ttft_s: float
+    total_s: float
+    reroutes: int
+    stop_reason: str | int | None = None
+    """The stop string or token that ended it, where one did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The end of a stream that could not be finished."""
+
+    error: HelixError
+
+
+StreamEvent = Delta | Finished | Broken
+
+
+class EventStream:
+    """One generation's events, in order, for one reader. Bounded by max_tokens + 2 events."""
+
+    def __init__(self, request: RequestId, prompt_tokens: int) -> None:
+        self.request = request
+        self.prompt_tokens = prompt_tokens
+        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        self.ended = False
+
+    def push(self, event: StreamEvent) -> None:
+        self._events.put_nowait(event)
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        """Yields events up to and including Finished or Broken."""
+        while not self.ended:
+            event = await self._events.get()
+            self.ended = not isinstance(event, Delta)
+            yield event
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    node: str
+    state: str
+    layers: str
+    device: str
+    kv_used_pages: int
+    kv_total_pages: int
+    open_requests: int
+    waiting_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """A frozen picture of the service for /ready, /metrics and the console."""
+
+    serving: bool
+    reason: str
+    """Why not serving, in words: `layers 12-17 are on no live node`; empty when serving."""
+    queued: int
+    running: int
+    nodes: tuple[NodeStatus, ...] = field(default_factory=tuple)
+
+
+class Service(Protocol):
+    """Implemented by the router's app; used by the gateway and the SDK sockets."""
+
+    model_name: str
+    max_context: int
+    tokenizer: Tokenizer
+
+    def submit(self, generation: Generation) -> EventStream:
+        """Admits or queues; raises CallerError or CapacityError when refused at once."""
+        ...
+
+    def cancel(self, request: RequestId) -> None:
+        """Ends a stream with `finish_reason` cancelled; unknown or ended ones are ignored."""
+        ...
+
+    def status(self) -> ServiceStatus: ...
+
+    def draw_seed(self) -> int:
+        """A seed for a request that did not choose one."""
+        ...
+
+    def output_budget(self, prompt_tokens: int) -> int:
+        """Most output tokens a request with this prompt may get here; < 1 if it does not fit."""
+        ...
+
+    async def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of a text, off the event loop when it is long."""
+        ...
+
+    async def tokenize_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of (role, content) messages under the model's chat template."""
+        ...
