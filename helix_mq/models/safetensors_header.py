@@ -2,7 +2,8 @@
 
 The file is untrusted: the header's length is bounded, and every byte range is checked against the
 shape, the dtype and the file's size, so that what this module returns can be read blindly.
-Format: https://github.com/huggingface/safetensors (8 bytes little-endian header length, JSON, data).
+Format (https://github.com/huggingface/safetensors): header length in 8 bytes little-endian, JSON,
+tensor data.
 """
 
 from __future__ import annotations
