@@ -1,0 +1,65 @@
+"""Per-segment index tensors of a forward pass: positions, slots, tables, and the rows' places.
+
+Built once per segment with numpy, in no loop over layers; torch sees only the finished arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nodes.kv_pages import LayerPagePool
+from nodes.model.attention.base import AttentionRows
+from nodes.model.batch import RowSpec
+from nodes.model.segments import Segment
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentIndex:
+    """attention: what backends plan with. positions: int64 [tokens]. slots: int64
+    [layers, tokens], where each token's keys and values go. fresh_pages: int64, pages that get
+    their first token now and stay partly empty."""
+
+    attention: AttentionRows
+    positions: I64
+    slots: I64
+    fresh_pages: I64
+
+
+def index_segment(segment: Segment, rows: Sequence[RowSpec], pool: LayerPagePool) -> SegmentIndex:
+    """Of the segment's rows, in its order."""
+    page_tokens = pool.page_tokens
+    active = [rows[i] for i in segment.rows]
+    first = np.array([r.position for r in active], np.int64)
+    counts = np.array([r.count for r in active], np.int64)
+    ends = first + counts
+    starts = np.zeros(len(active) + 1, np.int32)
+    np.cumsum(counts, out=starts[1:])
+    pages = -(-ends // page_tokens)
+    tables = np.empty((len(segment.layers), len(active), int(pages.max())), np.int32)
+    for i, row in enumerate(active):
+        skip = segment.layers.first - pool.layers(row.seq).first
+        table = pool.table(row.seq)[skip : skip + len(segment.layers), : pages[i]]
+        tables[:, i, : pages[i]] = table
+        tables[:, i, pages[i] :] = table[:, :1]
+    if len(active) == int(starts[-1]):
+        row_of, positions = np.arange(len(active)), first
+    else:
+        row_of = np.repeat(np.arange(len(active)), counts)
+        positions = np.arange(starts[-1]) - starts[row_of] + first[row_of]
+    slots = tables[:, row_of, positions // page_tokens].astype(np.int64)
+    slots *= page_tokens
+    slots += positions % page_tokens
+    last_page_at = (pages - 1) * page_tokens
+    fresh = np.flatnonzero((first <= last_page_at) & (ends < last_page_at + page_tokens))
+    return SegmentIndex(
+        attention=AttentionRows(starts, ends.astype(np.int32), tables, page_tokens),
+        positions=positions,
+        slots=slots,
+        fresh_pages=tables[:, fresh, pages[fresh] - 1].astype(np.int64).ravel(),
+    )

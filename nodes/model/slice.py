@@ -1,0 +1,173 @@
+"""ModelSlice: the layers a node holds, and the forward pass of any batch over any parts of them.
+
+One pass walks the slice's layers once, whatever mixture of layer ranges the rows have: rows join at
+their first layer and leave at their last. A batch is checked before anything is written; KV pages
+are the caller's business and must be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from helix_mq.layers import LayerRange
+from helix_mq.models.config import ModelConfig
+from nodes.kv_cache import KvCache
+from nodes.model.attention.base import AttentionPlan
+from nodes.model.attention.choose import AUTO, AttentionChoice, choose_attention
+from nodes.model.batch import SliceBatch, SliceOutput
+from nodes.model.checks import check_batch
+from nodes.model.layers import Block
+from nodes.model.metadata import SegmentIndex, index_segment
+from nodes.model.rope import inverse_frequencies, rotation
+from nodes.model.segments import Segment, split
+from nodes.model.stream import HiddenStream
+from nodes.model.weights import Progress, SliceWeights, TensorReader, load_slice
+
+
+class ModelSlice:
+    """Not thread-safe: one thread runs forward() and owns the KV cache it is given."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: LayerRange,
+        weights: SliceWeights,
+        attention: AttentionChoice,
+    ) -> None:
+        """load() builds one from a folder."""
+        self.config = config
+        self.layers = layers
+        self.attention = attention
+        self._weights = weights
+        self._block = Block(config)
+        norm = weights.layers[0].attention_norm
+        self.device = norm.device
+        self.dtype = norm.dtype
+        self._inverse_freq = inverse_frequencies(config).to(self.device)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        layers: LayerRange,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        attention: str = AUTO,
+        progress: Progress | None = None,
+        reader: TensorReader | None = None,
+    ) -> ModelSlice:
+        """Reads the tensors of `layers` and no others; computes in `dtype` on `device`.
+
+        ModelFormatError when the folder is not what config.json says or `layers` reach beyond the
+        model; ConfigError when `attention` names a backend that cannot run here.
+        """
+        folder = Path(folder)
+        config = ModelConfig.from_folder(folder)
+        choice = choose_attention(device, dtype, attention)
+        weights = load_slice(
+            folder, config, layers, device=device, dtype=dtype, progress=progress, reader=reader
+        )
+        return cls(config, layers, weights, choice)
+
+    @torch.inference_mode()
+    def forward(self, batch: SliceBatch, cache: KvCache) -> SliceOutput:
+        """Runs every row over its layers and stores its keys and values.
+
+        Each row's sequence must be open in `cache.pool` with room for position + count tokens, and
+        its earlier tokens must have been run. BatchError, with nothing executed, otherwise.
+        """
+        check_batch(batch, self.layers, self.config, cache.pool)
+        rows = batch.rows
+        stream = HiddenStream(rows, self._embed(batch.token_ids), self._to_compute(batch.hidden))
+        logits = self._empty_logits()
+        for segment in split(rows):
+            index = index_segment(segment, rows, cache.pool)
+            x = stream.take(segment.rows)
+            if segment.layers.end < self.config.num_layers:
+                stream.put(segment.rows, self._run(x, segment, index, cache, None))
+                continue
+            wanted = [p for p, i in enumerate(segment.rows) if rows[i].wants_logits]
+            x = self._run(x, segment, index, cache, wanted)
+            if wanted:
+                logits = self._logits(x, [segment.rows[p] for p in wanted])
+        leaving = [i for i, r in enumerate(rows) if r.layers.end < self.config.num_layers]
+        hidden = stream.take(leaving) if leaving else self._empty_hidden()
+        return SliceOutput(hidden, logits)
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        segment: Segment,
+        index: SegmentIndex,
+        cache: KvCache,
+        wanted: Sequence[int] | None,
+    ) -> torch.Tensor:
+        """The stream after the segment's layers: of all tokens, or of the last token of each row
+        number in `wanted` where that is given (then the segment ends the model)."""
+        backend = self.attention.backend
+        windows = {self.config.window_of(layer) for layer in _numbers(segment.layers)}
+        plans: dict[int | None, AttentionPlan] = {
+            window: backend.plan(index.attention, window) for window in windows
+        }
+        turn = rotation(self._inverse_freq, self._on_device(index.positions), self.dtype)
+        slots = self._on_device(index.slots)
+        if len(index.fresh_pages):
+            cache.clear_pages(self._on_device(index.fresh_pages))
+        for at, layer in enumerate(_numbers(segment.layers)):
+            weights = self._weights.layers[layer - self.layers.first]
+            plan, plan_layer = plans[self.config.window_of(layer)], at
+            query, keys, values = self._block.project(x, weights, turn)
+            cache.write(slots[at], keys, values)
+            last = layer == segment.layers.end - 1
+            if last and wanted is not None and len(wanted) < len(x):
+                if not wanted:
+                    return x[:0]
+                # What follows the KV write in the model's last layer serves only the logits.
+                chosen = np.array(wanted, np.int32)
+                tail = self._on_device(index.attention.starts[1:][chosen].astype(np.int64) - 1)
+                x, query = x[tail], query[tail]
+                tail_rows = index.attention.last_tokens(chosen)
+                plan = backend.plan(tail_rows, self.config.window_of(layer))
+                plan_layer = 0
+            x = self._block.finish(x, weights, plan.attend(plan_layer, query, keys, values, cache))
+        return x
+
+    def _logits(self, x: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+        """float32 logits of x [rows, hidden]; `order` says which batch row each is, the result is
+        in the batch's order."""
+        weights = self._weights
+        assert weights.final_norm is not None
+        assert weights.head is not None
+        ranks = sorted(range(len(order)), key=order.__getitem__)
+        if ranks != list(range(len(order))):
+            x = x[torch.tensor(ranks, device=self.device)]
+        return F.linear(self._block.norm(x, weights.final_norm), weights.head).float()
+
+    def _embed(self, token_ids: torch.Tensor | None) -> torch.Tensor | None:
+        table = self._weights.embedding
+        if token_ids is None or table is None:
+            return None
+        return F.embedding(token_ids.to(self.device), table)
+
+    def _to_compute(self, hidden: torch.Tensor | None) -> torch.Tensor | None:
+        return None if hidden is None else hidden.to(device=self.device, dtype=self.dtype)
+
+    def _on_device(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _empty_hidden(self) -> torch.Tensor:
+        return torch.empty((0, self.config.hidden_size), dtype=self.dtype, device=self.device)
+
+    def _empty_logits(self) -> torch.Tensor:
+        return torch.empty((0, self.config.vocab_size), device=self.device)
+
+
+def _numbers(layers: LayerRange) -> range:
+    return range(layers.first, layers.end)
