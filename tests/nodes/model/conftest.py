@@ -96,7 +96,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chec
         if name not in made:
             config = _configs()[name.removesuffix("-sharded")]
             torch.manual_seed(FAMILIES.index(name.removesuffix("-sharded")))
-            model = transformers.AutoModelForCausalLM.from_config(
+            model = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, attn_implementation="eager"
             )
             with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from helix_mq.layers import LayerRange
 from nodes.model.batch import RowSpec
 
 TOLERANCE = 1e-4
@@ -45,12 +45,14 @@ def _step(chain: Any, work: list[tuple[str, list[int], int]], wants: bool = True
             token_ids = torch.tensor([t for _, ids, p in work for t in ids[p:]])
         out = chain.run(at, rows, token_ids, hidden)
         hidden = out.hidden
-    return out.logits
+    logits = out.logits
+    assert isinstance(logits, torch.Tensor)
+    return logits
 
 
 def _cuts(layers: int, parts: int) -> list[tuple[int, int]]:
     bounds = [round(i * layers / parts) for i in range(parts + 1)]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(itertools.pairwise(bounds))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
