@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from helix_mq.errors import ModelFormatError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
 from nodes.kv_cache import KvCache
@@ -70,6 +71,11 @@ class ModelSlice:
         """
         folder = Path(folder)
         config = ModelConfig.from_folder(folder)
+        if layers.end > config.num_layers:
+            raise ModelFormatError(
+                f"{layers} were asked for, but the model in {folder} has {config.num_layers}",
+                param="layers",
+            )
         choice = choose_attention(device, dtype, attention)
         weights = load_slice(
             folder, config, layers, device=device, dtype=dtype, progress=progress, reader=reader

@@ -1,0 +1,110 @@
+"""Loading reads the tensors of the slice, not a byte more, and copies them out of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helix_mq.errors import ModelFormatError
+from helix_mq.layers import LayerRange
+from helix_mq.models.config import ModelConfig
+from helix_mq.models.files import ModelFiles
+from helix_mq.models.safetensors_header import TensorEntry
+from nodes.model.slice import ModelSlice
+from nodes.model.weights import SafetensorsReader, load_slice
+
+CPU = torch.device("cpu")
+
+
+class CountingReader(SafetensorsReader):
+    """The real reader, and what went through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.names: list[str] = []
+
+    def read(self, entry: TensorEntry) -> torch.Tensor:
+        tensor = super().read(entry)
+        self.bytes += tensor.nbytes
+        self.names.append(entry.name)
+        return tensor
+
+
+@pytest.mark.parametrize("family", ["smollm2", "qwen2", "llama3-sharded"])
+@pytest.mark.parametrize("cut", [(0, 1), (1, 3), (3, 4), (0, 4)])
+def test_bytes_read_are_those_of_the_slice(
+    checkpoint: Callable[[str], Any], family: str, cut: tuple[int, int]
+) -> None:
+    folder: Path = checkpoint(family).folder
+    config = ModelConfig.from_folder(folder)
+    layers = LayerRange(cut[0], config.num_layers if cut[1] == 4 else cut[1])
+    reader, fractions = CountingReader(), []
+    ModelSlice.load(
+        folder,
+        layers,
+        device=CPU,
+        dtype=torch.float32,
+        reader=reader,
+        progress=lambda fraction, text: fractions.append(fraction),
+    )
+    assert reader.bytes == config.slice_weight_bytes(layers, 4)
+    assert len(reader.names) == len(set(reader.names))
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_a_tied_head_shares_the_embedding_only_within_one_slice(
+    checkpoint: Callable[[str], Any],
+) -> None:
+    folder = checkpoint("smollm2").folder
+    config = ModelConfig.from_folder(folder)
+
+    def load(first: int, end: int) -> Any:
+        return load_slice(folder, config, LayerRange(first, end), device=CPU, dtype=torch.float32)
+
+    whole, tail = load(0, 6), load(3, 6)
+    assert whole.head is whole.embedding
+    assert tail.embedding is None
+    assert torch.equal(tail.head, whole.head)
+    assert load(0, 3).head is None
+
+
+def test_weights_are_copies_not_views_of_the_file(
+    checkpoint: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """A model folder may be replaced while it is served."""
+    folder = checkpoint("llama2").folder
+    config = ModelConfig.from_folder(folder)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    weights = load_slice(tmp_path, config, LayerRange(0, 1), device=CPU, dtype=torch.float32)
+    before = weights.layers[0].down.clone()
+    path = tmp_path / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(path.stat().st_size - 4096))
+    assert torch.equal(weights.layers[0].down, before)
+
+
+def test_a_file_that_changed_since_its_header_was_read_is_an_error_in_words(
+    checkpoint: Callable[[str], Any], tmp_path: Path
+) -> None:
+    source = checkpoint("llama2").folder / "model.safetensors"
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(source.read_bytes())
+    entry = ModelFiles.open(tmp_path).entry("model.norm.weight")
+    path.write_bytes(b"not a safetensors file any more")
+    with pytest.raises(ModelFormatError, match=r"cannot read model\.norm\.weight from"):
+        SafetensorsReader().read(entry)
+
+
+def test_layers_beyond_the_model_are_refused(checkpoint: Callable[[str], Any]) -> None:
+    with pytest.raises(ModelFormatError, match=r"layers 2-8 were asked for, .* has 4"):
+        ModelSlice.load(
+            checkpoint("llama2").folder, LayerRange(2, 9), device=CPU, dtype=torch.float32
+        )
