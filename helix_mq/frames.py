@@ -142,4 +142,3 @@ def unpack_route(blob: bytes) -> Route:
 def frame_bytes(parts: Sequence[Buffer]) -> int:
     """Bytes of a message as credit counts them: all its parts, ZeroMQ's framing left out."""
     return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
-

@@ -58,5 +58,3 @@ def unpack(data: bytes | memoryview, kind: type[S]) -> S:
         return msgspec.convert(plain, kind, builtin_types=(bytes,))
     except (msgspec.ValidationError, RecursionError) as e:
         raise FrameError(f"{kind.__name__}: {e}", reason="bad_field") from None
-
-

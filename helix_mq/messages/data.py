@@ -119,15 +119,19 @@ class Release(msgspec.Struct, array_like=True, frozen=True):
 
 
 class LinkHello(msgspec.Struct, array_like=True, frozen=True):
-    """First message on a data connection: who is sending here. Answered by a Grant."""
+    """First message on a data connection, and after each reconnect: who is sending here.
+
+    `link` is random per connection: byte counts start at 0 with it. Answered by a Grant.
+    """
 
     sender: Name
     incarnation: U63
+    link: U63
 
 
 class Grant(msgspec.Struct, array_like=True, frozen=True):
-    """Receiver -> sender: bytes the sender may have sent in total since the link began."""
+    """Receiver -> sender: bytes the sender may have sent in total since `link` began."""
 
     receiver: Name
-    incarnation: U63
+    link: U63
     total_bytes: U63

@@ -1,0 +1,339 @@
+"""One process's end of the data plane: a bound socket, and a connection to each peer.
+
+Speaks LinkHello and Grant itself and hands everything else up with its sender's name. Frames wait
+here for credit, never in ZeroMQ; other messages are small and pass at once. Knows nothing of
+layers, requests or models. Used by nodes and by the router alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from helix_mq.clock import Clock
+from helix_mq.credit import CreditReceiver, CreditSender
+from helix_mq.errors import FrameError
+from helix_mq.frames import Buffer, Message, decode, encode, frame_bytes
+from helix_mq.messages import Kind
+from helix_mq.messages.data import FrameHeader, Grant, LinkHello
+from helix_mq.transport import (
+    ClientSecurity,
+    Connection,
+    Delivery,
+    KeyPair,
+    LinkState,
+    Listener,
+    ServerSecurity,
+    Transport,
+)
+
+log = logging.getLogger(__name__)
+
+DEFAULT_WINDOW_BYTES = 64 * 1024 * 1024
+"""Bytes in flight per link: 16 chunks of 256 tokens of a 70B model's 8,192 bf16 activations."""
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a peer's data socket is; `incarnation` tells a restarted peer from its predecessor."""
+
+    name: str
+    incarnation: int
+    endpoint: str
+    public_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutLinkStatistics:
+    peer: str
+    sent_bytes: int
+    sent_frames: int
+    backlog_bytes: int
+    blocked_s: float
+
+
+class InLink:
+    """The receiving end of one peer's connection: its credit, and how to answer it."""
+
+    def __init__(self, plane: DataPlane, routing_id: bytes, hello: LinkHello, window: int) -> None:
+        self.sender = hello.sender
+        self.incarnation = hello.incarnation
+        self.routing_id = routing_id
+        self.link = hello.link
+        self._plane = plane
+        self._credit = CreditReceiver(window_bytes=window, incarnation=hello.link)
+
+    def received(self, nbytes: int) -> None:
+        self._credit.received(nbytes)
+
+    def consumed(self, nbytes: int) -> None:
+        """The bytes left the inbox: gives the sender credit back when that is worth a message."""
+        self._credit.consumed(nbytes)
+        self.grant()
+
+    def grant(self) -> None:
+        grant = self._credit.grant()
+        if grant is not None:
+            self._plane.answer(self.routing_id, Grant(self._plane.me, self.link, grant.total_bytes))
+
+
+class OutLink:
+    """The sending end towards one peer: waits for credit, keeps order, counts."""
+
+    def __init__(self, address: PeerAddress, clock: Clock, window: int) -> None:
+        self.address = address
+        self.connection: Connection | None = None
+        self.connected = False
+        self.link = 0
+        self._clock = clock
+        self._window = window
+        self._credit = CreditSender(window_bytes=window, clock=clock)
+        self._backlog: deque[tuple[list[Buffer], int]] = deque()
+        self._backlog_bytes = 0
+        self._sent_bytes = 0
+        self._sent_frames = 0
+
+    def begin(self, link: int) -> None:
+        """A new connection: fresh counts. Frames that wait for it go when credit comes."""
+        self.link = link
+        self._credit = CreditSender(window_bytes=self._window, clock=self._clock)
+
+    def lose(self) -> None:
+        """The connection broke: what was in it is lost, so what waited behind it goes too."""
+        self.link = 0
+        self._backlog.clear()
+        self._backlog_bytes = 0
+
+    def enqueue(self, parts: list[Buffer]) -> None:
+        nbytes = frame_bytes(parts)
+        self._backlog.append((parts, nbytes))
+        self._backlog_bytes += nbytes
+        self.flush()
+
+    def granted(self, grant: Grant) -> None:
+        if grant.link == self.link:
+            self._credit.granted(grant.total_bytes, grant.link)
+            self.flush()
+
+    def flush(self) -> None:
+        while self._backlog and self.connection is not None and self.connected:
+            parts, nbytes = self._backlog[0]
+            if not self._credit.may_send(nbytes) or not self.connection.send(parts):
+                return
+            self._credit.sent(nbytes)
+            self._backlog.popleft()
+            self._backlog_bytes -= nbytes
+            self._sent_bytes += nbytes
+            self._sent_frames += 1
+
+    @property
+    def blocked(self) -> bool:
+        return bool(self._backlog)
+
+    def overdraft(self) -> None:
+        """Lets one waiting frame go without credit: breaks a cyclic wait between nodes."""
+        if self._backlog:
+            self._credit.overdraft()
+            self.flush()
+
+    def statistics(self) -> OutLinkStatistics:
+        return OutLinkStatistics(
+            peer=self.address.name,
+            sent_bytes=self._sent_bytes,
+            sent_frames=self._sent_frames,
+            backlog_bytes=self._backlog_bytes,
+            blocked_s=self._credit.blocked_s,
+        )
+
+
+MessageHandler = Callable[[str, Message, int, InLink], None]
+"""(sender's name, message, its bytes, its link). Frames must be `consumed` on the link later."""
+
+
+class DataPlane:
+    """Sockets of one process for activations, tokens and releases."""
+
+    def __init__(
+        self,
+        me: str,
+        *,
+        incarnation: int,
+        transport: Transport,
+        clock: Clock,
+        on_message: MessageHandler,
+        on_link_lost: Callable[[str], None],
+        on_credit: Callable[[], None],
+        key: KeyPair | None = None,
+        insecure: bool = False,
+        window_bytes: int = DEFAULT_WINDOW_BYTES,
+    ) -> None:
+        self.me = me
+        self.bad_messages: Counter[tuple[str, str]] = Counter()
+        self._incarnation = incarnation
+        self._transport = transport
+        self._clock = clock
+        self._on_message = on_message
+        self._on_link_lost = on_link_lost
+        self._on_credit = on_credit
+        self._key = key
+        self._insecure = insecure
+        self._window = window_bytes
+        self._listener: Listener | None = None
+        self._in: dict[bytes, InLink] = {}
+        self._out: dict[str, OutLink] = {}
+
+    async def bind(self, endpoint: str, security: ServerSecurity | None) -> str:
+        """Binds the data socket; gives the real endpoint."""
+        self._listener = await self._transport.listen(
+            endpoint, self._deliver, security=security, insecure=self._insecure
+        )
+        return self._listener.endpoint
+
+    async def set_peers(self, peers: Mapping[str, PeerAddress]) -> None:
+        """Connects to new peers, drops connections to those gone or restarted."""
+        gone = [link for name, link in self._out.items() if peers.get(name) != link.address]
+        for link in gone:
+            del self._out[link.address.name]
+            # A hello may arrive before the list that names its sender, so only in-links of peers
+            # that were known and are no more are forgotten.
+            for rid, in_link in list(self._in.items()):
+                if (in_link.sender, in_link.incarnation) == (
+                    link.address.name,
+                    link.address.incarnation,
+                ):
+                    del self._in[rid]
+            if link.connection is not None:
+                await link.connection.close()
+        new = [a for name, a in peers.items() if name != self.me and name not in self._out]
+        links = [OutLink(address, self._clock, self._window) for address in new]
+        # Known at once, connected later: frames for them wait here meanwhile.
+        self._out.update({link.address.name: link for link in links})
+        for link in links:
+            await self._connect(link)
+
+    async def _connect(self, link: OutLink) -> None:
+        address = link.address
+
+        def on_state(state: LinkState) -> None:
+            self._link_state(link, state)
+
+        def on_reply(delivery: Delivery) -> None:
+            self._deliver_reply(link, delivery)
+
+        security = None
+        if self._key is not None and address.public_key:
+            security = ClientSecurity(self._key, address.public_key)
+        link.connection = await self._transport.connect(
+            address.endpoint,
+            on_reply,
+            routing_id=f"{self.me}/{self._incarnation:x}".encode(),
+            security=security,
+            insecure=self._insecure,
+            on_state=on_state,
+        )
+        if link.connected:
+            self._hello(link)
+
+    def _link_state(self, link: OutLink, state: LinkState) -> None:
+        was, link.connected = link.connected, state.connected
+        if state.connected and not was:
+            self._hello(link)
+        elif was and not state.connected:
+            link.lose()
+            if self._out.get(link.address.name) is link:
+                log.warning("data link to %s lost: %s", link.address.name, state.reason)
+                self._on_link_lost(link.address.name)
+
+    def _hello(self, link: OutLink) -> None:
+        if link.connection is None:
+            return
+        link.begin(secrets.randbits(62))
+        link.connection.send(encode(LinkHello(self.me, self._incarnation, link.link)))
+
+    def send(self, peer: str, header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> bool:
+        """Sends to a peer; frames wait for credit. False: there is no such peer (any more)."""
+        link = self._out.get(peer)
+        if link is None:
+            return False
+        parts = encode(header, buffers)
+        if isinstance(header, FrameHeader):
+            link.enqueue(parts)
+            return True
+        return link.connection is not None and link.connection.send(parts)
+
+    def answer(self, routing_id: bytes, header: msgspec.Struct) -> None:
+        if self._listener is not None:
+            self._listener.send(routing_id, encode(header))
+
+    def blocked_peers(self) -> set[str]:
+        """Peers whose link has frames waiting for credit."""
+        return {name for name, link in self._out.items() if link.blocked}
+
+    def overdraft(self) -> None:
+        for link in self._out.values():
+            link.overdraft()
+
+    def statistics(self) -> tuple[OutLinkStatistics, ...]:
+        return tuple(self._out[name].statistics() for name in sorted(self._out))
+
+    async def close(self) -> None:
+        for link in self._out.values():
+            if link.connection is not None:
+                await link.connection.close()
+        self._out.clear()
+        if self._listener is not None:
+            await self._listener.close()
+
+    def _deliver(self, delivery: Delivery) -> None:
+        known = self._in.get(delivery.peer)
+        who = known.sender if known is not None else "stranger"
+        try:
+            message = decode(delivery.parts)
+            if message.kind is Kind.LINK_HELLO:
+                self._greet(delivery, message)
+                return
+            if known is None:
+                raise FrameError(f"{message.kind.name} before a hello", reason="no_hello")
+            nbytes = frame_bytes(delivery.parts)
+            if message.kind is Kind.FRAME:
+                known.received(nbytes)
+        except FrameError as e:
+            self.count_bad(who, e)
+            return
+        self._on_message(known.sender, message, nbytes, known)
+
+    def _greet(self, delivery: Delivery, message: Message) -> None:
+        hello = message.header
+        assert isinstance(hello, LinkHello)
+        known = self._out.get(hello.sender)
+        named = known.address.public_key if known is not None else None
+        if delivery.user is not None and delivery.user != named:
+            # A valid key of one node must not speak in the name of another.
+            raise FrameError(f"{hello.sender} came with another's key", reason="identity")
+        link = InLink(self, delivery.peer, hello, self._window)
+        self._in[delivery.peer] = link
+        link.grant()
+
+    def _deliver_reply(self, link: OutLink, delivery: Delivery) -> None:
+        try:
+            message = decode(delivery.parts)
+        except FrameError as e:
+            self.count_bad(link.address.name, e)
+            return
+        if isinstance(message.header, Grant):
+            link.granted(message.header)
+            self._on_credit()
+
+    def count_bad(self, who: str, error: FrameError) -> None:
+        """Counts a bad message; logs the first of each kind per peer."""
+        key = (who, error.reason)
+        self.bad_messages[key] += 1
+        if self.bad_messages[key] == 1:
+            log.warning("bad message from %s (%s): %s", who, error.reason, error)
