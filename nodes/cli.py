@@ -1,0 +1,48 @@
+"""`helix-mq node`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def node(
+        config: Path | None = typer.Option(None, "--config", "-c", help="Settings file (TOML)."),
+        name: str | None = typer.Option(None, help="This node's name in the cluster."),
+        router: str | None = typer.Option(None, help="The router's control endpoint."),
+        listen: str | None = typer.Option(None, help="Where this node's data socket binds."),
+        advertise: str | None = typer.Option(None, help="Data endpoint as peers see it."),
+        model: Path | None = typer.Option(None, help="Hugging Face folder or GGUF file."),
+        device: str | None = typer.Option(None, help="auto, cpu, cuda or cuda:N."),
+        dtype: str | None = typer.Option(None, help="auto, float32, bfloat16 or float16."),
+        memory: str | None = typer.Option(None, help="For weights and KV cache, e.g. 8GiB."),
+        threads: int | None = typer.Option(None, help="CPU threads of the engine."),
+        log_level: str | None = typer.Option(None, help="debug, info, warning or error."),
+    ) -> None:
+        """Run a node: join the router's cluster, load a slice, serve it."""
+        from helix_mq.process import run, setup_logging
+        from helix_mq.settings import load
+        from nodes.main import serve
+        from nodes.settings import NodeSettings
+
+        settings = load(
+            NodeSettings,
+            config,
+            {
+                "name": name,
+                "router": router,
+                "listen": listen,
+                "advertise": advertise,
+                "model": model,
+                "device": device,
+                "dtype": dtype,
+                "memory": memory,
+                "threads": threads,
+                "log_level": log_level,
+            },
+        )
+        setup_logging(settings.log_level)
+        run(lambda stop: serve(settings, stop))

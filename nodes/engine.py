@@ -1,0 +1,233 @@
+"""One loaded slice with its KV cache: runs batches of Work, makes frames and tokens of the results.
+
+`run` is called on the device thread, everything else on the loop thread while the device is idle;
+the worker keeps to that. Activations go from received buffers into one batch tensor (the only
+copy) and from the result tensor to the wire as views.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from helix_mq.errors import KvExhausted, LocalError
+from helix_mq.ids import ROUTER
+from helix_mq.messages.data import SAMPLE, FrameHeader, RefusedItem, Row, TokenItem, TopLogprob
+from nodes.batching import SeqKey, Work
+from nodes.inbox import Payload
+from nodes.kv_cache import KvCache
+from nodes.model.batch import RowSpec, SliceBatch
+from nodes.model.sampler import Sampled, SamplerState, sample
+from nodes.model.slice import ModelSlice
+from nodes.worker import Batch, OutFrame, StepResult
+
+WIRE_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_WIRE_NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A batch in the order it runs: rows grouped by next hop, so that results leave as slices."""
+
+    works: Batch
+    rows: list[RowSpec]
+    token_works: Batch
+    hidden_works: Batch
+
+
+class Engine:
+    """A ModelSlice, its pages and its samplers, behind the worker's StepEngine protocol."""
+
+    def __init__(self, node: str, model: ModelSlice, cache: KvCache) -> None:
+        self._node = node
+        self._model = model
+        self._cache = cache
+        self._pool = cache.pool
+        self._samplers: dict[SeqKey, SamplerState] = {}
+
+    @property
+    def free_pages(self) -> int:
+        return self._pool.free_pages
+
+    @property
+    def total_pages(self) -> int:
+        return self._pool.total_pages
+
+    def admit(self, work: Work[Payload]) -> RefusedItem | None:
+        seq = work.seq
+        if seq not in self._pool:
+            self._pool.open(seq, work.layers)
+        if work.sample and work.next_hop == ROUTER and seq not in self._samplers:
+            spec = work.payload.spec
+            if spec is None:
+                return _refuse(work, "no_spec", "the last hop got no sampling parameters")
+            history = work.payload.history
+            self._samplers[seq] = SamplerState(
+                params=spec.sampling,
+                prompt_tokens=spec.prompt_tokens,
+                history=history if history is not None else np.empty(0, dtype=np.int32),
+            )
+        try:
+            self._pool.ensure(seq, work.position + work.count)
+        except KvExhausted as e:
+            return _refuse(work, e.code, f"{self._node}: {e.message}")
+        return None
+
+    def free(self, seq: SeqKey) -> None:
+        self._samplers.pop(seq, None)
+        if seq in self._pool:
+            self._pool.free(seq)
+
+    def run(self, batch: Batch, epoch: int) -> StepResult:
+        """One pass over the slice's layers for all rows, then sampling for those that end here."""
+        started_s = time.perf_counter()
+        plan = self._plan(batch)
+        with torch.inference_mode():
+            output = self._model.forward(
+                SliceBatch(
+                    rows=plan.rows,
+                    token_ids=_token_ids(plan.token_works),
+                    hidden=_hidden(plan.hidden_works),
+                ),
+                self._cache,
+            )
+            tokens = self._sample(plan.works, output.logits)
+            frames = self._frames(plan.works, output.hidden, epoch)
+        return StepResult(
+            frames=frames,
+            tokens=tokens,
+            seconds=time.perf_counter() - started_s,
+            num_tokens=sum(w.count for w in batch),
+            layer_tokens=sum(w.count * len(w.layers) for w in batch),
+        )
+
+    def _plan(self, batch: Batch) -> _Plan:
+        works = sorted(batch, key=lambda w: (w.next_hop, w.payload.is_tokens))
+        rows = [
+            RowSpec(
+                seq=w.seq,
+                position=w.position,
+                count=w.count,
+                layers=w.layers,
+                wants_logits=w.sample and w.next_hop == ROUTER,
+            )
+            for w in works
+        ]
+        return _Plan(
+            works,
+            rows,
+            [w for w in works if w.payload.is_tokens],
+            [w for w in works if not w.payload.is_tokens],
+        )
+
+    def _sample(self, works: Batch, logits: torch.Tensor) -> list[TokenItem]:
+        ending = [w for w in works if w.sample and w.next_hop == ROUTER]
+        if not ending:
+            return []
+        if logits.shape[0] != len(ending):
+            raise LocalError(f"the slice gave no logits for {len(ending)} ending rows")
+        states = [self._samplers[w.seq] for w in ending]
+        positions = [w.position + w.count for w in ending]
+        results = sample(logits, states, positions)
+        return [_token_item(w, p, r) for w, p, r in zip(ending, positions, results, strict=True)]
+
+    def _frames(self, works: Batch, hidden: torch.Tensor, epoch: int) -> list[OutFrame]:
+        groups: dict[str, list[Work[Payload]]] = defaultdict(list)
+        for work in works:
+            if work.next_hop != ROUTER:
+                groups[work.next_hop].append(work)
+        if not groups:
+            return []
+        on_host = hidden.contiguous().cpu()
+        frames, at = [], 0
+        for peer in sorted(groups):
+            count = sum(w.count for w in groups[peer])
+            frames.append(self._frame(peer, groups[peer], on_host[at : at + count], epoch))
+            at += count
+        return frames
+
+    def _frame(self, peer: str, works: Batch, hidden: torch.Tensor, epoch: int) -> OutFrame:
+        routes: dict[bytes, int] = {}
+        rows: list[Row] = []
+        histories: list[memoryview] = []
+        for work in works:
+            payload = work.payload
+            spec = payload.spec if work.sample else None
+            if spec is not None and payload.history is not None:
+                histories.append(memoryview(payload.history).cast("B"))
+            rows.append(
+                Row(
+                    request=work.seq.request,
+                    attempt=work.seq.attempt,
+                    position=work.position,
+                    count=work.count,
+                    route=routes.setdefault(payload.route_blob, len(routes)),
+                    hop=payload.hop + 1,
+                    flags=SAMPLE if work.sample else 0,
+                    deadline_ms=payload.deadline_ms,
+                    spec=spec,
+                )
+            )
+        header = FrameHeader(
+            epoch=epoch,
+            sender=self._node,
+            dtype=_WIRE_NAMES[hidden.dtype],
+            width=hidden.shape[1],
+            rows=tuple(rows),
+            routes=tuple(routes),
+        )
+        payload_view = memoryview(hidden.view(torch.uint8).numpy().reshape(-1))
+        buffers: tuple[memoryview, ...] = (payload_view,)
+        if histories:
+            buffers += (histories[0] if len(histories) == 1 else memoryview(b"".join(histories)),)
+        return OutFrame(peer, header, buffers, frozenset(w.seq for w in works))
+
+
+def _token_ids(works: Batch) -> torch.Tensor | None:
+    """int64 [tokens] of the rows that start with token ids."""
+    if not works:
+        return None
+    ids = [np.frombuffer(w.payload.data, dtype=np.int32) for w in works]
+    return torch.from_numpy(np.concatenate(ids).astype(np.int64))
+
+
+def _hidden(works: Batch) -> torch.Tensor | None:
+    """[tokens, width] of the rows that arrive as activations."""
+    if not works:
+        return None
+    with warnings.catch_warnings():
+        # Received buffers may be read-only; the batch below is a copy, so nothing writes to them.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        parts = [
+            torch.frombuffer(w.payload.data, dtype=WIRE_DTYPES[w.payload.dtype]).view(
+                w.count, w.payload.width
+            )
+            for w in works
+        ]
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part.float() for part in parts]
+    return torch.cat(parts)
+
+
+def _token_item(work: Work[Payload], position: int, result: Sampled) -> TokenItem:
+    return TokenItem(
+        request=work.seq.request,
+        attempt=work.seq.attempt,
+        position=position,
+        token=result.token,
+        logprob=result.logprob,
+        top=tuple(TopLogprob(token, logprob) for token, logprob in result.top_logprobs),
+    )
+
+
+def _refuse(work: Work[Payload], code: str, reason: str) -> RefusedItem:
+    return RefusedItem(work.seq.request, work.seq.attempt, code, reason)

@@ -1,0 +1,224 @@
+"""Frames in, checked Work out. Pure bookkeeping on views of received buffers; no torch.
+
+Here every row of a frame is held against what this node is and holds: epoch, hop, layers, width,
+token ids, order within the sequence. What fails becomes a RefusedItem with its reason; nothing
+that fails is ever executed. Credit goes back to the sender when a frame's last token is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from helix_mq.errors import FrameError
+from helix_mq.frames import unpack_route
+from helix_mq.ids import ROUTER, Attempt, RequestId
+from helix_mq.layers import LayerRange, Route
+from helix_mq.messages.data import DTYPES, SAMPLE, FrameHeader, RefusedItem, Row, SampleSpec
+from nodes.batching import SeqKey, Work
+from nodes.ledger import Ledger, Verdict
+
+IntArray = npt.NDArray[np.int32]
+
+
+class FrameUse:
+    """Counts a frame's tokens down; at zero its bytes have left the inbox."""
+
+    __slots__ = ("_left", "_on_consumed")
+
+    def __init__(self, tokens: int, on_consumed: Callable[[], None]) -> None:
+        self._left = tokens
+        self._on_consumed = on_consumed
+
+    def take(self, tokens: int) -> None:
+        self._left -= tokens
+        if self._left == 0:
+            self._on_consumed()
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The tokens of a Work: `data` is `[count, width]` elements of `dtype`, a view of the frame."""
+
+    dtype: str
+    width: int
+    data: memoryview
+    use: FrameUse
+    route: Route
+    route_blob: bytes
+    hop: int
+    deadline_ms: int
+    spec: SampleSpec | None
+    history: IntArray | None
+
+    @property
+    def is_tokens(self) -> bool:
+        return self.hop == 0
+
+
+def cut_payload(payload: Payload, start: int, stop: int) -> Payload:
+    """The part of a payload for tokens [start, stop) of its Work; still a view."""
+    stride = payload.width * DTYPES[payload.dtype]
+    return Payload(
+        payload.dtype,
+        payload.width,
+        payload.data[start * stride : stop * stride],
+        payload.use,
+        payload.route,
+        payload.route_blob,
+        payload.hop,
+        payload.deadline_ms,
+        payload.spec,
+        payload.history,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What this node is, for checking rows against it."""
+
+    node: str
+    epochs: frozenset[int]
+    held: LayerRange
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The outcome of one frame: work to queue, refusals to report, older attempts to close."""
+
+    work: list[Work[Payload]]
+    refused: list[RefusedItem]
+    superseded: list[SeqKey]
+
+
+def accept_frame(
+    view: NodeView,
+    ledger: Ledger,
+    header: FrameHeader,
+    buffers: tuple[memoryview, ...],
+    on_consumed: Callable[[], None],
+    now_ms: int,
+) -> Accepted:
+    """Checks a decoded frame row by row and opens or advances its sequences in the ledger.
+
+    Raises FrameError when the frame as a whole does not fit the model (width, token ids); the
+    frame is consumed in every case.
+    """
+    out = Accepted([], [], [])
+    total = sum(row.count for row in header.rows)
+    use = FrameUse(total, on_consumed)
+    try:
+        _check_whole(view, header, buffers)
+    except FrameError:
+        use.take(total)
+        raise
+    stride = header.width * DTYPES[header.dtype]
+    at = history_at = 0
+    data = buffers[0].cast("B")
+    for row in header.rows:
+        piece = data[at : at + row.count * stride]
+        at += row.count * stride
+        history: IntArray | None = None
+        if row.spec is not None and row.spec.history_tokens:
+            end = history_at + 4 * row.spec.history_tokens
+            history = np.frombuffer(buffers[1].cast("B")[history_at:end], dtype=np.int32)
+            history_at = end
+        route_blob = header.routes[row.route]
+        route = unpack_route(route_blob)
+        refusal = _judge(view, ledger, header.epoch, row, route, now_ms, out.superseded)
+        if refusal is not None:
+            use.take(row.count)
+            if refusal.code != Verdict.STALE:
+                out.refused.append(refusal)
+            continue
+        out.work.append(
+            Work(
+                seq=SeqKey(RequestId(row.request), Attempt(row.attempt)),
+                position=row.position,
+                count=row.count,
+                layers=route.hops[row.hop].layers,
+                next_hop=route.hops[row.hop + 1].node if row.hop + 1 < len(route.hops) else ROUTER,
+                sample=bool(row.flags & SAMPLE),
+                payload=Payload(
+                    header.dtype,
+                    header.width,
+                    piece,
+                    use,
+                    route,
+                    route_blob,
+                    row.hop,
+                    row.deadline_ms,
+                    row.spec,
+                    history,
+                ),
+            )
+        )
+    return out
+
+
+def _check_whole(view: NodeView, header: FrameHeader, buffers: tuple[memoryview, ...]) -> None:
+    if header.dtype == "int32":
+        ids = np.frombuffer(buffers[0], dtype=np.int32)
+        if ids.min() < 0 or ids.max() >= view.vocab_size:
+            raise FrameError(
+                f"token ids {ids.min()}..{ids.max()} are outside the vocabulary of "
+                f"{view.vocab_size}",
+                reason="token_id",
+            )
+    elif header.width != view.hidden_size:
+        raise FrameError(
+            f"activations of width {header.width}, this model's are {view.hidden_size}",
+            reason="width",
+        )
+    if len(buffers) > 1:
+        history = np.frombuffer(buffers[1], dtype=np.int32)
+        if history.min() < 0 or history.max() >= view.vocab_size:
+            raise FrameError("history tokens outside the vocabulary", reason="token_id")
+
+
+def _judge(
+    view: NodeView,
+    ledger: Ledger,
+    epoch: int,
+    row: Row,
+    route: Route,
+    now_ms: int,
+    superseded: list[SeqKey],
+) -> RefusedItem | None:
+    """None if the row may run (the ledger then knows it), else why not."""
+    hop = route.hops[row.hop]
+    if epoch not in view.epochs:
+        have = ", ".join(map(str, sorted(view.epochs))) or "none"
+        return _refuse(row, "stale_epoch", f"placement epoch {epoch}, {view.node} serves {have}")
+    if hop.node != view.node:
+        return _refuse(row, "wrong_node", f"hop {row.hop} is {hop.node}, this is {view.node}")
+    if route.num_layers != view.num_layers:
+        return _refuse(row, "wrong_model", f"a route of {route.num_layers} layers")
+    if not view.held.covers(hop.layers):
+        return _refuse(row, "not_held", f"{view.node} holds {view.held}, not {hop.layers}")
+    if row.position + row.count > view.max_context:
+        return _refuse(row, "context", f"position {row.position + row.count} is past the context")
+    last = row.hop == len(route.hops) - 1
+    if last and row.flags & SAMPLE and row.position == 0 and row.spec is None:
+        return _refuse(row, "no_spec", "a last hop needs sampling parameters")
+    if 0 < row.deadline_ms <= now_ms:
+        return _refuse(row, "deadline", "the request's deadline has passed")
+    seq = SeqKey(RequestId(row.request), Attempt(row.attempt))
+    verdict = ledger.judge(seq, row.position, hop.layers)
+    if verdict in (Verdict.STALE, Verdict.OUT_OF_ORDER, Verdict.WRONG_LAYERS):
+        return _refuse(row, verdict, f"position {row.position} does not follow what is here")
+    if verdict is Verdict.OPEN:
+        superseded.extend(ledger.open(seq, hop.layers, row.deadline_ms))
+    ledger.advance(seq, row.count)
+    return None
+
+
+def _refuse(row: Row, code: str, reason: str) -> RefusedItem:
+    return RefusedItem(row.request, row.attempt, code, reason)

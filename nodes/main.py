@@ -1,0 +1,33 @@
+"""Puts a node together from its settings and runs it until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from helix_mq.clock import SystemClock
+from helix_mq.models.resolve import resolve_model
+from helix_mq.transport import ZmqTransport
+from nodes.daemon import NodeDaemon
+from nodes.identity import identify
+from nodes.security import NodeSecurity
+from nodes.settings import NodeSettings
+
+
+async def serve(settings: NodeSettings, stop: asyncio.Event) -> None:
+    """The whole node process; returns after a clean shutdown, raises the router's rejection."""
+    security = NodeSecurity(settings.security)
+    folder = await asyncio.to_thread(resolve_model, settings.model)
+    identity = await asyncio.to_thread(identify, settings, folder)
+    transport = ZmqTransport()
+    daemon = NodeDaemon(settings, identity, transport, security, SystemClock())
+
+    async def stop_on_signal() -> None:
+        await stop.wait()
+        daemon.stop()
+
+    waiting = asyncio.create_task(stop_on_signal())
+    try:
+        await daemon.run()
+    finally:
+        waiting.cancel()
+        await transport.close()

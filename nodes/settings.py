@@ -1,0 +1,53 @@
+"""Settings of a node daemon: node.toml, `HELIX_MQ_*`, flags."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ByteSize, Field, StringConstraints
+
+from helix_mq.settings import Section, Settings
+
+NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class BatchSection(Section):
+    """How much runs in one step; see nodes.batching.BatchLimits."""
+
+    step_tokens: int = Field(256, ge=1, le=65_536)
+    chunk_tokens: int = Field(128, ge=1, le=65_536)
+    max_rows: int = Field(256, ge=1, le=8_192)
+    min_decodes: int = Field(4, ge=1, le=8_192)
+
+
+class SecuritySection(Section):
+    """CURVE keys. Without them only loopback addresses work, unless `insecure` is set."""
+
+    key_file: Path | None = None
+    router_public_key: str | None = None
+    insecure: bool = False
+
+
+class NodeSettings(Settings):
+    name: NodeName = Field(default_factory=lambda: socket.gethostname().split(".")[0])
+    router: str = Field("tcp://127.0.0.1:7100", description="the router's control endpoint")
+    listen: str = Field("tcp://127.0.0.1:0", description="where this node's data socket binds")
+    advertise: str | None = Field(
+        None, description="the data endpoint peers connect to, where it differs from `listen`"
+    )
+    model: Path = Field(description="Hugging Face folder or GGUF file")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "flash_attn", "torch_flash", "cpu"] = "auto"
+    memory: ByteSize | None = Field(
+        None, description="for weights and KV cache together; default: most of what is free"
+    )
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the engine")
+    heartbeat_s: float = Field(1.0, gt=0, le=60)
+    drain_s: float = Field(30.0, ge=0, le=3600, description="longest wait for requests on exit")
+    window: ByteSize = Field(ByteSize(64 * 1024 * 1024), description="credit per incoming link")
+    batch: BatchSection = BatchSection()
+    security: SecuritySection = SecuritySection()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

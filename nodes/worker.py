@@ -1,0 +1,286 @@
+"""The node at work: frames in, steps on the device thread, frames and tokens out.
+
+Owns the ledger, the batcher and one engine; no sockets (it is given `send`) and no membership.
+While a step runs nothing touches the KV pages: frees wait in `_frees` until the device is idle.
+The event loop only books and forwards; all tensor work happens on the device thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from helix_mq.clock import Clock
+from helix_mq.errors import HelixError
+from helix_mq.frames import Buffer
+from helix_mq.ids import ROUTER, Attempt, RequestId
+from helix_mq.messages.data import (
+    MAX_ROWS,
+    FrameHeader,
+    Refused,
+    RefusedItem,
+    Release,
+    TokenItem,
+    Tokens,
+)
+from nodes.batching import Batcher, BatchLimits, SeqKey, Work
+from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
+from nodes.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+STALL_GRACE_S = 1.0
+"""An idle node whose rows all wait for credit lets one row pass this often; see helix_mq.credit."""
+
+Batch = list[Work[Payload]]
+Send = Callable[[str, msgspec.Struct, Sequence[Buffer]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class OutFrame:
+    """One frame to one peer, complete but for epoch and sender."""
+
+    peer: str
+    header: FrameHeader
+    buffers: tuple[Buffer, ...]
+    sequences: frozenset[SeqKey]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    frames: list[OutFrame]
+    tokens: list[TokenItem]
+    seconds: float
+    num_tokens: int
+    layer_tokens: int
+
+
+class StepEngine(Protocol):
+    """What the worker needs of an engine; `nodes.engine.Engine` is the real one."""
+
+    def admit(self, work: Work[Payload]) -> RefusedItem | None:
+        """Reserves pages for a row about to run, or says why not. Loop thread, device idle."""
+        ...
+
+    def run(self, batch: Batch, epoch: int) -> StepResult:
+        """Runs one step. Device thread."""
+        ...
+
+    def free(self, seq: SeqKey) -> None: ...
+
+    @property
+    def free_pages(self) -> int: ...
+
+    @property
+    def total_pages(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    open_requests: int
+    waiting_rows: int
+    waiting_tokens: int
+    kv_free_pages: int
+    kv_total_pages: int
+    steps: int
+    step_s: float
+    tokens: int
+    layer_tokens: int
+
+
+class Worker:
+    def __init__(
+        self,
+        view: NodeView,
+        engine: StepEngine,
+        *,
+        epoch: int,
+        depth: int,
+        limits: BatchLimits,
+        clock: Clock,
+        device: Executor,
+        send: Send,
+        blocked_peers: Callable[[], set[str]],
+        overdraft: Callable[[], None],
+    ) -> None:
+        self.view = view
+        self.epoch = epoch
+        self._engine = engine
+        self._depth = depth
+        self._clock = clock
+        self._device = device
+        self._send = send
+        self._blocked_peers = blocked_peers
+        self._overdraft = overdraft
+        self._ledger = Ledger()
+        self._batcher: Batcher[Payload] = Batcher(cut_payload, limits)
+        self._next_hop: dict[SeqKey, str] = {}
+        self._frees: list[SeqKey] = []
+        self._busy = False
+        self._wake = asyncio.Event()
+        self._steps = 0
+        self._step_s = 0.0
+        self._tokens = 0
+        self._layer_tokens = 0
+
+    def on_frame(
+        self,
+        header: FrameHeader,
+        buffers: tuple[memoryview, ...],
+        on_consumed: Callable[[], None],
+    ) -> None:
+        """A frame from a peer; raises FrameError when it does not fit this model at all."""
+        now_ms = int(self._clock.wall_s() * 1000)
+        accepted = accept_frame(self.view, self._ledger, header, buffers, on_consumed, now_ms)
+        for seq in accepted.superseded:
+            self._close(seq)
+        for work in accepted.work:
+            self._next_hop[work.seq] = work.next_hop
+            self._batcher.add(work)
+        self._refuse(accepted.refused)
+        self._wake.set()
+
+    def on_release(self, release: Release) -> None:
+        for item in release.items:
+            self._close(SeqKey(RequestId(item.request), Attempt(item.attempt)))
+        self._wake.set()
+
+    def on_link_lost(self, peer: str) -> None:
+        """Frames to `peer` may be lost: everything that goes there must be routed anew."""
+        lost = [s for s, hop in self._next_hop.items() if hop == peer and s in self._ledger]
+        self._give_up(lost, "link_lost", f"the link {self.view.node} > {peer} broke")
+
+    def close_all(self) -> None:
+        """Forgets every sequence, e.g. when the router that knows them is gone."""
+        for seq in self._ledger.sequences():
+            self._close(seq)
+
+    async def run(self) -> None:
+        """Steps for ever; ends by cancellation, after the step in progress."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = self._next_batch()
+            if not batch:
+                await self._idle()
+                continue
+            self._busy = True
+            step = loop.run_in_executor(self._device, self._engine.run, batch, self.epoch)
+            try:
+                result = await asyncio.shield(step)
+            except asyncio.CancelledError:
+                await asyncio.wait([step])
+                raise
+            except HelixError as e:
+                self._fail(batch, e.code, e.message)
+            except Exception:
+                log.exception("a step of %d rows failed", len(batch))
+                self._fail(batch, "step_failed", f"a step failed on {self.view.node}")
+            else:
+                self._forward(result)
+            finally:
+                self._busy = False
+                for seq in self._frees:
+                    self._engine.free(seq)
+                self._frees.clear()
+                for work in batch:
+                    work.payload.use.take(work.count)
+
+    async def _idle(self) -> None:
+        """Waits for work; when all that waits is blocked, lets one row pass per grace period."""
+        self._wake.clear()
+        if not len(self._batcher):
+            await self._wake.wait()
+            return
+        try:
+            async with asyncio.timeout(STALL_GRACE_S):
+                await self._wake.wait()
+        except TimeoutError:
+            self._overdraft()
+
+    def wake(self) -> None:
+        """Credit came back: rows that were held may go now."""
+        self._wake.set()
+
+    def _next_batch(self) -> Batch:
+        now_ms = int(self._clock.wall_s() * 1000)
+        self._give_up(self._ledger.expired(now_ms), "deadline", "the deadline has passed")
+        picked = self._batcher.next_batch(
+            open_requests=len(self._ledger), depth=self._depth, blocked=self._blocked_peers()
+        )
+        batch: Batch = []
+        for work in picked:
+            if work.seq not in self._ledger:
+                # Refused a moment ago, by an earlier row of the same batch.
+                work.payload.use.take(work.count)
+                continue
+            refusal = self._engine.admit(work)
+            if refusal is None:
+                batch.append(work)
+            else:
+                work.payload.use.take(work.count)
+                self._give_up([work.seq], refusal.code, refusal.reason)
+        return batch
+
+    def _forward(self, result: StepResult) -> None:
+        self._steps += 1
+        self._step_s += result.seconds
+        self._tokens += result.num_tokens
+        self._layer_tokens += result.layer_tokens
+        for frame in result.frames:
+            if frame.sequences.isdisjoint(self._ledger.sequences()):
+                continue
+            if not self._send(frame.peer, frame.header, frame.buffers):
+                lost = [s for s in sorted(frame.sequences) if s in self._ledger]
+                self._give_up(lost, "no_peer", f"{self.view.node} has no link to {frame.peer}")
+        items = tuple(
+            item
+            for item in result.tokens
+            if SeqKey(RequestId(item.request), Attempt(item.attempt)) in self._ledger
+        )
+        if items:
+            self._send(ROUTER, Tokens(self.epoch, self.view.node, items), ())
+
+    def _fail(self, batch: Batch, code: str, reason: str) -> None:
+        self._give_up([w.seq for w in batch], code, reason)
+
+    def _give_up(self, sequences: Sequence[SeqKey], code: str, reason: str) -> None:
+        refused = [RefusedItem(s.request, s.attempt, code, reason) for s in sequences]
+        for seq in sequences:
+            self._close(seq)
+        self._refuse(refused)
+
+    def _refuse(self, items: list[RefusedItem]) -> None:
+        for start in range(0, len(items), MAX_ROWS):
+            part = tuple(items[start : start + MAX_ROWS])
+            self._send(ROUTER, Refused(self.epoch, self.view.node, part), ())
+
+    def _close(self, seq: SeqKey) -> None:
+        for work in self._batcher.remove(seq):
+            work.payload.use.take(work.count)
+        self._next_hop.pop(seq, None)
+        if not self._ledger.close(seq):
+            return
+        if self._busy:
+            self._frees.append(seq)
+        else:
+            self._engine.free(seq)
+
+    def statistics(self) -> WorkerStatistics:
+        waiting = self._batcher.statistics()
+        return WorkerStatistics(
+            open_requests=len(self._ledger),
+            waiting_rows=waiting.waiting_rows,
+            waiting_tokens=waiting.waiting_tokens,
+            kv_free_pages=self._engine.free_pages,
+            kv_total_pages=self._engine.total_pages,
+            steps=self._steps,
+            step_s=self._step_s,
+            tokens=self._tokens,
+            layer_tokens=self._layer_tokens,
+        )

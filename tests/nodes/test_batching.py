@@ -1,0 +1,119 @@
+"""The batcher: order, budgets, spreading, blocked links; and nothing lost or repeated, ever."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helix_mq.ids import Attempt, RequestId
+from helix_mq.layers import LayerRange
+from nodes.batching import Batcher, BatchLimits, SeqKey, Work
+
+LAYERS = LayerRange(0, 4)
+
+
+def cut(payload: range, start: int, stop: int) -> range:
+    return payload[start:stop]
+
+
+def work(request: int, position: int, count: int, *, sample: bool = True, to: str = "b") -> Work:
+    seq = SeqKey(RequestId(request), Attempt(0))
+    return Work(seq, position, count, LAYERS, to, sample, range(position, position + count))
+
+
+def test_decodes_go_before_prefill_chunks() -> None:
+    batcher = Batcher(cut, BatchLimits(step_tokens=10, chunk_tokens=8, min_decodes=4))
+    batcher.add(work(1, 0, 100))
+    batcher.add(work(2, 50, 1))
+    batch = batcher.next_batch(open_requests=2, depth=1)
+    assert [(w.seq.request, w.count) for w in batch] == [(2, 1), (1, 8)]
+
+
+def test_a_long_prompt_is_cut_and_only_its_last_piece_samples() -> None:
+    batcher = Batcher(cut, BatchLimits(step_tokens=64, chunk_tokens=64))
+    batcher.add(work(1, 0, 150))
+    pieces = []
+    while batch := batcher.next_batch(open_requests=1, depth=1):
+        pieces += batch
+    assert [(p.position, p.count, p.sample) for p in pieces] == [
+        (0, 64, False),
+        (64, 64, False),
+        (128, 22, True),
+    ]
+    assert [list(p.payload) for p in pieces] == [
+        list(range(0, 64)),
+        list(range(64, 128)),
+        list(range(128, 150)),
+    ]
+
+
+def test_prompts_share_the_budget_in_turn() -> None:
+    batcher = Batcher(cut, BatchLimits(step_tokens=64, chunk_tokens=64))
+    batcher.add(work(1, 0, 200))
+    batcher.add(work(2, 0, 10))
+    first = batcher.next_batch(open_requests=2, depth=1)
+    second = batcher.next_batch(open_requests=2, depth=1)
+    assert [w.seq.request for w in first] == [1]
+    assert [w.seq.request for w in second] == [2, 1]
+
+
+def test_decodes_are_spread_over_the_stages() -> None:
+    batcher = Batcher(cut, BatchLimits(min_decodes=2))
+    for request in range(12):
+        batcher.add(work(request, 9, 1))
+    sizes = [len(batcher.next_batch(open_requests=12, depth=3)) for _ in range(4)]
+    assert sizes == [4, 4, 4, 0]
+
+
+def test_a_blocked_link_holds_prefill_but_not_decodes() -> None:
+    batcher = Batcher(cut)
+    batcher.add(work(1, 0, 30, to="slow"))
+    batcher.add(work(2, 5, 1, to="slow"))
+    batcher.add(work(3, 0, 20, to="fast"))
+    batch = batcher.next_batch(open_requests=3, depth=1, blocked={"slow"})
+    assert sorted(w.seq.request for w in batch) == [2, 3]
+    batch = batcher.next_batch(open_requests=3, depth=1)
+    assert [w.seq.request for w in batch] == [1]
+
+
+def test_removing_gives_back_what_waited() -> None:
+    batcher = Batcher(cut)
+    batcher.add(work(1, 0, 30))
+    batcher.add(work(1, 30, 1))
+    batcher.add(work(2, 0, 5))
+    gone = batcher.remove(SeqKey(RequestId(1), Attempt(0)))
+    assert [w.count for w in gone] == [30, 1]
+    statistics = batcher.statistics()
+    assert (statistics.waiting_rows, statistics.waiting_tokens) == (1, 5)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 70)), max_size=30),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 8),
+    st.integers(1, 6),
+)
+def test_every_token_comes_out_once_in_order_and_within_budget(
+    arrivals: list[tuple[int, int]], step: int, chunk: int, rows: int, depth: int
+) -> None:
+    limits = BatchLimits(step_tokens=step, chunk_tokens=chunk, max_rows=rows, min_decodes=1)
+    batcher = Batcher(cut, limits)
+    position: dict[int, int] = {}
+    for request, count in arrivals:
+        at = position.get(request, 0)
+        batcher.add(work(request, at, count))
+        position[request] = at + count
+    seen: dict[int, int] = {}
+    while batch := batcher.next_batch(open_requests=len(position), depth=depth):
+        assert sum(w.count for w in batch) <= step
+        assert len(batch) <= rows
+        assert len({w.seq for w in batch}) == len(batch)
+        for w in batch:
+            assert w.count <= max(chunk, 1)
+            assert w.position == seen.get(w.seq.request, 0)
+            assert list(w.payload) == list(range(w.position, w.position + w.count))
+            seen[w.seq.request] = w.position + w.count
+    assert seen == position
+    assert len(batcher) == 0
+    assert batcher.statistics().waiting_tokens == 0

@@ -1,0 +1,58 @@
+"""The ledger: late rows of released or superseded attempts never open a sequence again."""
+
+from __future__ import annotations
+
+from helix_mq.ids import Attempt, RequestId
+from helix_mq.layers import LayerRange
+from nodes.batching import SeqKey
+from nodes.ledger import Ledger, Verdict
+
+LAYERS = LayerRange(2, 5)
+
+
+def key(request: int, attempt: int = 0) -> SeqKey:
+    return SeqKey(RequestId(request), Attempt(attempt))
+
+
+def test_rows_must_follow_each_other() -> None:
+    ledger = Ledger()
+    assert ledger.judge(key(1), 0, LAYERS) is Verdict.OPEN
+    ledger.open(key(1), LAYERS, 0)
+    ledger.advance(key(1), 7)
+    assert ledger.judge(key(1), 7, LAYERS) is Verdict.CONTINUE
+    assert ledger.judge(key(1), 8, LAYERS) is Verdict.OUT_OF_ORDER
+    assert ledger.judge(key(1), 6, LAYERS) is Verdict.OUT_OF_ORDER
+    assert ledger.judge(key(1), 7, LayerRange(2, 6)) is Verdict.WRONG_LAYERS
+
+
+def test_a_release_that_overtakes_the_first_row_still_counts() -> None:
+    ledger = Ledger()
+    assert ledger.close(key(1, 3)) is False
+    assert ledger.judge(key(1, 3), 0, LAYERS) is Verdict.STALE
+    assert ledger.judge(key(1, 2), 0, LAYERS) is Verdict.STALE
+    assert ledger.judge(key(1, 4), 0, LAYERS) is Verdict.OPEN
+
+
+def test_a_newer_attempt_closes_the_older_one() -> None:
+    ledger = Ledger()
+    ledger.open(key(1, 0), LAYERS, 0)
+    older = ledger.open(key(1, 1), LAYERS, 0)
+    assert older == [key(1, 0)]
+    assert ledger.judge(key(1, 0), 0, LAYERS) is Verdict.STALE
+    assert ledger.close(key(1, 0)) is True
+    assert ledger.judge(key(1, 1), 0, LAYERS) is Verdict.CONTINUE
+
+
+def test_a_gap_at_the_start_is_out_of_order() -> None:
+    assert Ledger().judge(key(1), 16, LAYERS) is Verdict.OUT_OF_ORDER
+
+
+def test_expiry_and_closing_all() -> None:
+    ledger = Ledger()
+    ledger.open(key(1), LAYERS, 1_000)
+    ledger.open(key(2), LAYERS, 0)
+    assert ledger.expired(999) == []
+    assert ledger.expired(1_000) == [key(1)]
+    assert ledger.close_all() == [key(1), key(2)]
+    assert len(ledger) == 0
+    assert ledger.judge(key(2), 0, LAYERS) is Verdict.STALE
