@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from helix_mq.errors import HelixError
@@ -106,6 +106,16 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """One directed data link; `sent_bytes` is cumulative since its sender started."""
+
+    sender: str
+    receiver: str
+    sent_bytes: int
+    backlog_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """A frozen picture of the service for /ready, /metrics and the console."""
 
@@ -114,7 +124,10 @@ class ServiceStatus:
     """Why not serving, in words: `layers 12-17 are on no live node`; empty when serving."""
     queued: int
     running: int
-    nodes: tuple[NodeStatus, ...] = field(default_factory=tuple)
+    flow_tokens_per_s: float = 0.0
+    """Max flow over the live nodes; 0 when they do not cover the model."""
+    nodes: tuple[NodeStatus, ...] = ()
+    links: tuple[LinkStatus, ...] = ()
 
 
 class Service(Protocol):

@@ -1,0 +1,330 @@
+"""The router process: sockets, tasks and shutdown. Decides nothing; see router.core.
+
+Turns what arrives into events for the core and carries its effects out. Implements the Service that
+the HTTP gateway and the SDK sockets stand on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from helix_mq.clock import Clock
+from helix_mq.dataplane import DataPlane, InLink, PeerAddress
+from helix_mq.errors import FrameError, LocalError
+from helix_mq.frames import Message, decode, encode
+from helix_mq.ids import ROUTER, NodeId, RequestId
+from helix_mq.messages import control, data
+from helix_mq.models.tokenizer import Tokenizer
+from helix_mq.transport import Delivery, Listener, ServerSecurity, Transport
+from router import events as ev
+from router.core import Core
+from router.outgoing import Outgoing
+from router.security import RouterSecurity
+from router.service import (
+    Broken,
+    Delta,
+    EventStream,
+    Generation,
+    ServiceStatus,
+)
+from router.settings import RouterSettings
+from router.status import service_status
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+_MAX_STRANGERS = 10_000
+_LONG_TEXT_CHARS = 4_000
+"""Texts above this are tokenised off the event loop: about 1 ms on one core."""
+
+
+class RouterApp:
+    """One router. `start` binds and begins; `close` tells the nodes and ends every stream."""
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        core: Core,
+        tokenizer: Tokenizer,
+        model_name: str,
+        transport: Transport,
+        security: RouterSecurity,
+        clock: Clock,
+    ) -> None:
+        self.model_name = model_name
+        self.tokenizer = tokenizer
+        self.core = core
+        self.max_context = core.max_context
+        self.bad_messages: Counter[tuple[str, str]] = Counter()
+        self._settings = settings
+        self._transport = transport
+        self._security = security
+        self._clock = clock
+        self._incarnation = secrets.randbits(62)
+        self._streams: dict[RequestId, EventStream] = {}
+        self._next_request = int(clock.wall_s() * 1000) << 20
+        self._routing_ids: dict[tuple[str, int], bytes] = {}
+        self._control: Listener | None = None
+        self._plane = DataPlane(
+            ROUTER,
+            incarnation=self._incarnation,
+            transport=transport,
+            clock=clock,
+            on_message=self._on_data,
+            on_link_lost=self._on_link_lost,
+            on_credit=lambda: None,
+            key=security.key,
+            insecure=security.insecure,
+            window_bytes=settings.window,
+        )
+        self._outgoing = Outgoing(self._plane.send)
+        self._flush_pending = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._peers_changed = asyncio.Event()
+        self._data_endpoint = ""
+        self.closing = False
+
+    # -- life ---------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Binds control and data sockets. Raises ConfigError when an address cannot be used."""
+        control_security: ServerSecurity | None = self._security.server()
+        self._control = await self._transport.listen(
+            self._settings.control,
+            self._on_control,
+            security=control_security,
+            insecure=self._security.insecure,
+        )
+        bound = await self._plane.bind(self._settings.data, self._security.server())
+        self._data_endpoint = self._settings.advertise_data or bound
+        self._spawn(self._tick_for_ever(), "ticks")
+        self._spawn(self._sync_peers_for_ever(), "peers")
+
+    @property
+    def control_endpoint(self) -> str:
+        assert self._control is not None
+        return self._control.endpoint
+
+    async def close(self) -> None:
+        """Ends open streams with an error that says so, then closes the sockets."""
+        self.closing = True
+        for stream in list(self._streams.values()):
+            stream.push(Broken(LocalError("the router is shutting down")))
+        self._streams.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._control is not None:
+            await self._control.close()
+        await self._plane.close()
+
+    def _spawn(self, coroutine: object, name: str) -> None:
+        assert asyncio.iscoroutine(coroutine)
+        task: asyncio.Task[None] = asyncio.create_task(coroutine, name=f"router-{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("task %s died", task.get_name(), exc_info=task.exception())
+
+    # -- the service --------------------------------------------------------
+
+    def submit(self, generation: Generation) -> EventStream:
+        if self.closing:
+            raise LocalError("the router is shutting down")
+        request = RequestId(self._next_request)
+        self._next_request += 1
+        stream = EventStream(request, len(generation.prompt_ids))
+        self._streams[request] = stream
+        try:
+            self._apply(ev.Submitted(request, generation))
+        except Exception:
+            del self._streams[request]
+            raise
+        return stream
+
+    def cancel(self, request: RequestId) -> None:
+        self._apply(ev.Cancelled(request))
+
+    def status(self) -> ServiceStatus:
+        return service_status(self.core, self._plane.statistics())
+
+    def draw_seed(self) -> int:
+        return secrets.randbits(62)
+
+    def output_budget(self, prompt_tokens: int) -> int:
+        return self.core.output_budget(prompt_tokens)
+
+    async def tokenize(self, text: str, *, special: bool) -> list[int]:
+        if len(text) <= _LONG_TEXT_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens=special)
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=special)
+
+    async def tokenize_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        turns = [{"role": role, "content": content} for role, content in messages]
+        if sum(len(content) for _, content in messages) <= _LONG_TEXT_CHARS:
+            return self.tokenizer.apply_chat_template(turns)
+        return await asyncio.to_thread(self.tokenizer.apply_chat_template, turns)
+
+    # -- events in ----------------------------------------------------------
+
+    def _apply(self, event: ev.Event) -> None:
+        for effect in self.core.handle(event):
+            self._carry_out(effect)
+        if not self._outgoing.empty and not self._flush_pending:
+            # One flush per turn of the loop: rows decided by several messages share frames.
+            self._flush_pending = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _on_control(self, delivery: Delivery) -> None:
+        try:
+            message = decode(delivery.parts)
+            event = self._control_event(message, delivery)
+        except FrameError as e:
+            self._count_bad(delivery.peer.decode("latin1")[:80], e)
+            return
+        if event is not None:
+            self._apply(event)
+
+    def _control_event(self, message: Message, delivery: Delivery) -> ev.Event | None:
+        header = message.header
+        match header:
+            case control.Register():
+                self._security.check_name(header.node, delivery.user, header.data_public_key)
+                self._routing_ids[header.node, header.incarnation] = delivery.peer
+                return ev.NodeRegistered(header)
+            case control.Heartbeat():
+                key = (header.node, header.incarnation)
+                if len(self._routing_ids) < _MAX_STRANGERS:
+                    # Remembered so that a node the router does not know can be told so.
+                    self._routing_ids.setdefault(key, delivery.peer)
+                if self._routing_ids.get(key) != delivery.peer:
+                    raise FrameError("a heartbeat in another's name", reason="identity")
+                return ev.NodeBeat(header)
+            case control.Ready():
+                node, incarnation = self._sender(delivery)
+                return ev.NodeReady(node, incarnation, header)
+            case control.AssignFailed():
+                node, incarnation = self._sender(delivery)
+                return ev.NodeAssignFailed(node, incarnation, header)
+            case control.Drain():
+                node, incarnation = self._sender(delivery)
+                return ev.NodeDraining(node, incarnation)
+            case control.Leave():
+                node, incarnation = self._sender(delivery)
+                return ev.NodeGone(node, incarnation, header.reason or "it said goodbye")
+            case _:
+                raise FrameError(f"{message.kind.name} on the control socket", reason="kind")
+
+    def _sender(self, delivery: Delivery) -> tuple[NodeId, int]:
+        """Who speaks: the registration under this routing id, never what a message claims."""
+        for (node, incarnation), routing_id in self._routing_ids.items():
+            if routing_id == delivery.peer:
+                return NodeId(node), incarnation
+        raise FrameError("a control message before a registration", reason="no_hello")
+
+    def _on_data(self, sender: str, message: Message, nbytes: int, link: InLink) -> None:
+        header = message.header
+        match header:
+            case data.Tokens() if header.node == sender:
+                self._apply(ev.TokensArrived(header))
+            case data.Refused() if header.node == sender:
+                self._apply(ev.RowsRefused(header))
+            case data.FrameHeader():
+                link.consumed(nbytes)
+                raise_bad = FrameError("the router runs no layers", reason="kind")
+                self._count_bad(sender, raise_bad)
+            case _:
+                self._count_bad(sender, FrameError(f"stray {message.kind.name}", reason="kind"))
+
+    def _on_link_lost(self, peer: str) -> None:
+        self._apply(ev.LinkLost(NodeId(peer)))
+
+    def _count_bad(self, who: str, error: FrameError) -> None:
+        key = (who, error.reason)
+        if len(self.bad_messages) < 10_000 or key in self.bad_messages:
+            self.bad_messages[key] += 1
+        if self.bad_messages[key] == 1:
+            log.warning("bad message from %s (%s): %s", who, error.reason, error)
+
+    # -- effects out --------------------------------------------------------
+
+    def _carry_out(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.Emit():
+                self._emit(effect)
+            case ev.SendRow():
+                self._outgoing.add_row(effect)
+            case ev.SendRelease():
+                self._outgoing.add_release(effect)
+            case ev.ToNode():
+                self._to_node(effect.node, effect.incarnation, effect.message)
+            case ev.PeersChanged():
+                self._peers_changed.set()
+            case ev.Note():
+                extra = {"node": effect.node, "request": effect.request}
+                about = effect.node or (f"request {effect.request:x}" if effect.request else "")
+                log.log(
+                    effect.level, "%s%s", f"{about}: " if about else "", effect.text, extra=extra
+                )
+
+    def _emit(self, effect: ev.Emit) -> None:
+        stream = self._streams.get(effect.request)
+        if stream is None:
+            return
+        stream.push(effect.event)
+        if not isinstance(effect.event, Delta):
+            del self._streams[effect.request]
+
+    def _to_node(self, node: str, incarnation: int, message: msgspec.Struct) -> None:
+        routing_id = self._routing_ids.get((node, incarnation))
+        if routing_id is not None and self._control is not None:
+            self._control.send(routing_id, encode(message))
+
+    def _flush(self) -> None:
+        self._flush_pending = False
+        for node in self._outgoing.flush():
+            # No link yet although the node is ready: try those requests again in a moment.
+            asyncio.get_running_loop().call_later(TICK_S, self._on_link_lost, node)
+
+    # -- tasks --------------------------------------------------------------
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._apply(ev.Tick())
+
+    async def _sync_peers_for_ever(self) -> None:
+        """Whenever membership changes: own connections, the allow-list, and everyone's list."""
+        while True:
+            await self._peers_changed.wait()
+            self._peers_changed.clear()
+            members = [m.register for m in self.core.cluster.membership]
+            current = {(r.node, r.incarnation) for r in members}
+            for key in [k for k in self._routing_ids if k not in current]:
+                # The last words to a node that left have been sent by now.
+                del self._routing_ids[key]
+            peers = [
+                control.Peer(r.node, r.incarnation, r.data_endpoint, r.data_public_key)
+                for r in members
+            ]
+            me = control.Peer(
+                ROUTER, self._incarnation, self._data_endpoint, self._security.public_key
+            )
+            await self._plane.set_peers(
+                {
+                    p.node: PeerAddress(p.node, p.incarnation, p.endpoint, p.public_key)
+                    for p in peers
+                }
+            )
+            message = control.Peers(self.core.cluster.epoch, (*peers, me))
+            for register in members:
+                self._to_node(register.node, register.incarnation, message)

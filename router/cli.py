@@ -1,0 +1,46 @@
+"""`helix-mq router`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def router(
+        config: Path | None = typer.Option(None, "--config", "-c", help="Settings file (TOML)."),
+        model: Path | None = typer.Option(None, help="Hugging Face folder or GGUF file."),
+        clients: str | None = typer.Option(None, help="Endpoint for SDK clients."),
+        control: str | None = typer.Option(None, help="Endpoint for nodes."),
+        data: str | None = typer.Option(None, help="Endpoint for tokens from last hops."),
+        http_host: str | None = typer.Option(None, help="Address of the HTTP endpoint."),
+        http_port: int | None = typer.Option(None, help="Port of the HTTP endpoint."),
+        nodes_expected: int | None = typer.Option(
+            None, help="Split the layers by memory once so many nodes are there."
+        ),
+        log_level: str | None = typer.Option(None, help="debug, info, warning or error."),
+    ) -> None:
+        """Run the router: membership, routes, requests, and the OpenAI-compatible endpoint."""
+        from helix_mq.process import run, setup_logging
+        from helix_mq.settings import load
+        from router.main import serve
+        from router.settings import RouterSettings
+
+        settings = load(
+            RouterSettings,
+            config,
+            {
+                "model": model,
+                "clients": clients,
+                "control": control,
+                "data": data,
+                "http.host": http_host,
+                "http.port": http_port,
+                "placement.nodes_expected": nodes_expected,
+                "log_level": log_level,
+            },
+        )
+        setup_logging(settings.log_level)
+        run(lambda stop: serve(settings, stop))

@@ -1,0 +1,256 @@
+"""The cluster half of the core: membership events to assignments, readiness and flow. Pure.
+
+Says what changed (`ClusterChange`); the request half of the core draws the consequences.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from helix_mq.clock import Clock
+from helix_mq.errors import ConfigError
+from helix_mq.ids import Epoch, NodeId
+from helix_mq.messages.control import (
+    Assign,
+    Leave,
+    Ready,
+    Register,
+    RegisterAgain,
+    Rejected,
+    SliceRef,
+)
+from helix_mq.models.config import ModelConfig
+from router import events as ev
+from router.flows import LiveFlow, LiveNode, live_flow
+from router.membership import Member, Membership, NodeState
+from router.placing import Candidate, Placer
+
+
+@dataclass(slots=True)
+class ClusterChange:
+    """What an event changed: effects to carry out, nodes lost, nodes ready, new weights."""
+
+    effects: list[ev.Effect] = field(default_factory=list)
+    gone: list[NodeId] = field(default_factory=list)
+    ready: list[tuple[NodeId, Ready]] = field(default_factory=list)
+    flow_changed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    dead_after_s: float = 3.0
+    recover_s: float = 30.0
+    """After losing coverage new requests still queue this long, since a restart may bring it
+    back; after that they are refused at once."""
+
+
+class ClusterCore:
+    def __init__(
+        self,
+        config: ModelConfig,
+        model_digest: str,
+        settings: ClusterSettings,
+        placer: Placer,
+        clock: Clock,
+        first_epoch: Epoch,
+    ) -> None:
+        self.membership = Membership(config.num_layers)
+        self.epoch = first_epoch
+        self.flow: LiveFlow = live_flow(config.num_layers, config.activation_bytes_per_token(2), ())
+        self._config = config
+        self._digest = model_digest
+        self._settings = settings
+        self._placer = placer
+        self._clock = clock
+        self._uncovered_since_s: float | None = None
+        self._placing_fault = ""
+
+    @property
+    def serving(self) -> bool:
+        return self.flow.tokens_per_s > 0
+
+    @property
+    def recovering(self) -> bool:
+        """Not serving, but it was until a moment ago."""
+        since_s = self._uncovered_since_s
+        return since_s is not None and self._clock.now_s() - since_s < self._settings.recover_s
+
+    def why_not_serving(self) -> str:
+        """In words, empty when serving: `layers 12-17 are on no live node (...)`."""
+        if self.serving:
+            return ""
+        text = self.membership.missing_text() or "no flow from the first layer to the last"
+        if self._placing_fault:
+            return f"{text}: {self._placing_fault}"
+        waiting = self._placer.waiting_for(self._candidates())
+        return f"{text}; waiting for {waiting}" if waiting else text
+
+    def handle(self, event: ev.Event) -> ClusterChange:
+        change = ClusterChange()
+        match event:
+            case ev.NodeRegistered():
+                self._register(event.register, change)
+            case ev.NodeReady():
+                self._ready(event, change)
+            case ev.NodeAssignFailed():
+                self._assign_failed(event, change)
+            case ev.NodeBeat():
+                self._beat(event, change)
+            case ev.NodeDraining():
+                self._drain(event, change)
+            case ev.NodeGone():
+                if self.membership.is_current(event.node, event.incarnation):
+                    self._lose(event.node, event.reason, change)
+            case ev.Tick():
+                self._tick(change)
+            case _:
+                raise AssertionError(f"not a membership event: {event}")
+        return change
+
+    def _register(self, register: Register, change: ClusterChange) -> None:
+        name, now_s = NodeId(register.node), self._clock.now_s()
+        if register.model_digest != self._digest:
+            reason = (
+                f"{name} has another model (config digest {register.model_digest[:12]}, the "
+                f"router's is {self._digest[:12]}): give both the same model folder"
+            )
+            change.effects.append(_to(register, Rejected("wrong_model", reason)))
+            change.effects.append(ev.Note(logging.ERROR, reason, node=name))
+            return
+        old = self.membership.get(name)
+        if old is not None and old.register.incarnation != register.incarnation:
+            self._lose(name, "it registered anew", change)
+            old = None
+        if old is not None and old.serves and register.holding == _holding(old):
+            # The same process, reconnected, with its slice still loaded.
+            old.last_heard_s = now_s
+            change.effects.append(ev.PeersChanged())
+            return
+        self.membership.join(register, now_s)
+        change.effects.append(ev.Note(logging.INFO, f"joined: {register.device}", node=name))
+        change.effects.append(ev.PeersChanged())
+        self._assign(change)
+
+    def _assign(self, change: ClusterChange) -> None:
+        """Gives slices to members that are due one and have none."""
+        try:
+            slices = self._placer.place(self._candidates())
+        except ConfigError as e:
+            self._placing_fault = e.message
+            change.effects.append(ev.Note(logging.ERROR, e.message))
+            return
+        self._placing_fault = ""
+        for member in self.membership:
+            layers = slices.get(member.name)
+            if layers is None or member.state is not NodeState.JOINED:
+                continue
+            member.layers, member.state, member.epoch = layers, NodeState.LOADING, self.epoch
+            depth = max(1, round(self._config.num_layers / len(layers)))
+            order = Assign(self.epoch, layers.first, layers.end, depth)
+            change.effects.append(_to(member.register, order))
+            change.effects.append(ev.Note(logging.INFO, f"is to hold {layers}", node=member.name))
+
+    def _candidates(self) -> list[Candidate]:
+        return [
+            Candidate(m.name, m.register.memory_bytes, m.register.dtype_bytes)
+            for m in self.membership
+            if m.state not in (NodeState.DRAINING, NodeState.FAILED)
+        ]
+
+    def _ready(self, event: ev.NodeReady, change: ClusterChange) -> None:
+        member = self.membership.hear(event.node, event.incarnation, self._clock.now_s())
+        if member is None or member.state is not NodeState.LOADING:
+            return
+        ready = event.ready
+        layers = member.layers
+        if layers is None or (ready.epoch, ready.first, ready.end) != (
+            member.epoch,
+            layers.first,
+            layers.end,
+        ):
+            return
+        member.state, member.ready = NodeState.READY, ready
+        change.ready.append((member.name, ready))
+        text = f"ready with {layers} after {ready.load_s:.1f} s: {ready.notes}"
+        change.effects.append(ev.Note(logging.INFO, text, node=member.name))
+        self._reflow(change)
+
+    def _assign_failed(self, event: ev.NodeAssignFailed, change: ClusterChange) -> None:
+        member = self.membership.hear(event.node, event.incarnation, self._clock.now_s())
+        if member is None or member.state is not NodeState.LOADING:
+            return
+        member.state, member.failure = NodeState.FAILED, event.failure.reason
+        text = f"could not load {member.layers}: {event.failure.reason}"
+        change.effects.append(ev.Note(logging.ERROR, text, node=member.name))
+
+    def _beat(self, event: ev.NodeBeat, change: ClusterChange) -> None:
+        beat = event.beat
+        name = NodeId(beat.node)
+        member = self.membership.hear(name, beat.incarnation, self._clock.now_s())
+        if member is not None:
+            member.beat = beat
+        elif name in self.membership:
+            reason = f"another process has registered as {name} since: give each its own name"
+            order = Rejected("superseded", reason)
+            change.effects.append(ev.ToNode(name, beat.incarnation, order))
+        else:
+            again = RegisterAgain("the router does not know this node (any more)")
+            change.effects.append(ev.ToNode(name, beat.incarnation, again))
+
+    def _drain(self, event: ev.NodeDraining, change: ClusterChange) -> None:
+        """A node wants to leave: it gets no new requests; what runs there is moved, not awaited."""
+        member = self.membership.hear(event.node, event.incarnation, self._clock.now_s())
+        if member is None:
+            return
+        change.effects.append(
+            _to(member.register, Leave(member.name, event.incarnation, "drained"))
+        )
+        self._lose(member.name, "it is leaving", change)
+
+    def _lose(self, node: NodeId, reason: str, change: ClusterChange) -> None:
+        member = self.membership.leave(node)
+        if member is None:
+            return
+        change.gone.append(node)
+        change.effects.append(ev.Note(logging.WARNING, f"left: {reason}", node=node))
+        change.effects.append(ev.PeersChanged())
+        self._assign(change)
+        if member.serves:
+            self._reflow(change)
+
+    def _tick(self, change: ClusterChange) -> None:
+        dead_after_s = self._settings.dead_after_s
+        for member in self.membership.silent(self._clock.now_s(), dead_after_s):
+            self._lose(member.name, f"not heard from for {dead_after_s:.1f} s", change)
+
+    def _reflow(self, change: ClusterChange) -> None:
+        was_serving = self.serving
+        nodes = [_live(m) for m in self.membership.serving()]
+        self.flow = live_flow(
+            self._config.num_layers, self._config.activation_bytes_per_token(2), nodes
+        )
+        change.flow_changed = True
+        if self.serving:
+            self._uncovered_since_s = None
+            text = f"serving: max flow {self.flow.tokens_per_s:.0f} tokens/s"
+            change.effects.append(ev.Note(logging.INFO, text))
+        elif was_serving:
+            self._uncovered_since_s = self._clock.now_s()
+            change.effects.append(ev.Note(logging.ERROR, f"not serving: {self.why_not_serving()}"))
+
+
+def _to(register: Register, message: Assign | Rejected | Leave) -> ev.ToNode:
+    return ev.ToNode(NodeId(register.node), register.incarnation, message)
+
+
+def _live(member: Member) -> LiveNode:
+    assert member.layers is not None
+    assert member.ready is not None
+    return LiveNode(member.name, member.layers, member.ready.layer_tokens_per_s)
+
+
+def _holding(member: Member) -> SliceRef | None:
+    if member.layers is None:
+        return None
+    return SliceRef(member.epoch, member.layers.first, member.layers.end)

@@ -1,0 +1,286 @@
+"""The router's decisions: `handle(event) -> list[Effect]`, on plain data and an injected clock.
+
+Ties together membership, placement, flow weights, KV books, the waiting queue and the sessions.
+No sockets, no tasks, no time of its own: the app, the tests and the simulator all drive this class.
+
+Guarantees: a request is in exactly one of queue, running, ended; pages are booked for exactly the
+running ones; each stream ends with exactly one Finished or Broken; a token is emitted once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from helix_mq.clock import Clock
+from helix_mq.errors import (
+    CapacityError,
+    ContextExceeded,
+    DeadlineExceeded,
+    HelixError,
+    NotServing,
+)
+from helix_mq.ids import NodeId, RequestId
+from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
+from helix_mq.models.config import ModelConfig
+from router import events as ev
+from router.admission import ThroughputMeter, WaitingQueue
+from router.cluster_core import ClusterCore
+from router.kv_books import KvBooks
+from router.routes import RouteChooser, widest_route_tokens
+from router.service import Broken, Generation
+from router.sessions import Session, State
+from router.text import TextStream
+
+_GIVE_UP_CODES = frozenset({"wrong_model", "context"})
+"""Refusals that another route would meet again."""
+
+MAX_REROUTES = 64
+"""A request that has been moved this often is not the victim of chance any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """`expected_output_tokens`: booked per request beside its prompt when it may run longer."""
+
+    max_waiting: int = 1024
+    max_context: int = 8192
+    expected_output_tokens: int = 256
+    default_deadline_s: float = 600.0
+    kv_high_water: float = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class CoreStatistics:
+    waiting: int
+    running: int
+    flow_tokens_per_s: float
+
+
+class Core:
+    def __init__(
+        self,
+        config: ModelConfig,
+        settings: CoreSettings,
+        cluster: ClusterCore,
+        books: KvBooks,
+        clock: Clock,
+        new_text: Callable[[Generation], TextStream],
+    ) -> None:
+        self.cluster = cluster
+        self._config = config
+        self._settings = settings
+        self._clock = clock
+        self._new_text = new_text
+        self._books = books
+        self._chooser = RouteChooser(cluster.flow.weights)
+        self._queue = WaitingQueue(settings.max_waiting)
+        self._meter = ThroughputMeter()
+        self._sessions: dict[RequestId, Session] = {}
+        self._effects: list[ev.Effect] = []
+
+    def handle(self, event: ev.Event) -> list[ev.Effect]:
+        """What follows from an event. Raises only for Submitted, when it is refused at once."""
+        self._effects = []
+        match event:
+            case ev.Submitted():
+                self._submit(event)
+            case ev.Cancelled():
+                self._cancel(event.request)
+            case ev.TokensArrived():
+                for item in event.tokens.items:
+                    self._token(event.tokens.node, item)
+            case ev.RowsRefused():
+                for refused in event.refused.items:
+                    self._refused(event.refused.node, refused)
+            case ev.LinkLost():
+                self._reroute_first_hop(event.node)
+            case _:
+                self._membership(event)
+        if isinstance(event, ev.Tick):
+            self._expire()
+        self._pump()
+        return self._effects
+
+    def _membership(self, event: ev.Event) -> None:
+        change = self.cluster.handle(event)
+        self._effects.extend(change.effects)
+        for node in change.gone:
+            self._books.drop_node(node)
+            self._reroute_node(node, "is gone")
+        for node, ready in change.ready:
+            self._books.set_node(node, ready.kv_pages, ready.page_tokens)
+        if change.flow_changed:
+            self._chooser.replace(self.cluster.flow.weights)
+
+    def output_budget(self, prompt_tokens: int) -> int:
+        """Most output tokens a prompt of this length may get; < 1 if it does not fit at all."""
+        limit = self._settings.max_context
+        if self.cluster.serving:
+            widest = widest_route_tokens(self.cluster.flow.weights, self._books.capacity_tokens)
+            limit = min(limit, widest)
+        return limit - prompt_tokens
+
+    def _submit(self, event: ev.Submitted) -> None:
+        generation, now_s = event.generation, self._clock.now_s()
+        self._check(generation)
+        if not self.cluster.serving and not self._sessions_can_wait():
+            raise NotServing(self.cluster.why_not_serving(), retry_after_s=5.0)
+        self._queue.check_room(self._meter.retry_after_s(now_s, len(self._queue)))
+        wait_s = generation.deadline_s or self._settings.default_deadline_s
+        session = Session(
+            request=event.request,
+            generation=generation,
+            text=self._new_text(generation),
+            arrived_s=now_s,
+            deadline_s=now_s + wait_s,
+            deadline_ms=int((self._clock.wall_s() + wait_s) * 1000),
+            eos_ids=frozenset(self._config.eos_ids),
+        )
+        self._sessions[session.request] = session
+        self._queue.push(session.request, generation.priority, now_s)
+
+    def _sessions_can_wait(self) -> bool:
+        """New requests wait only while an outage may pass by itself; see ClusterCore."""
+        return self.cluster.recovering
+
+    def _check(self, generation: Generation) -> None:
+        prompt = len(generation.prompt_ids)
+        budget = self.output_budget(prompt)
+        wanted = generation.sampling.max_tokens
+        if prompt < 1:
+            raise ContextExceeded("the prompt is empty: give at least one token", param="prompt")
+        if wanted > budget:
+            raise ContextExceeded(
+                f"{prompt} prompt tokens and max_tokens={wanted} are {prompt + wanted} together, "
+                f"this cluster holds sequences of at most {prompt + budget}: shorten the prompt "
+                "or ask for fewer tokens",
+                param="messages" if budget < 1 else "max_tokens",
+            )
+
+    def _pump(self) -> None:
+        """Admits waiting requests while the next one finds a route with room."""
+        if not self.cluster.serving:
+            return
+        while (request := self._queue.head()) is not None:
+            session = self._sessions[request]
+            tokens = session.expected_tokens(self._settings.expected_output_tokens)
+            route = self._chooser.choose(
+                session.length_tokens, lambda hop, n=tokens: self._books.has_room(hop, n)
+            )
+            if route is None:
+                return
+            self._queue.remove(request)
+            self._books.reserve(request, route, tokens)
+            self._effects.append(session.start(route, self.cluster.epoch, self._clock.now_s()))
+
+    def _token(self, node: str, item: TokenItem) -> None:
+        session = self._sessions.get(RequestId(item.request))
+        if session is None or not session.expects(node, item):
+            return
+        now_s = self._clock.now_s()
+        delta, finish, stop = session.take(item, now_s)
+        self._effects.append(ev.Emit(session.request, delta))
+        if finish is not None:
+            self._meter.finished(now_s)
+            self._end(session, session.finished(finish, now_s, stop))
+            return
+        assert session.route is not None
+        self._books.grow(session.request, session.route, session.length_tokens + 1)
+        self._effects.append(session.decode_row())
+
+    def _refused(self, node: str, item: RefusedItem) -> None:
+        session = self._sessions.get(RequestId(item.request))
+        if session is None or session.state is not State.RUNNING:
+            return
+        if item.attempt != session.attempt:
+            return
+        if item.code in _GIVE_UP_CODES or session.reroutes >= MAX_REROUTES:
+            self._break(session, CapacityError(f"{node} refused the request: {item.reason}"))
+            return
+        if item.code == "deadline":
+            self._break(session, self._deadline_error(session))
+            return
+        if item.code == "kv_exhausted":
+            session.squeezed = True
+        level = logging.INFO if item.code == "kv_exhausted" else logging.WARNING
+        self._note(level, f"re-routed: {node}: {item.reason}", session)
+        self._requeue(session)
+
+    def _cancel(self, request: RequestId) -> None:
+        session = self._sessions.get(request)
+        if session is not None:
+            self._end(session, session.finished("cancelled", self._clock.now_s()))
+
+    def _reroute_node(self, node: NodeId, why: str) -> None:
+        for session in list(self._sessions.values()):
+            if session.route is not None and node in session.route.nodes:
+                self._note(logging.WARNING, f"re-routed: {node} {why}", session)
+                self._requeue(session)
+
+    def _reroute_first_hop(self, node: NodeId) -> None:
+        """The router's own link broke: what was on its way to a first hop may be lost."""
+        for session in list(self._sessions.values()):
+            if session.route is not None and session.route.hops[0].node == node:
+                self._note(logging.WARNING, f"re-routed: link to {node} broke", session)
+                self._requeue(session)
+
+    def _requeue(self, session: Session) -> None:
+        self._release(session)
+        session.requeue()
+        self._queue.push(session.request, session.generation.priority, session.arrived_s)
+
+    def _release(self, session: Session) -> None:
+        """Frees the request's pages on every hop that is still there, and its bookings."""
+        self._books.release(session.request)
+        if session.route is None:
+            return
+        item = ReleaseItem(session.request, session.attempt)
+        for node in sorted(set(session.route.nodes)):
+            if node in self.cluster.membership:
+                self._effects.append(ev.SendRelease(node, item))
+
+    def _end(self, session: Session, last: ev.StreamEvent) -> None:
+        self._release(session)
+        self._queue.remove(session.request)
+        session.move(State.ENDED)
+        del self._sessions[session.request]
+        self._effects.append(ev.Emit(session.request, last))
+
+    def _break(self, session: Session, error: HelixError) -> None:
+        self._note(logging.WARNING, f"failed: {error}", session)
+        self._end(session, Broken(error))
+
+    def _expire(self) -> None:
+        now_s = self._clock.now_s()
+        for session in [s for s in self._sessions.values() if s.deadline_s <= now_s]:
+            self._break(session, self._deadline_error(session))
+
+    def _deadline_error(self, session: Session) -> HelixError:
+        waited_s = self._clock.now_s() - session.arrived_s
+        got = f"{len(session.output)} of at most {session.generation.sampling.max_tokens} tokens"
+        why = self.cluster.why_not_serving()
+        if why:
+            return NotServing(f"no answer within {waited_s:.0f} s ({got}): {why}")
+        return DeadlineExceeded(f"the deadline of {waited_s:.0f} s has passed with {got}")
+
+    def _note(self, level: int, text: str, session: Session) -> None:
+        self._effects.append(ev.Note(level, text, request=session.request))
+
+    def statistics(self) -> CoreStatistics:
+        return CoreStatistics(
+            waiting=len(self._queue),
+            running=len(self._sessions) - len(self._queue),
+            flow_tokens_per_s=self.cluster.flow.tokens_per_s,
+        )
+
+    def sessions(self) -> Mapping[RequestId, Session]:
+        return self._sessions
+
+    def check(self) -> None:
+        """Raises AssertionError if a request or a booking is unaccounted for."""
+        running = [r for r, s in self._sessions.items() if s.state is State.RUNNING]
+        self._books.check(running)
+        for request, session in self._sessions.items():
+            assert (session.state is State.QUEUED) == (request in self._queue), request

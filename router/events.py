@@ -1,0 +1,166 @@
+"""What happens to the router's core, and what the core wants done about it. Plain data.
+
+`Core.handle(event) -> list[Effect]`. Events come from sockets, HTTP and timers by way of the app;
+effects go back the same way. Nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from helix_mq.ids import NodeId, RequestId
+from helix_mq.layers import Route
+from helix_mq.messages.control import (
+    Assign,
+    AssignFailed,
+    Heartbeat,
+    Leave,
+    Ready,
+    Register,
+    RegisterAgain,
+    Rejected,
+)
+from helix_mq.messages.data import Refused, ReleaseItem, SampleSpec, Tokens
+from router.service import Generation, StreamEvent
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRegistered:
+    register: Register
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReady:
+    node: NodeId
+    incarnation: int
+    ready: Ready
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAssignFailed:
+    node: NodeId
+    incarnation: int
+    failure: AssignFailed
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBeat:
+    beat: Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDraining:
+    node: NodeId
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGone:
+    node: NodeId
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    request: RequestId
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class TokensArrived:
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRefused:
+    refused: Refused
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """The router's own data link to a node broke; what was in it may be lost."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed: deadlines, silent nodes."""
+
+
+Event = (
+    NodeRegistered
+    | NodeReady
+    | NodeAssignFailed
+    | NodeBeat
+    | NodeDraining
+    | NodeGone
+    | Submitted
+    | Cancelled
+    | TokensArrived
+    | RowsRefused
+    | LinkLost
+    | Tick
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ToNode:
+    """A control message to one incarnation of a node."""
+
+    node: NodeId
+    incarnation: int
+    message: Assign | RegisterAgain | Rejected | Leave
+
+
+@dataclass(frozen=True, slots=True)
+class SendRow:
+    """Token ids for the first hop of a route: a prompt, or the one token of a decode."""
+
+    request: RequestId
+    attempt: int
+    position: int
+    token_ids: tuple[int, ...]
+    route: Route
+    epoch: int
+    deadline_ms: int
+    spec: SampleSpec | None = None
+    history: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SendRelease:
+    node: NodeId
+    item: ReleaseItem
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """An event of a request's stream."""
+
+    request: RequestId
+    event: StreamEvent
+
+
+@dataclass(frozen=True, slots=True)
+class PeersChanged:
+    """The set of nodes with data sockets changed: tell everyone, connect and disconnect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the log, in words; `request` or `node` says what it is about."""
+
+    level: int
+    text: str
+    node: str = ""
+    request: int = 0
+
+
+Effect = ToNode | SendRow | SendRelease | Emit | PeersChanged | Note

@@ -1,0 +1,122 @@
+"""Puts a router together from its settings and runs it until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from helix_mq.clock import Clock, SystemClock
+from helix_mq.errors import ConfigError
+from helix_mq.ids import Epoch
+from helix_mq.layers import Placement
+from helix_mq.models.config import ModelConfig
+from helix_mq.models.digest import model_digest
+from helix_mq.models.resolve import resolve_model
+from helix_mq.models.tokenizer import Tokenizer
+from helix_mq.transport import Transport, ZmqTransport
+from router.app import RouterApp
+from router.cluster_core import ClusterCore, ClusterSettings
+from router.core import Core, CoreSettings
+from router.kv_books import KvBooks
+from router.placing import FixedPlacer, Placer, ProportionalPlacer
+from router.security import RouterSecurity
+from router.service import Generation
+from router.settings import RouterSettings
+from router.text import TextStream
+
+log = logging.getLogger(__name__)
+
+
+def build_app(
+    settings: RouterSettings, folder: Path, transport: Transport, clock: Clock
+) -> RouterApp:
+    """A router over `transport`, not yet started."""
+    config = ModelConfig.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    cluster = ClusterCore(
+        config,
+        model_digest(folder),
+        ClusterSettings(dead_after_s=settings.dead_after_s),
+        build_placer(settings, config),
+        clock,
+        # Frames of a router's earlier life are stale: epochs never restart.
+        Epoch(int(clock.wall_s() * 1000)),
+    )
+    core = Core(
+        config,
+        core_settings(settings, config),
+        cluster,
+        KvBooks(settings.admission.kv_high_water),
+        clock,
+        text_factory(tokenizer),
+    )
+    name = settings.model_name or settings.model.stem
+    return RouterApp(
+        settings, core, tokenizer, name, transport, RouterSecurity(settings.security), clock
+    )
+
+
+def core_settings(settings: RouterSettings, config: ModelConfig) -> CoreSettings:
+    admission = settings.admission
+    wanted = admission.max_context or config.max_context
+    if wanted > config.max_context:
+        raise ConfigError(
+            f"admission.max_context = {wanted}: the model's own context is {config.max_context}",
+            param="admission.max_context",
+        )
+    return CoreSettings(
+        max_waiting=admission.max_waiting,
+        max_context=wanted,
+        expected_output_tokens=admission.expected_output_tokens,
+        default_deadline_s=admission.default_deadline_s,
+    )
+
+
+def build_placer(settings: RouterSettings, config: ModelConfig) -> Placer:
+    """The fixed placement of the settings, or a split by memory."""
+    ranges = settings.placement.ranges()
+    if not ranges:
+        return ProportionalPlacer(config, settings.placement.nodes_expected)
+    try:
+        placement = Placement(config.num_layers, ranges)
+    except ValueError as e:
+        raise ConfigError(f"placement.nodes: {e}", param="placement.nodes") from None
+    return FixedPlacer(placement)
+
+
+def text_factory(tokenizer: Tokenizer) -> Callable[[Generation], TextStream]:
+    def new_text(generation: Generation) -> TextStream:
+        return TextStream(tokenizer.detokenizer(), generation.stop)
+
+    return new_text
+
+
+async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
+    """The whole router process: sockets, SDK side, HTTP; returns after a clean shutdown."""
+    from router.clients import ClientSockets
+    from router.gateway import GatewayServer
+
+    folder = await asyncio.to_thread(resolve_model, settings.model)
+    transport = ZmqTransport()
+    app = build_app(settings, folder, transport, SystemClock())
+    await app.start()
+    sdk = ClientSockets(app, transport, settings)
+    gateway = GatewayServer(app, settings.http)
+    try:
+        await sdk.start()
+        await gateway.start()
+        log.info(
+            "router up: nodes at %s, SDK clients at %s, HTTP at %s; model %s",
+            app.control_endpoint,
+            sdk.endpoint,
+            gateway.url,
+            app.model_name,
+        )
+        await stop.wait()
+    finally:
+        await gateway.stop()
+        await sdk.close()
+        await app.close()
+        await transport.close()

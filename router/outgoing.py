@@ -1,0 +1,105 @@
+"""Effects to multipart messages: rows for the same first hop and epoch leave in one frame.
+
+Collects what one turn of the event loop decided and sends it together; a step of 64 decodes is one
+frame to the first hop, not 64.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from helix_mq.frames import Buffer, pack_route
+from helix_mq.ids import ROUTER, NodeId
+from helix_mq.messages.data import (
+    MAX_FRAME_TOKENS,
+    MAX_ROWS,
+    SAMPLE,
+    FrameHeader,
+    Release,
+    ReleaseItem,
+    Row,
+)
+from router.events import SendRelease, SendRow
+
+Send = Callable[[str, msgspec.Struct, Sequence[Buffer]], bool]
+
+
+class Outgoing:
+    """Buffers rows and releases until `flush`."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._rows: dict[tuple[NodeId, int], list[SendRow]] = defaultdict(list)
+        self._releases: dict[NodeId, list[ReleaseItem]] = defaultdict(list)
+
+    @property
+    def empty(self) -> bool:
+        return not self._rows and not self._releases
+
+    def add_row(self, row: SendRow) -> None:
+        self._rows[row.route.hops[0].node, row.epoch].append(row)
+
+    def add_release(self, release: SendRelease) -> None:
+        self._releases[release.node].append(release.item)
+
+    def flush(self) -> list[NodeId]:
+        """Sends everything; gives the nodes that no link leads to. Releases go first."""
+        releases, self._releases = self._releases, defaultdict(list)
+        for node, items in releases.items():
+            for start in range(0, len(items), MAX_ROWS):
+                self._send(node, Release(tuple(items[start : start + MAX_ROWS])), ())
+        rows, self._rows = self._rows, defaultdict(list)
+        unreachable: list[NodeId] = []
+        for (node, epoch), group in rows.items():
+            for part in _frames_of(group):
+                header, buffers = build_frame(part, epoch)
+                if not self._send(node, header, buffers) and node not in unreachable:
+                    unreachable.append(node)
+        return unreachable
+
+
+def _frames_of(rows: list[SendRow]) -> list[list[SendRow]]:
+    """Cuts a list of rows so that no frame passes the wire's limits."""
+    frames: list[list[SendRow]] = [[]]
+    tokens = 0
+    for row in rows:
+        count = len(row.token_ids)
+        if frames[-1] and (len(frames[-1]) >= MAX_ROWS or tokens + count > MAX_FRAME_TOKENS):
+            frames.append([])
+            tokens = 0
+        frames[-1].append(row)
+        tokens += count
+    return frames
+
+
+def build_frame(rows: Sequence[SendRow], epoch: int) -> tuple[FrameHeader, list[Buffer]]:
+    """A token frame for one first hop: header, int32 token ids, int32 history where any."""
+    routes: dict[bytes, int] = {}
+    wire_rows = tuple(
+        Row(
+            request=row.request,
+            attempt=row.attempt,
+            position=row.position,
+            count=len(row.token_ids),
+            route=routes.setdefault(pack_route(row.route), len(routes)),
+            hop=0,
+            flags=SAMPLE,
+            deadline_ms=row.deadline_ms,
+            spec=row.spec,
+        )
+        for row in rows
+    )
+    header = FrameHeader(epoch, ROUTER, "int32", 1, wire_rows, tuple(routes))
+    buffers: list[Buffer] = [_int32([t for row in rows for t in row.token_ids])]
+    history = [t for row in rows for t in row.history]
+    if history:
+        buffers.append(_int32(history))
+    return header, buffers
+
+
+def _int32(values: list[int]) -> memoryview:
+    return memoryview(np.array(values, dtype="<i4")).cast("B")

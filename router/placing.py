@@ -1,0 +1,147 @@
+"""Which layers each node is to hold. Pure; one interface for fixed, proportional and planned.
+
+`Placer.place` is asked whenever membership changes and answers with slices for nodes that may be
+assigned now. The fixed placer follows the settings file; the proportional one waits until the
+expected number of nodes is there and then splits by memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from helix_mq.errors import ConfigError
+from helix_mq.ids import NodeId
+from helix_mq.layers import LayerRange, Placement
+from helix_mq.models.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A registered node as a placer sees it."""
+
+    name: NodeId
+    memory_bytes: int
+    dtype_bytes: int
+
+
+class Placer(Protocol):
+    def place(self, nodes: Sequence[Candidate]) -> Mapping[NodeId, LayerRange]:
+        """Slices for those of `nodes` that are to hold layers now; others wait."""
+        ...
+
+    def waiting_for(self, nodes: Sequence[Candidate]) -> str:
+        """In words, what the placement still waits for; empty if nothing."""
+        ...
+
+
+class FixedPlacer:
+    """Slices by node name, from the settings."""
+
+    def __init__(self, placement: Placement) -> None:
+        missing = placement.missing()
+        if missing:
+            first = missing[0]
+            raise ConfigError(
+                f"placement.nodes: {first} is held by no node; extend a slice to cover it",
+                param="placement.nodes",
+            )
+        self._placement = placement
+
+    def place(self, nodes: Sequence[Candidate]) -> Mapping[NodeId, LayerRange]:
+        slices = self._placement.slices
+        return {n.name: slices[n.name] for n in nodes if n.name in slices}
+
+    def waiting_for(self, nodes: Sequence[Candidate]) -> str:
+        here = {n.name for n in nodes}
+        absent = [name for name in self._placement if name not in here]
+        return f"node {', '.join(absent)} to join" if absent else ""
+
+
+class ProportionalPlacer:
+    """Splits the layers by memory, once `nodes_expected` nodes are there; keeps the split.
+
+    A node that joins later takes over the slice of one that has gone, if its memory allows.
+    """
+
+    def __init__(self, config: ModelConfig, nodes_expected: int) -> None:
+        self._config = config
+        self._expected = nodes_expected
+        self._slices: dict[NodeId, LayerRange] = {}
+
+    def place(self, nodes: Sequence[Candidate]) -> Mapping[NodeId, LayerRange]:
+        if not self._slices:
+            if len(nodes) < self._expected:
+                return {}
+            self._slices = split_by_memory(self._config, nodes)
+        here = {n.name for n in nodes}
+        vacant = [name for name in sorted(self._slices) if name not in here]
+        for spare in sorted((n for n in nodes if n.name not in self._slices), key=_by_memory):
+            for gone in vacant:
+                layers = self._slices[gone]
+                if slice_bytes(self._config, layers, spare.dtype_bytes) <= spare.memory_bytes:
+                    self._slices[spare.name] = self._slices.pop(gone)
+                    vacant.remove(gone)
+                    break
+        return {name: layers for name, layers in self._slices.items() if name in here}
+
+    def waiting_for(self, nodes: Sequence[Candidate]) -> str:
+        if self._slices:
+            here = {n.name for n in nodes}
+            absent = [name for name in sorted(self._slices) if name not in here]
+            return f"node {', '.join(absent)} to come back" if absent else ""
+        more = self._expected - len(nodes)
+        return f"{more} more node{'s' if more > 1 else ''} to join" if more > 0 else ""
+
+
+def _by_memory(node: Candidate) -> tuple[int, NodeId]:
+    return (-node.memory_bytes, node.name)
+
+
+def slice_bytes(config: ModelConfig, layers: LayerRange, dtype_bytes: int) -> int:
+    """Weights of a slice in a node's compute dtype."""
+    return config.slice_weight_bytes(layers, dtype_bytes)
+
+
+KV_SHARE = 0.25
+"""Least share of a node's memory kept for KV cache when layers are split by memory."""
+
+
+def split_by_memory(config: ModelConfig, nodes: Sequence[Candidate]) -> dict[NodeId, LayerRange]:
+    """Contiguous slices, as many layers per node as its share of the memory, largest first.
+
+    Raises ConfigError in words when the model does not fit.
+    """
+    order = sorted(nodes, key=_by_memory)
+    total = sum(n.memory_bytes for n in order)
+    if total <= 0:
+        raise ConfigError("no node offers memory", param="memory")
+    shares = _whole_shares([n.memory_bytes / total for n in order], config.num_layers)
+    slices: dict[NodeId, LayerRange] = {}
+    at = 0
+    for node, count in zip(order, shares, strict=True):
+        if count == 0:
+            continue
+        layers = LayerRange(at, at + count)
+        need = slice_bytes(config, layers, node.dtype_bytes)
+        if need > node.memory_bytes * (1 - KV_SHARE):
+            raise ConfigError(
+                f"{layers} need {need / 2**20:.0f} MiB of weights, but {node.name} has "
+                f"{node.memory_bytes / 2**20:.0f} MiB, of which a quarter is kept for KV cache: "
+                "add nodes or memory",
+                param="placement",
+            )
+        slices[node.name] = layers
+        at += count
+    return slices
+
+
+def _whole_shares(shares: Sequence[float], items: int) -> list[int]:
+    """Whole numbers summing to `items`, nearest to the shares (largest remainder method)."""
+    exact = [share * items for share in shares]
+    counts = [int(x) for x in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_remainder[: items - sum(counts)]:
+        counts[i] += 1
+    return counts

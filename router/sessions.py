@@ -1,0 +1,181 @@
+"""One request's life in the router: its tokens, its route, its state. Pure.
+
+    QUEUED ──start──> RUNNING ──finish──> ENDED
+       ^                 │
+       └────re-route─────┘          (a node died or had no page; attempt + 1)
+
+Every transition goes through `move`, which refuses any other. Tokens are accepted only under the
+current attempt, from the route's last node, at exactly the next position: a late or repeated one
+changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from helix_mq.ids import Attempt, RequestId
+from helix_mq.layers import Route
+from helix_mq.messages.data import SampleSpec, TokenItem
+from router.events import SendRow
+from router.service import Delta, Finished, Generation, TokenLogprob
+from router.text import TextStream
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+_TRANSITIONS = {
+    (State.QUEUED, State.RUNNING),
+    (State.QUEUED, State.ENDED),
+    (State.RUNNING, State.QUEUED),
+    (State.RUNNING, State.ENDED),
+}
+
+
+@dataclass(slots=True)
+class Session:
+    request: RequestId
+    generation: Generation
+    text: TextStream
+    arrived_s: float
+    deadline_s: float
+    """On the core's clock."""
+    deadline_ms: int
+    """The same instant as Unix time, for nodes."""
+    eos_ids: frozenset[int]
+    output: list[int] = field(default_factory=list)
+    state: State = State.QUEUED
+    attempt: Attempt = Attempt(0)
+    route: Route | None = None
+    epoch: int = 0
+    started_s: float | None = None
+    first_token_s: float | None = None
+    reroutes: int = 0
+    squeezed: bool = False
+    """It once ran out of pages: from then on it reserves all it may ever need."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.generation.prompt_ids)
+
+    @property
+    def length_tokens(self) -> int:
+        return self.prompt_tokens + len(self.output)
+
+    @property
+    def last_possible_tokens(self) -> int:
+        return self.prompt_tokens + self.generation.sampling.max_tokens
+
+    def expected_tokens(self, expected_output_tokens: int) -> int:
+        """KV room to reserve: what is there, plus the output that may be expected."""
+        if self.squeezed:
+            return self.last_possible_tokens
+        expected = self.prompt_tokens + expected_output_tokens
+        return min(max(expected, self.length_tokens + 1), self.last_possible_tokens)
+
+    def move(self, state: State) -> None:
+        if (self.state, state) not in _TRANSITIONS:
+            raise AssertionError(f"request {self.request}: {self.state} -> {state}")
+        self.state = state
+
+    def start(self, route: Route, epoch: int, now_s: float) -> SendRow:
+        """Goes on a route: the prompt, with all tokens emitted so far, as one row to prefill."""
+        self.move(State.RUNNING)
+        self.route, self.epoch = route, epoch
+        if self.started_s is None:
+            self.started_s = now_s
+        tokens = (*self.generation.prompt_ids, *self.output)
+        needs_history = _needs_history(self.generation)
+        return SendRow(
+            request=self.request,
+            attempt=self.attempt,
+            position=0,
+            token_ids=tokens,
+            route=route,
+            epoch=epoch,
+            deadline_ms=self.deadline_ms,
+            spec=SampleSpec(
+                self.generation.sampling, self.prompt_tokens, len(tokens) if needs_history else 0
+            ),
+            history=tokens if needs_history else (),
+        )
+
+    def requeue(self) -> None:
+        """Off its route, to be routed anew under the next attempt."""
+        self.move(State.QUEUED)
+        self.route = None
+        self.attempt = Attempt(self.attempt + 1)
+        self.reroutes += 1
+
+    def expects(self, node: str, item: TokenItem) -> bool:
+        """True if this is the next token of the current attempt, from where it must come."""
+        return (
+            self.state is State.RUNNING
+            and self.route is not None
+            and item.attempt == self.attempt
+            and item.position == self.length_tokens
+            and self.route.hops[-1].node == node
+        )
+
+    def take(self, item: TokenItem, now_s: float) -> tuple[Delta, str | None, str | int | None]:
+        """Adds the token; gives its delta, and finish and stop reason if the text ends with it."""
+        index = len(self.output)
+        self.output.append(item.token)
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        logprob = None
+        if item.logprob is not None and self.generation.sampling.logprobs:
+            top = tuple((t.token, t.logprob) for t in item.top)
+            logprob = TokenLogprob(item.token, item.logprob, top)
+        sampling = self.generation.sampling
+        if item.token in self.eos_ids and not sampling.ignore_eos:
+            # The end marker is not text; what was held back is, and comes out with it.
+            return Delta(index, item.token, self.text.flush().text, logprob), "stop", None
+        if item.token in sampling.stop_token_ids:
+            text = self.text.flush().text
+            return Delta(index, item.token, text, logprob), "stop", item.token
+        pushed = self.text.push((item.token,))
+        text, finish, stop = pushed.text, None, None
+        if pushed.finished_by_stop is not None:
+            finish, stop = "stop", pushed.finished_by_stop
+        elif len(self.output) >= sampling.max_tokens:
+            text += self.text.flush().text
+            finish = "length"
+        return Delta(index, item.token, text, logprob), finish, stop
+
+    def decode_row(self) -> SendRow:
+        """The newest token, on its way to the first hop for the next step."""
+        assert self.route is not None
+        return SendRow(
+            request=self.request,
+            attempt=self.attempt,
+            position=self.length_tokens - 1,
+            token_ids=(self.output[-1],),
+            route=self.route,
+            epoch=self.epoch,
+            deadline_ms=self.deadline_ms,
+        )
+
+    def finished(self, reason: str, now_s: float, stop_reason: str | int | None = None) -> Finished:
+        started_s = self.started_s if self.started_s is not None else now_s
+        first_s = self.first_token_s if self.first_token_s is not None else now_s
+        return Finished(
+            finish_reason=reason,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=len(self.output),
+            queue_s=started_s - self.arrived_s,
+            ttft_s=first_s - self.arrived_s,
+            total_s=now_s - self.arrived_s,
+            reroutes=self.reroutes,
+            stop_reason=stop_reason,
+        )
+
+
+def _needs_history(generation: Generation) -> bool:
+    """Penalties look at the tokens so far; without them the last hop need not see any."""
+    s = generation.sampling
+    return s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0

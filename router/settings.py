@@ -1,0 +1,95 @@
+"""Settings of the router: router.toml, `HELIX_MQ_*`, flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ByteSize, Field, StringConstraints
+
+from helix_mq.errors import ConfigError
+from helix_mq.ids import NodeId
+from helix_mq.layers import LayerRange
+from helix_mq.settings import Section, Settings
+
+
+def parse_range(text: str) -> LayerRange:
+    """`"0:12"` as layers 0 to 11; ConfigError says what is wrong with any other text."""
+    first, colon, end = text.partition(":")
+    if not (colon and first.strip().isdecimal() and end.strip().isdecimal()):
+        raise ConfigError(
+            f'layers {text!r} are not of the form "first:end", e.g. "0:12" for layers 0 to 11',
+            param="placement.nodes",
+        )
+    try:
+        return LayerRange(int(first), int(end))
+    except ValueError as e:
+        raise ConfigError(str(e), param="placement.nodes") from None
+
+
+def _check_range(text: str) -> str:
+    try:
+        parse_range(text)
+    except ConfigError as e:
+        raise ValueError(e.message) from None
+    return text
+
+
+RangeText = Annotated[str, StringConstraints(max_length=32), AfterValidator(_check_range)]
+NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class PlacementSection(Section):
+    """`nodes` fixes each node's layers; without it they are split by memory.
+
+    The split happens once, when `nodes_expected` nodes have joined.
+    """
+
+    nodes: dict[NodeName, RangeText] = Field(default_factory=dict)
+    nodes_expected: int = Field(1, ge=1, le=4096)
+
+    def ranges(self) -> dict[NodeId, LayerRange]:
+        return {NodeId(name): parse_range(text) for name, text in self.nodes.items()}
+
+
+class HttpSection(Section):
+    """The OpenAI-compatible endpoint. `api_keys` are SHA-256 hex digests of allowed keys."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65_535)
+    api_keys: tuple[str, ...] = ()
+    max_body: ByteSize = ByteSize(1024 * 1024)
+
+
+class AdmissionSection(Section):
+    max_waiting: int = Field(1024, ge=0, le=1_000_000)
+    expected_output_tokens: int = Field(256, ge=1, le=1_000_000)
+    default_deadline_s: float = Field(600.0, gt=0, le=86_400)
+    kv_high_water: float = Field(0.9, gt=0, le=1)
+    max_context: int | None = Field(None, ge=1, description="below the model's own context")
+
+
+class SecuritySection(Section):
+    """CURVE keys. Without them only loopback addresses work, unless `insecure` is set."""
+
+    key_file: Path | None = None
+    allow_file: Path | None = None
+    insecure: bool = False
+
+
+class RouterSettings(Settings):
+    model: Path = Field(description="Hugging Face folder or GGUF file")
+    model_name: str | None = Field(None, description="what clients call the model")
+    clients: str = Field("tcp://127.0.0.1:7100", description="where SDK clients connect")
+    control: str = Field("tcp://127.0.0.1:7101", description="where nodes register")
+    data: str = Field("tcp://127.0.0.1:7102", description="where last hops send tokens")
+    advertise_data: str | None = Field(
+        None, description="the data endpoint nodes connect to, where it differs from `data`"
+    )
+    dead_after_s: float = Field(3.0, gt=0, le=600)
+    window: ByteSize = Field(ByteSize(64 * 1024 * 1024), description="credit per incoming link")
+    http: HttpSection = HttpSection()
+    placement: PlacementSection = PlacementSection()
+    admission: AdmissionSection = AdmissionSection()
+    security: SecuritySection = SecuritySection()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,0 +1,44 @@
+"""A frozen picture of the router for /ready, /metrics and the console. Reads, changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from helix_mq.dataplane import OutLinkStatistics
+from router.core import Core
+from router.membership import Member
+from router.service import LinkStatus, NodeStatus, ServiceStatus
+
+
+def service_status(core: Core, links: Sequence[OutLinkStatistics]) -> ServiceStatus:
+    statistics = core.statistics()
+    return ServiceStatus(
+        serving=core.cluster.serving,
+        reason=core.cluster.why_not_serving(),
+        queued=statistics.waiting,
+        running=statistics.running,
+        flow_tokens_per_s=statistics.flow_tokens_per_s,
+        nodes=tuple(_node(m) for m in core.cluster.membership),
+        links=tuple(LinkStatus("@router", s.peer, s.sent_bytes, s.backlog_bytes) for s in links)
+        + tuple(
+            LinkStatus(m.name, link.peer, link.sent_bytes, link.backlog_bytes)
+            for m in core.cluster.membership
+            if m.beat is not None
+            for link in m.beat.links
+        ),
+    )
+
+
+def _node(member: Member) -> NodeStatus:
+    beat = member.beat
+    total = beat.kv_total_pages if beat is not None else 0
+    return NodeStatus(
+        node=member.name,
+        state=member.state,
+        layers=f"{member.layers.first}-{member.layers.end - 1}" if member.layers else "",
+        device=member.register.device,
+        kv_used_pages=total - beat.kv_free_pages if beat is not None else 0,
+        kv_total_pages=total,
+        open_requests=beat.open_requests if beat is not None else 0,
+        waiting_rows=beat.waiting_rows if beat is not None else 0,
+    )
