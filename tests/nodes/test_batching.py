@@ -41,7 +41,7 @@ def test_a_long_prompt_is_cut_and_only_its_last_piece_samples() -> None:
         (128, 22, True),
     ]
     assert [list(p.payload) for p in pieces] == [
-        list(range(0, 64)),
+        list(range(64)),
         list(range(64, 128)),
         list(range(128, 150)),
     ]
