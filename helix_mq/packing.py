@@ -18,7 +18,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 U31 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
-U63 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+U63 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[@A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
