@@ -62,10 +62,11 @@ class OutLinkStatistics:
 class InLink:
     """The receiving end of one peer's connection: its credit, and how to answer it."""
 
-    def __init__(self, plane: DataPlane, routing_id: bytes, hello: LinkHello, window: int) -> None:
+    def __init__(self, plane: DataPlane, delivery: Delivery, hello: LinkHello, window: int) -> None:
         self.sender = hello.sender
         self.incarnation = hello.incarnation
-        self.routing_id = routing_id
+        self.user = delivery.user
+        self.routing_id = delivery.peer
         self.link = hello.link
         self._plane = plane
         self._credit = CreditReceiver(window_bytes=window, incarnation=hello.link)
@@ -192,7 +193,11 @@ class DataPlane:
     async def bind(self, endpoint: str, security: ServerSecurity | None) -> str:
         """Binds the data socket; gives the real endpoint."""
         self._listener = await self._transport.listen(
-            endpoint, self._deliver, security=security, insecure=self._insecure
+            endpoint,
+            self._deliver,
+            security=security,
+            insecure=self._insecure,
+            on_disconnect=self._forget,
         )
         return self._listener.endpoint
 
@@ -233,7 +238,7 @@ class DataPlane:
         link.connection = await self._transport.connect(
             address.endpoint,
             on_reply,
-            routing_id=f"{self.me}/{self._incarnation:x}".encode(),
+            routing_id=self.me.encode(),
             security=security,
             insecure=self._insecure,
             on_state=on_state,
@@ -301,6 +306,8 @@ class DataPlane:
                 return
             if known is None:
                 raise FrameError(f"{message.kind.name} before a hello", reason="no_hello")
+            if known.user != delivery.user:
+                raise FrameError(f"another key under {who}'s connection", reason="identity")
             nbytes = frame_bytes(delivery.parts)
             if message.kind is Kind.FRAME:
                 known.received(nbytes)
@@ -308,6 +315,9 @@ class DataPlane:
             self.count_bad(who, e)
             return
         self._on_message(known.sender, message, nbytes, known)
+
+    def _forget(self, routing_id: bytes) -> None:
+        self._in.pop(routing_id, None)
 
     def _greet(self, delivery: Delivery, message: Message) -> None:
         hello = message.header
@@ -317,7 +327,7 @@ class DataPlane:
         if delivery.user is not None and delivery.user != named:
             # A valid key of one node must not speak in the name of another.
             raise FrameError(f"{hello.sender} came with another's key", reason="identity")
-        link = InLink(self, delivery.peer, hello, self._window)
+        link = InLink(self, delivery, hello, self._window)
         self._in[delivery.peer] = link
         link.grant()
 

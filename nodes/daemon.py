@@ -85,7 +85,7 @@ class NodeDaemon:
         self._control = await self._transport.connect(
             self.settings.router,
             self._on_control,
-            routing_id=f"{self.settings.name}/{self._incarnation:x}".encode(),
+            routing_id=self.settings.name.encode(),
             security=self._security.client(),
             insecure=self._security.insecure,
             on_state=self._on_control_state,

@@ -1,0 +1,5 @@
+"""`python -m helix_mq` is `helix-mq`."""
+
+from helix_mq.cli import main
+
+main()
