@@ -1,24 +1,43 @@
 """The KV memory of one slice: two tensors of pages, and the pool that says whose they are.
 
-Allocation happens once, at start; writing is by slot (page * page_tokens + offset). Every page is
-finite before it is first read, so that masked positions can never turn a result into NaN.
+Allocated once, at start. Each page holds `page_tokens` tokens of one layer, in one of two layouts;
+only this module knows how a token's place becomes a row of the tensors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from helix_mq.models.config import ModelConfig
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS, LayerPagePool
 
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+
+class KvLayout(Enum):
+    """Order of a page's dimensions.
+
+    TOKEN_MAJOR [page_tokens, kv_heads, head_dim] is what FlashAttention reads. HEAD_MAJOR
+    [kv_heads, page_tokens, head_dim] lets a gather produce each head's tokens as one contiguous
+    run, which CPU kernels read up to a third faster.
+    """
+
+    TOKEN_MAJOR = "token_major"
+    HEAD_MAJOR = "head_major"
+
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """keys, values: [total_pages, page_tokens, kv_heads, head_dim] in the compute dtype."""
+    """keys, values: [total_pages, ...page], in the compute dtype; `...page` as `layout` says."""
 
     pool: LayerPagePool
+    layout: KvLayout
     keys: torch.Tensor
     values: torch.Tensor
 
@@ -31,14 +50,20 @@ class KvCache:
         device: torch.device,
         dtype: torch.dtype,
         page_tokens: int = DEFAULT_PAGE_TOKENS,
+        layout: KvLayout | None = None,
     ) -> KvCache:
-        """Room for `total_pages` layer-pages; page_tokens must suit the attention backend."""
-        pool = LayerPagePool(total_pages, page_tokens)
-        shape = (total_pages, page_tokens, config.num_kv_heads, config.head_dim)
-        # zeros, not empty: on the CPU the kernel maps zero pages lazily, so it costs no more.
-        keys = torch.zeros(shape, dtype=dtype, device=device)
-        values = torch.zeros(shape, dtype=dtype, device=device)
-        return cls(pool, keys, values)
+        """Room for `total_pages` layer-pages. ModelSlice.new_cache() passes the page size and
+        layout that its attention wants; without `layout` the device decides."""
+        if layout is None:
+            layout = KvLayout.HEAD_MAJOR if device.type == "cpu" else KvLayout.TOKEN_MAJOR
+        page: tuple[int, ...] = (page_tokens, config.num_kv_heads, config.head_dim)
+        if layout is KvLayout.HEAD_MAJOR:
+            page = (config.num_kv_heads, page_tokens, config.head_dim)
+        # zeros, not empty: no page may hold a NaN at first (see clear_pages). On the CPU it is
+        # free, since the operating system hands out zero pages lazily.
+        keys = torch.zeros((total_pages, *page), dtype=dtype, device=device)
+        values = torch.zeros((total_pages, *page), dtype=dtype, device=device)
+        return cls(LayerPagePool(total_pages, page_tokens), layout, keys, values)
 
     @staticmethod
     def page_bytes(config: ModelConfig, dtype: torch.dtype, page_tokens: int) -> int:
@@ -49,13 +74,63 @@ class KvCache:
     def page_tokens(self) -> int:
         return self.pool.page_tokens
 
+    @property
+    def kv_heads(self) -> int:
+        return self.keys.shape[1 if self.layout is KvLayout.HEAD_MAJOR else 2]
+
     def clear_pages(self, pages: torch.Tensor) -> None:
         """Zeroes `pages` (int64 [n]): a page that will be read before it is full must not carry a
         former owner's NaN or infinity, since 0 * NaN is NaN even where the mask hides it."""
         self.keys.index_fill_(0, pages, 0)
         self.values.index_fill_(0, pages, 0)
 
+    def slots(self, pages: I32, offsets: I64) -> I64:
+        """What write() takes: [layers, ...] from each token's page [layers, tokens] and its offset
+        in it [tokens]."""
+        if self.layout is KvLayout.TOKEN_MAJOR:
+            return pages.astype(np.int64) * self.page_tokens + offsets
+        heads = np.arange(self.kv_heads)
+        rows = pages[:, :, None].astype(np.int64) * self.kv_heads + heads
+        return (rows * self.page_tokens + offsets[:, None]).reshape(len(pages), -1)
+
     def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Stores [tokens, kv_heads, head_dim] keys and values at `slots` (int64 [tokens])."""
-        self.keys.view(-1, *self.keys.shape[2:]).index_copy_(0, slots, keys)
-        self.values.view(-1, *self.values.shape[2:]).index_copy_(0, slots, values)
+        """Stores [tokens, kv_heads, head_dim] keys and values; slots: one layer of slots()."""
+        unit = keys.shape[1:] if self.layout is KvLayout.TOKEN_MAJOR else keys.shape[2:]
+        self.keys.view(-1, *unit).index_copy_(0, slots, keys.reshape(-1, *unit))
+        self.values.view(-1, *unit).index_copy_(0, slots, values.reshape(-1, *unit))
+
+    def gather_index(self, pages: I32) -> I32:
+        """What gather() takes: [layers, ...] from page ids [layers, rows, pages per row]."""
+        if self.layout is KvLayout.TOKEN_MAJOR:
+            return np.ascontiguousarray(pages.reshape(len(pages), -1))
+        heads = np.arange(self.kv_heads, dtype=np.int32)[:, None]
+        return (pages[:, :, None, :] * np.int32(self.kv_heads) + heads).reshape(len(pages), -1)
+
+    def gather(
+        self, index: torch.Tensor, rows: int, out: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [rows, kv_heads, tokens, head_dim] of one layer of gather_index().
+
+        out: two flat tensors of the cache's dtype and of exactly the result's size to write to;
+        allocating them anew costs page faults that exceed the copy itself.
+        """
+        if self.layout is KvLayout.TOKEN_MAJOR:
+            shape = (rows, -1, *self.keys.shape[2:])
+            keys, values = (
+                _select(pages, pages[0].numel(), index, into).view(shape).transpose(1, 2)
+                for pages, into in ((self.keys, out[0]), (self.values, out[1]))
+            )
+            return keys, values
+        shape = (rows, self.kv_heads, -1, self.keys.shape[3])
+        width = self.page_tokens * self.keys.shape[3]
+        return (
+            _select(self.keys, width, index, out[0]).view(shape),
+            _select(self.values, width, index, out[1]).view(shape),
+        )
+
+
+def _select(
+    pages: torch.Tensor, width: int, index: torch.Tensor, out: torch.Tensor
+) -> torch.Tensor:
+    into = out.view(len(index), width)
+    return torch.index_select(pages.view(-1, width), 0, index, out=into)

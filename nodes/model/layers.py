@@ -27,7 +27,7 @@ class Block:
         self, x: torch.Tensor, w: LayerWeights, rotation: Rotation
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rotated queries, rotated keys, values: [tokens, (kv_)heads, head_dim]."""
-        fused = F.linear(self.norm(x, w.attention_norm), w.qkv, w.qkv_bias)
+        fused = w.qkv(self.norm(x, w.attention_norm))
         heads = fused.view(len(x), -1, self._head_dim)
         rotated_heads = self._heads + self._kv_heads
         to_rotate, values = heads[:, :rotated_heads], heads[:, rotated_heads:]
@@ -40,10 +40,9 @@ class Block:
 
     def finish(self, x: torch.Tensor, w: LayerWeights, attended: torch.Tensor) -> torch.Tensor:
         """The residual stream after the layer, a new tensor; attended [tokens, heads, head_dim]."""
-        x = x + F.linear(attended.reshape(len(x), -1), w.out, w.out_bias)
-        gate_up = F.linear(self.norm(x, w.mlp_norm), w.gate_up, w.gate_up_bias)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate).mul_(up), w.down, w.down_bias)
+        x = x + w.out(attended.reshape(len(x), -1))
+        gate, up = w.gate_up(self.norm(x, w.mlp_norm)).chunk(2, dim=-1)
+        return x + w.down(F.silu(gate).mul_(up))
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMSNorm over the last dimension (Zhang and Sennrich, arXiv:1910.07467)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nodes.kv_pages import LayerPagePool
+from nodes.kv_cache import KvCache
 from nodes.model.attention.base import AttentionRows
 from nodes.model.batch import RowSpec
 from nodes.model.segments import Segment
@@ -22,8 +22,8 @@ I64 = npt.NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class SegmentIndex:
     """attention: what backends plan with. positions: int64 [tokens]. slots: int64
-    [layers, tokens], where each token's keys and values go. fresh_pages: int64, pages that get
-    their first token now and stay partly empty."""
+    [layers, ...], where each token's keys and values go. fresh_pages: int64, pages that get their
+    first token now and stay partly empty."""
 
     attention: AttentionRows
     positions: I64
@@ -31,9 +31,9 @@ class SegmentIndex:
     fresh_pages: I64
 
 
-def index_segment(segment: Segment, rows: Sequence[RowSpec], pool: LayerPagePool) -> SegmentIndex:
+def index_segment(segment: Segment, rows: Sequence[RowSpec], cache: KvCache) -> SegmentIndex:
     """Of the segment's rows, in its order."""
-    page_tokens = pool.page_tokens
+    pool, page_tokens = cache.pool, cache.page_tokens
     active = [rows[i] for i in segment.rows]
     first = np.array([r.position for r in active], np.int64)
     counts = np.array([r.count for r in active], np.int64)
@@ -52,13 +52,11 @@ def index_segment(segment: Segment, rows: Sequence[RowSpec], pool: LayerPagePool
     else:
         row_of = np.repeat(np.arange(len(active)), counts)
         positions = np.arange(starts[-1]) - starts[row_of] + first[row_of]
-    slots = tables[:, row_of, positions // page_tokens].astype(np.int64)
-    slots *= page_tokens
-    slots += positions % page_tokens
+    slots = cache.slots(tables[:, row_of, positions // page_tokens], positions % page_tokens)
     last_page_at = (pages - 1) * page_tokens
     fresh = np.flatnonzero((first <= last_page_at) & (ends < last_page_at + page_tokens))
     return SegmentIndex(
-        attention=AttentionRows(starts, ends.astype(np.int32), tables, page_tokens),
+        attention=AttentionRows(starts, ends.astype(np.int32), tables),
         positions=positions,
         slots=slots,
         fresh_pages=tables[:, fresh, pages[fresh] - 1].astype(np.int64).ravel(),

@@ -19,6 +19,7 @@ from helix_mq.errors import ModelFormatError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
 from nodes.kv_cache import KvCache
+from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.attention.base import AttentionPlan
 from nodes.model.attention.choose import AUTO, AttentionChoice, choose_attention
 from nodes.model.batch import SliceBatch, SliceOutput
@@ -82,6 +83,27 @@ class ModelSlice:
         )
         return cls(config, layers, weights, choice)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights as they are held here."""
+        return self._weights.nbytes
+
+    def page_tokens(self, at_least: int = DEFAULT_PAGE_TOKENS) -> int:
+        """Tokens per KV page that the attention backend can read: `at_least`, or more."""
+        multiple = self.attention.backend.page_multiple
+        return -(-at_least // multiple) * multiple
+
+    def new_cache(self, total_pages: int, page_tokens: int | None = None) -> KvCache:
+        """A KV cache that fits this slice's model, device, dtype and attention backend."""
+        return KvCache.allocate(
+            self.config,
+            total_pages=total_pages,
+            device=self.device,
+            dtype=self.dtype,
+            page_tokens=page_tokens or self.page_tokens(),
+            layout=self.attention.backend.layout,
+        )
+
     @torch.inference_mode()
     def forward(self, batch: SliceBatch, cache: KvCache) -> SliceOutput:
         """Runs every row over its layers and stores its keys and values.
@@ -94,7 +116,7 @@ class ModelSlice:
         stream = HiddenStream(rows, self._embed(batch.token_ids), self._to_compute(batch.hidden))
         logits = self._empty_logits()
         for segment in split(rows):
-            index = index_segment(segment, rows, cache.pool)
+            index = index_segment(segment, rows, cache)
             x = stream.take(segment.rows)
             if segment.layers.end < self.config.num_layers:
                 stream.put(segment.rows, self._run(x, segment, index, cache, None))
@@ -120,7 +142,7 @@ class ModelSlice:
         backend = self.attention.backend
         windows = {self.config.window_of(layer) for layer in _numbers(segment.layers)}
         plans: dict[int | None, AttentionPlan] = {
-            window: backend.plan(index.attention, window) for window in windows
+            window: backend.plan(index.attention, window, cache) for window in windows
         }
         turn = rotation(self._inverse_freq, self._on_device(index.positions), self.dtype)
         slots = self._on_device(index.slots)
@@ -140,9 +162,9 @@ class ModelSlice:
                 tail = self._on_device(index.attention.starts[1:][chosen].astype(np.int64) - 1)
                 x, query = x[tail], query[tail]
                 tail_rows = index.attention.last_tokens(chosen)
-                plan = backend.plan(tail_rows, self.config.window_of(layer))
+                plan = backend.plan(tail_rows, self.config.window_of(layer), cache)
                 plan_layer = 0
-            x = self._block.finish(x, weights, plan.attend(plan_layer, query, keys, values, cache))
+            x = self._block.finish(x, weights, plan.attend(plan_layer, query, keys, values))
         return x
 
     def _logits(self, x: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
@@ -154,7 +176,7 @@ class ModelSlice:
         ranks = sorted(range(len(order)), key=order.__getitem__)
         if ranks != list(range(len(order))):
             x = x[torch.tensor(ranks, device=self.device)]
-        return F.linear(self._block.norm(x, weights.final_norm), weights.head).float()
+        return weights.head(self._block.norm(x, weights.final_norm)).float()
 
     def _embed(self, token_ids: torch.Tensor | None) -> torch.Tensor | None:
         table = self._weights.embedding

@@ -20,9 +20,10 @@ from helix_mq.models.config import ModelConfig
 from helix_mq.models.files import ModelFiles
 from helix_mq.models.safetensors_header import TensorEntry
 from helix_mq.models.tensor_names import EMBEDDING, FINAL_NORM, head_name
+from nodes.model.linear import Linear, PlainLinear, can_pack, make_linear
 
-Progress = Callable[[float, str], None]
-"""Called with the finished fraction, 0 to 1, of the bytes to read, and the tensor just read."""
+Progress = Callable[[int, int], None]
+"""Called with the number of tensors read so far, and of all there are to read."""
 
 
 class TensorReader(Protocol):
@@ -54,31 +55,31 @@ class SafetensorsReader:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer; projections [out, in]. qkv: q, k, v stacked; gate_up: gate, up stacked."""
+    """One layer. qkv: q, k, v projections stacked; gate_up: gate, up stacked."""
 
     attention_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
+    qkv: Linear
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    out: torch.Tensor
-    out_bias: torch.Tensor | None
+    out: Linear
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    gate_up_bias: torch.Tensor | None
-    down: torch.Tensor
-    down_bias: torch.Tensor | None
+    gate_up: Linear
+    down: Linear
 
 
 @dataclass(frozen=True, slots=True)
 class SliceWeights:
-    """embedding: [vocab, hidden] with the first layer; final_norm and head [vocab, hidden] with
-    the last. A tied head in the slice that holds the embedding is the same tensor."""
+    """embedding: [vocab, hidden] with the first layer; final_norm and head with the last.
+
+    A tied head shares the embedding's memory where the slice holds both and weights are not
+    packed. nbytes: memory of everything, shared memory counted once.
+    """
 
     layers: tuple[LayerWeights, ...]
     embedding: torch.Tensor | None
     final_norm: torch.Tensor | None
-    head: torch.Tensor | None
+    head: Linear | None
+    nbytes: int
 
 
 def load_slice(
@@ -97,14 +98,18 @@ def load_slice(
     """
     entries = {e.name: e for e in ModelFiles.open(folder).slice_entries(config, layers)}
     source = _Source(entries, reader or SafetensorsReader(), device, dtype, progress)
-    embedding = source.optional(EMBEDDING) if layers.first == 0 else None
-    blocks = tuple(_layer(source, i) for i in range(layers.first, layers.end))
-    final_norm = head = None
+    packed = can_pack(device, dtype)
+    embedding = source.tensor(EMBEDDING) if layers.first == 0 else None
+    blocks = tuple(_layer(source, i, packed) for i in range(layers.first, layers.end))
+    final_norm, head = None, None
     if layers.end == config.num_layers:
         final_norm = source.tensor(FINAL_NORM)
-        tied_here = config.tie_embeddings and embedding is not None
-        head = embedding if tied_here else source.tensor(head_name(config))
-    return SliceWeights(blocks, embedding, final_norm, head)
+        tied_here = embedding if config.tie_embeddings else None
+        table = source.tensor(head_name(config)) if tied_here is None else tied_here
+        head = make_linear(table, None, packed=packed)
+    return SliceWeights(
+        blocks, embedding, final_norm, head, _nbytes(blocks, embedding, final_norm, head)
+    )
 
 
 class _Source:
@@ -123,8 +128,7 @@ class _Source:
         self._device = device
         self._dtype = dtype
         self._progress = progress
-        self._total_bytes = sum(e.nbytes for e in entries.values())
-        self._read_bytes = 0
+        self._done = 0
 
     def tensor(self, name: str) -> torch.Tensor:
         return self._fused((name,))
@@ -141,27 +145,46 @@ class _Source:
         for name in names:
             entry = self._entries[name]
             parts.append(self._reader.read(entry).to(self._dtype))
-            self._read_bytes += entry.nbytes
+            self._done += 1
             if self._progress is not None:
-                self._progress(self._read_bytes / self._total_bytes, name)
+                self._progress(self._done, len(self._entries))
         whole = torch.cat(parts) if len(parts) > 1 else parts[0]
         # clone: a tensor that needed no conversion may still be a view of the mapped file.
         return whole.to(self._device) if self._device.type != "cpu" else whole.clone()
 
 
-def _layer(source: _Source, layer: int) -> LayerWeights:
-    attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+def _layer(source: _Source, layer: int, packed: bool) -> LayerWeights:
+    at = f"model.layers.{layer}."
+
+    def linear(*names: str) -> Linear:
+        return make_linear(
+            source.fused(*(f"{at}{n}_proj.weight" for n in names)),
+            source.optional(*(f"{at}{n}_proj.bias" for n in names)),
+            packed=packed,
+        )
+
     return LayerWeights(
-        attention_norm=source.tensor(f"model.layers.{layer}.input_layernorm.weight"),
-        qkv=source.fused(*(f"{attention}{p}_proj.weight" for p in "qkv")),
-        qkv_bias=source.optional(*(f"{attention}{p}_proj.bias" for p in "qkv")),
-        q_norm=source.optional(attention + "q_norm.weight"),
-        k_norm=source.optional(attention + "k_norm.weight"),
-        out=source.tensor(attention + "o_proj.weight"),
-        out_bias=source.optional(attention + "o_proj.bias"),
-        mlp_norm=source.tensor(f"model.layers.{layer}.post_attention_layernorm.weight"),
-        gate_up=source.fused(mlp + "gate_proj.weight", mlp + "up_proj.weight"),
-        gate_up_bias=source.optional(mlp + "gate_proj.bias", mlp + "up_proj.bias"),
-        down=source.tensor(mlp + "down_proj.weight"),
-        down_bias=source.optional(mlp + "down_proj.bias"),
+        attention_norm=source.tensor(at + "input_layernorm.weight"),
+        qkv=linear("self_attn.q", "self_attn.k", "self_attn.v"),
+        q_norm=source.optional(at + "self_attn.q_norm.weight"),
+        k_norm=source.optional(at + "self_attn.k_norm.weight"),
+        out=linear("self_attn.o"),
+        mlp_norm=source.tensor(at + "post_attention_layernorm.weight"),
+        gate_up=linear("mlp.gate", "mlp.up"),
+        down=linear("mlp.down"),
     )
+
+
+def _nbytes(
+    layers: Sequence[LayerWeights],
+    embedding: torch.Tensor | None,
+    final_norm: torch.Tensor | None,
+    head: Linear | None,
+) -> int:
+    parts: list[torch.Tensor | Linear | None] = [embedding, final_norm]
+    shared = isinstance(head, PlainLinear) and head.weight is embedding
+    parts.append(None if shared else head)
+    for w in layers:
+        parts += [w.attention_norm, w.mlp_norm, w.q_norm, w.k_norm]
+        parts += [w.qkv, w.out, w.gate_up, w.down]
+    return sum(part.nbytes for part in parts if part is not None)

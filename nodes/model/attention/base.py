@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nodes.kv_cache import KvCache
+from nodes.kv_cache import KvCache, KvLayout
 
 I32 = npt.NDArray[np.int32]
 
@@ -32,7 +32,6 @@ class AttentionRows:
     starts: I32
     kv_lens: I32
     tables: I32
-    page_tokens: int
 
     @property
     def counts(self) -> I32:
@@ -49,7 +48,6 @@ class AttentionRows:
             starts=np.arange(len(rows) + 1, dtype=np.int32),
             kv_lens=self.kv_lens[rows],
             tables=self.tables[-1:, rows],
-            page_tokens=self.page_tokens,
         )
 
 
@@ -60,7 +58,6 @@ class AttentionPlan(Protocol):
         query: torch.Tensor,
         new_keys: torch.Tensor,
         new_values: torch.Tensor,
-        cache: KvCache,
     ) -> torch.Tensor:
         """Output [tokens, heads, head_dim] of `query` (same shape) in the segment's `layer`-th
         layer. new_keys, new_values: [tokens, kv_heads, head_dim], what this pass has just written;
@@ -79,6 +76,11 @@ class AttentionBackend(Protocol):
         """KV pages must hold a multiple of this many tokens."""
         ...
 
-    def plan(self, rows: AttentionRows, window: int | None) -> AttentionPlan:
+    @property
+    def layout(self) -> KvLayout | None:
+        """The one layout of KV pages that it can read; None when it reads either."""
+        ...
+
+    def plan(self, rows: AttentionRows, window: int | None, cache: KvCache) -> AttentionPlan:
         """window: tokens that a query sees, itself included; None for all."""
         ...

@@ -26,57 +26,70 @@ Index = slice | torch.Tensor
 
 
 class GatherAttention:
-    """The backend of CPUs, and of GPUs without kernels that read pages directly."""
+    """The backend of CPUs, and of GPUs without kernels that read pages directly.
+
+    Not thread-safe: plans share the backend's workspace, so one plan attends at a time.
+    """
 
     name = "gather"
     page_multiple = 1
+    layout = None
 
     def __init__(self, *, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
         self._dtype = dtype
+        self._workspace = Workspace(device, dtype)
 
-    def plan(self, rows: AttentionRows, window: int | None) -> GatherPlan:
+    def plan(self, rows: AttentionRows, window: int | None, cache: KvCache) -> GatherPlan:
         counts = rows.counts
-        buckets = [self._bucket(rows, b, window) for b in _buckets(rows.kv_lens, counts, window)]
-        chunks = [self._chunk(rows, int(i), window) for i in np.flatnonzero(counts > 1)]
-        return GatherPlan(tuple(buckets), tuple(chunks), rows.num_tokens)
+        groups = _buckets(rows.kv_lens, counts, window)
+        buckets = tuple(self._bucket(rows, g, window, cache) for g in groups)
+        long = np.flatnonzero(counts > 1)
+        chunks = tuple(self._chunk(rows, int(i), window, cache) for i in long)
+        return GatherPlan(buckets, chunks, cache, self._workspace)
 
     def _bucket(
-        self, rows: AttentionRows, members: npt.NDArray[np.intp], window: int | None
+        self,
+        rows: AttentionRows,
+        members: npt.NDArray[np.intp],
+        window: int | None,
+        cache: KvCache,
     ) -> _Bucket:
+        page_tokens = cache.page_tokens
         lens = rows.kv_lens[members]
         visible = _first_visible(lens - 1, window)
-        first_page = visible // rows.page_tokens
-        pages = int((-(-lens // rows.page_tokens) - first_page).max())
+        first_page = visible // page_tokens
+        pages = int((-(-lens // page_tokens) - first_page).max())
         columns = first_page[:, None] + np.arange(pages)
         tables = rows.tables[:, members]
+        # Columns beyond a row's own pages read any of its pages; the mask hides them.
         np.minimum(columns, tables.shape[2] - 1, out=columns)
-        picked = np.take_along_axis(
-            tables, np.broadcast_to(columns, (len(tables), *columns.shape)), 2
-        )
-        at = first_page[:, None] * rows.page_tokens + np.arange(pages * rows.page_tokens)
+        picked = tables[:, np.arange(len(members))[:, None], columns]
+        at = first_page[:, None] * page_tokens + np.arange(pages * page_tokens)
         hidden = (at >= lens[:, None]) | (at < visible[:, None])
         return _Bucket(
             tokens=_as_index(rows.starts[members], self._device),
-            pages=self._to_device(picked.reshape(len(tables), -1)),
+            gather=torch.from_numpy(cache.gather_index(picked)).to(self._device),
             mask=self._mask(hidden)[:, None, None, :],
         )
 
-    def _chunk(self, rows: AttentionRows, row: int, window: int | None) -> _Chunk:
+    def _chunk(self, rows: AttentionRows, row: int, window: int | None, cache: KvCache) -> _Chunk:
+        page_tokens = cache.page_tokens
         start, end = int(rows.starts[row]), int(rows.starts[row + 1])
         length = int(rows.kv_lens[row])
         count = end - start
         if count == length and (window is None or window >= length):
             return _Chunk(slice(start, end), None, None)
         position = length - count
-        first_page = int(_first_visible(np.array(position), window)) // rows.page_tokens
-        pages = rows.tables[:, row, first_page : -(-length // rows.page_tokens)]
-        query_at = np.arange(position, length)
-        key_at = np.arange(first_page * rows.page_tokens, length)
-        hidden = key_at > query_at[:, None]
+        first_page = int(_first_visible(np.array(position), window)) // page_tokens
+        pages = rows.tables[:, row : row + 1, first_page : -(-length // page_tokens)]
+        query_at = np.arange(position, length)[:, None]
+        key_at = np.arange(first_page * page_tokens, (first_page + pages.shape[2]) * page_tokens)
+        hidden = key_at > query_at
         if window is not None:
-            hidden |= key_at <= query_at[:, None] - window
-        return _Chunk(slice(start, end), self._to_device(pages), self._mask(hidden))
+            hidden |= key_at <= query_at - window
+        gather = torch.from_numpy(cache.gather_index(pages)).to(self._device)
+        return _Chunk(slice(start, end), gather, self._mask(hidden))
 
     def _mask(self, hidden: npt.NDArray[np.bool_]) -> torch.Tensor:
         """0 where visible, -inf where hidden; additive, since a boolean mask is turned into this
@@ -85,69 +98,83 @@ class GatherAttention:
         mask.masked_fill_(torch.from_numpy(hidden), float("-inf"))
         return mask.to(self._device)
 
-    def _to_device(self, ids: npt.NDArray[np.int32]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(ids)).to(self._device)
+
+class Workspace:
+    """Memory for gathered keys and values, kept between steps; as large as the largest bucket of
+    one layer was."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._keys = torch.empty(0, device=device, dtype=dtype)
+        self._values = torch.empty(0, device=device, dtype=dtype)
+
+    def take(self, numel: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two flat tensors of `numel` elements, with any content, valid until the next take."""
+        if self._keys.numel() < numel:
+            self._keys = self._keys.new_empty(numel + numel // 4)
+            self._values = self._values.new_empty(numel + numel // 4)
+        return self._keys[:numel], self._values[:numel]
 
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """Decodes that share one kernel call. pages: int32 [layers, rows * pages per row];
-    mask: [rows, 1, 1, tokens]."""
+    """Decodes that share one kernel call. gather: of all layers; mask: [rows, 1, 1, tokens]."""
 
     tokens: Index
-    pages: torch.Tensor
+    gather: torch.Tensor
     mask: torch.Tensor
 
-    def attend(self, layer: int, query: torch.Tensor, cache: KvCache) -> torch.Tensor:
-        rows, (heads, width) = len(self.mask), query.shape[1:]
-        keys, values = _gathered(cache, self.pages[layer], rows)
-        q = query[self.tokens].view(rows, heads, 1, width)
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask, enable_gqa=True)
-        return out.view(rows, heads, width)
+    def attend(
+        self, layer: int, query: torch.Tensor, cache: KvCache, workspace: Workspace
+    ) -> torch.Tensor:
+        rows, _, _, tokens = self.mask.shape
+        heads, width = query.shape[1:]
+        out = workspace.take(rows * tokens * cache.kv_heads * width)
+        keys, values = cache.gather(self.gather[layer], rows, out)
+        q = query[self.tokens].unsqueeze(2)
+        attend = F.scaled_dot_product_attention if q.dtype == torch.float32 else _by_products
+        return attend(q, keys, values, attn_mask=self.mask, enable_gqa=True).view(
+            rows, heads, width
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """One prefill chunk; without pages it is a sequence's first, and attends to itself alone.
-    pages: int32 [layers, pages]; mask: [tokens, keys]."""
+    """One prefill chunk; without a gather it is a sequence's first, and attends to itself alone.
+    mask: [tokens, keys]."""
 
     tokens: slice
-    pages: torch.Tensor | None
+    gather: torch.Tensor | None
     mask: torch.Tensor | None
 
     def attend(
         self,
         layer: int,
         query: torch.Tensor,
-        new_keys: torch.Tensor,
-        new_values: torch.Tensor,
+        new: tuple[torch.Tensor, torch.Tensor],
         cache: KvCache,
+        workspace: Workspace,
     ) -> torch.Tensor:
         q = query[self.tokens].transpose(0, 1)[None]
-        if self.pages is None or self.mask is None:
-            keys = new_keys[self.tokens].transpose(0, 1)[None]
-            values = new_values[self.tokens].transpose(0, 1)[None]
+        if self.gather is None or self.mask is None:
+            keys, values = (part[self.tokens].transpose(0, 1)[None] for part in new)
             out = F.scaled_dot_product_attention(q, keys, values, is_causal=True, enable_gqa=True)
         else:
-            keys, values = _gathered(cache, self.pages[layer], 1)
-            length = self.mask.shape[1]
+            space = workspace.take(self.mask.shape[1] * cache.kv_heads * query.shape[2])
+            keys, values = cache.gather(self.gather[layer], 1, space)
             out = F.scaled_dot_product_attention(
-                q,
-                keys[:, :, :length],
-                values[:, :, :length],
-                attn_mask=self.mask,
-                enable_gqa=True,
+                q, keys, values, attn_mask=self.mask, enable_gqa=True
             )
         return out[0].transpose(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class GatherPlan:
-    """Buckets of decodes and single chunks that together cover `num_tokens` query tokens."""
+    """Buckets of decodes and single chunks that together cover all query tokens."""
 
     buckets: tuple[_Bucket, ...]
     chunks: tuple[_Chunk, ...]
-    num_tokens: int
+    cache: KvCache
+    workspace: Workspace
 
     def attend(
         self,
@@ -155,18 +182,42 @@ class GatherPlan:
         query: torch.Tensor,
         new_keys: torch.Tensor,
         new_values: torch.Tensor,
-        cache: KvCache,
     ) -> torch.Tensor:
+        new = (new_keys, new_values)
         if not self.chunks and len(self.buckets) == 1 and isinstance(self.buckets[0].tokens, slice):
-            return self.buckets[0].attend(layer, query, cache)
+            return self.buckets[0].attend(layer, query, self.cache, self.workspace)
         if not self.buckets and len(self.chunks) == 1:
-            return self.chunks[0].attend(layer, query, new_keys, new_values, cache)
+            return self.chunks[0].attend(layer, query, new, self.cache, self.workspace)
         out = torch.empty_like(query)
         for bucket in self.buckets:
-            out[bucket.tokens] = bucket.attend(layer, query, cache)
+            out[bucket.tokens] = bucket.attend(layer, query, self.cache, self.workspace)
         for chunk in self.chunks:
-            out[chunk.tokens] = chunk.attend(layer, query, new_keys, new_values, cache)
+            out[chunk.tokens] = chunk.attend(layer, query, new, self.cache, self.workspace)
         return out
+
+
+def _by_products(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    attn_mask: torch.Tensor,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """scaled_dot_product_attention of one query per head, as two batched products.
+
+    PyTorch's CPU kernel takes 3 to 10 times as long in bfloat16 as in float32 for single queries;
+    the batched product uses the processor's bfloat16 instructions. Softmax is in float32.
+    """
+    assert enable_gqa
+    rows, heads, _, width = query.shape
+    groups = rows * keys.shape[1]
+    tokens = keys.shape[2]
+    q = query.reshape(groups, -1, width)
+    k = keys.reshape(groups, tokens, width)
+    scores = torch.bmm(q, k.transpose(1, 2)).float().view(rows, heads, 1, tokens)
+    weights = torch.softmax(scores.mul_(width**-0.5).add_(attn_mask), dim=-1).to(query.dtype)
+    return torch.bmm(weights.view(groups, -1, tokens), values.reshape(groups, tokens, width))
 
 
 def _buckets(
@@ -203,11 +254,3 @@ def _as_index(tokens: npt.NDArray[np.int32], device: torch.device) -> Index:
     if int(tokens[-1]) - first == n - 1:
         return slice(first, first + n)
     return torch.from_numpy(tokens.astype(np.int64)).to(device)
-
-
-def _gathered(cache: KvCache, pages: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values [rows, kv_heads, tokens, head_dim] of `pages` (rows * pages per row)."""
-    shape = (rows, -1, *cache.keys.shape[2:])
-    keys = cache.keys.index_select(0, pages).view(shape)
-    values = cache.values.index_select(0, pages).view(shape)
-    return keys.transpose(1, 2), values.transpose(1, 2)

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from helix_mq.layers import LayerRange
-from nodes.kv_cache import KvCache
+from nodes.kv_cache import KvCache, KvLayout
 from nodes.model.batch import RowSpec, SliceBatch, SliceOutput
 from nodes.model.slice import ModelSlice
 
@@ -117,12 +117,9 @@ class Chain:
     """A model cut into slices, each with its own KV cache, as nodes would hold it."""
 
     def __init__(
-        self, folder: Path, ranges: list[LayerRange], page_tokens: int, attention: str = "auto"
+        self, folder: Path, ranges: list[LayerRange], page_tokens: int, layout: KvLayout | None
     ) -> None:
-        self.slices = [
-            ModelSlice.load(folder, r, device=CPU, dtype=torch.float32, attention=attention)
-            for r in ranges
-        ]
+        self.slices = [ModelSlice.load(folder, r, device=CPU, dtype=torch.float32) for r in ranges]
         self.caches = [
             KvCache.allocate(
                 s.config,
@@ -130,6 +127,7 @@ class Chain:
                 device=CPU,
                 dtype=torch.float32,
                 page_tokens=page_tokens,
+                layout=layout,
             )
             for s in self.slices
         ]
@@ -175,10 +173,10 @@ def chain() -> Any:
         checkpoint: Checkpoint,
         cuts: list[tuple[int, int]] | None = None,
         page_tokens: int = 4,
-        attention: str = "auto",
+        layout: KvLayout | None = None,
     ) -> Chain:
         ranges = [LayerRange(a, b) for a, b in cuts or [(0, checkpoint.num_layers)]]
-        made.append(Chain(checkpoint.folder, ranges, page_tokens, attention))
+        made.append(Chain(checkpoint.folder, ranges, page_tokens, layout))
         return made[-1]
 
     yield make
