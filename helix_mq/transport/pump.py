@@ -1,0 +1,69 @@
+"""Drives one zmq socket from the event loop: wakes on its FD, works in bounded slices.
+
+A zmq FD tells of commands in the socket's mailbox, once: a call that happens to read the mailbox
+(a send does) takes the wake-up with it. So whoever touches the socket pokes the pump, which looks
+again on the loop's next turn, once for all pokes of this turn. Works under asyncio and uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import zmq
+
+log = logging.getLogger(__name__)
+
+SLICE_MESSAGES = 256
+SLICE_S = 0.001
+"""A slice of work ends after so many messages or so much time, and goes on after other tasks."""
+
+
+class Pump:
+    """Calls `step` whenever the socket may have something.
+
+    `step` does a bounded piece of work without blocking and says whether more is waiting. It must
+    leave the socket drained when it says no.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], step: Callable[[], bool], where: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._socket = socket
+        self._step = step
+        self._where = where
+        self._fd = int(socket.getsockopt(zmq.FD))
+        self._due = False
+        self.stopped = False
+        self._loop.add_reader(self._fd, self._run)
+        # What came in before the reader was there has already rung its bell.
+        self.poke()
+
+    def poke(self) -> None:
+        """Has the socket looked at on the loop's next turn."""
+        if not self._due and not self.stopped:
+            self._due = True
+            self._loop.call_soon(self._run_due)
+
+    def stop(self) -> None:
+        """No step runs after this."""
+        if not self.stopped:
+            self.stopped = True
+            self._loop.remove_reader(self._fd)
+
+    def _run_due(self) -> None:
+        self._due = False
+        self._run()
+
+    def _run(self) -> None:
+        if self.stopped:
+            return
+        try:
+            more = self._step()
+        except zmq.ZMQError as e:
+            # Only a closed context or socket ends here; steps handle the rest themselves.
+            log.error("%s: the socket failed: %s", self._where, e)
+            self.stop()
+            return
+        if more:
+            self.poke()

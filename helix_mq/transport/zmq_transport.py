@@ -1,0 +1,143 @@
+"""Transport over ZeroMQ: opens sockets in one context, hands them to listeners and connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+
+import zmq
+
+from helix_mq.transport.api import DisconnectHandler, Handler, StateHandler
+from helix_mq.transport.endpoints import BadEndpoint, EndpointUnavailable, require_security
+from helix_mq.transport.limits import DEFAULT_LIMITS, Limits
+from helix_mq.transport.options import (
+    apply_client_keys,
+    apply_dialling,
+    apply_limits,
+    apply_server_keys,
+)
+from helix_mq.transport.security import ClientSecurity, ServerSecurity
+from helix_mq.transport.statistics import Counters
+from helix_mq.transport.zap import ZapHandler
+from helix_mq.transport.zmq_connection import MAX_NAME_BYTES, ZmqConnection
+from helix_mq.transport.zmq_listener import ZmqListener
+
+_SCHEMES = frozenset({"tcp", "ipc"})
+
+
+class ZmqTransport:
+    """One ZeroMQ context. Belongs to the event loop it is first used on.
+
+    io_threads: threads that move bytes, and encrypt them where keys are in use; one carries some
+        gigabytes per second in the clear, about half of one with keys.
+    """
+
+    def __init__(self, io_threads: int = 1) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads)
+        self._zap: ZapHandler | None = None
+        self._channels: list[ZmqListener | ZmqConnection] = []
+        self._domains = itertools.count(1)
+        self._closed = False
+
+    async def listen(
+        self,
+        endpoint: str,
+        handler: Handler,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        security: ServerSecurity | None = None,
+        insecure: bool = False,
+        on_disconnect: DisconnectHandler | None = None,
+    ) -> ZmqListener:
+        """See Transport.listen."""
+        require_security(endpoint, security is not None, insecure, _SCHEMES)
+        counters = Counters(f"listener {endpoint}")
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        try:
+            apply_limits(socket, endpoint, limits)
+            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            if security is not None:
+                domain = f"helix-mq-{next(self._domains)}"
+                self._zap = self._zap or ZapHandler(self._context)
+                self._zap.add_domain(domain, security.allow, counters)
+                apply_server_keys(socket, security, domain)
+            allow = security.allow if security is not None else None
+            listener = ZmqListener(socket, handler, limits, allow, on_disconnect, counters)
+        except BaseException:
+            socket.close(0)
+            raise
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as e:
+            await listener.close()
+            raise EndpointUnavailable(
+                f"cannot listen on {endpoint}: {_why(e)}", param="endpoint"
+            ) from None
+        listener.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._channels.append(listener)
+        return listener
+
+    async def connect(
+        self,
+        endpoint: str,
+        handler: Handler,
+        *,
+        routing_id: bytes | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        security: ClientSecurity | None = None,
+        insecure: bool = False,
+        on_state: StateHandler | None = None,
+    ) -> ZmqConnection:
+        """See Transport.connect."""
+        require_security(endpoint, security is not None, insecure, _SCHEMES)
+        if routing_id is not None and not 0 < len(routing_id) <= MAX_NAME_BYTES:
+            raise BadEndpoint(
+                f"routing_id of {len(routing_id)} bytes: must have 1 to {MAX_NAME_BYTES}",
+                param="routing_id",
+            )
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        try:
+            apply_limits(socket, endpoint, limits)
+            apply_dialling(socket, limits)
+            if security is not None:
+                apply_client_keys(socket, security)
+            connection = ZmqConnection(
+                socket,
+                endpoint,
+                handler,
+                limits,
+                name=routing_id,
+                server=security.server_public if security is not None else None,
+                on_state=on_state,
+                counters=Counters(f"connection to {endpoint}"),
+            )
+        except zmq.ZMQError as e:
+            socket.close(0)
+            raise EndpointUnavailable(
+                f"cannot connect to {endpoint}: {_why(e)}", param="endpoint"
+            ) from None
+        self._channels.append(connection)
+        return connection
+
+    async def close(self) -> None:
+        """Closes every socket and waits, bounded by their `linger_s`, until all bytes are out."""
+        if self._closed:
+            return
+        self._closed = True
+        for channel in self._channels:
+            with contextlib.suppress(zmq.ZMQError):
+                await channel.close()
+        self._channels.clear()
+        if self._zap is not None:
+            self._zap.close()
+        # Ends the I/O threads; blocks until lingering sockets are done, so not on the loop.
+        await asyncio.to_thread(self._context.term)
+
+
+def _why(error: zmq.ZMQError) -> str:
+    if error.errno == zmq.EADDRINUSE:
+        return "the address is in use by another process"
+    if error.errno == zmq.EADDRNOTAVAIL:
+        return "this machine has no such address"
+    return str(error.strerror)
