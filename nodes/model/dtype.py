@@ -1,8 +1,8 @@
 """Which number format a node computes in: what was asked for, or the best that loses nothing.
 
 `auto` on a CPU never goes below the precision of the weights on disk, and takes 16 bits only where
-a measurement with the model's own shapes says that it is not slower. On CUDA 16 bits always win, and
-the FlashAttention kernels know nothing else.
+a measurement with the model's own shapes says that it is not slower. On CUDA 16 bits always win,
+and the FlashAttention kernels know nothing else.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def _config(dtype: str) -> ModelConfig:
             "vocab_size": 8,
             "max_position_embeddings": 64,
             "torch_dtype": dtype,
-        }  # fmt: skip
+        }
     )
 
 
