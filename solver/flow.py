@@ -109,8 +109,9 @@ def max_flow(
         if edge.kind is CutKind.LINK
     )
     node_flow = {e.src: flow for e, flow in flows.items() if e.kind is CutKind.ENGINE}
-    value = residual.graph["flow_value"] / UNITS_PER_TOKEN
-    return FlowSolution(float(value), node_flow, edges, graph.min_cut(residual))
+    cut = graph.min_cut(residual)
+    value = math.fsum(edge.capacity_tokens_per_s for edge in cut)
+    return FlowSolution(value, node_flow, edges, cut)
 
 
 def link_bytes(problem: Problem, link: ProblemLink) -> int:

@@ -1,7 +1,7 @@
 """Reads the published system's clusters (JSON extraction) into Problems and placements.
 
-The files are data to compare with: measured tables, links, published placements. Bandwidths act as
-bytes/s there, and are taken so. Nothing is evaluated; every field is checked, and an error names it.
+The files are data to compare with: measured tables, links, published placements. Bandwidths act
+as bytes/s there, and are taken so. Nothing is evaluated; every field is checked, errors name it.
 """
 
 from __future__ import annotations
