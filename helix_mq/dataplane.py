@@ -82,7 +82,14 @@ class InLink:
     def grant(self) -> None:
         grant = self._credit.grant()
         if grant is not None:
-            self._plane.answer(self.routing_id, Grant(self._plane.me, self.link, grant.total_bytes))
+            self._tell(grant.total_bytes)
+
+    def announce(self) -> None:
+        """Repeats the present grant, in case the last one was lost."""
+        self._tell(self._credit.announce().total_bytes)
+
+    def _tell(self, total_bytes: int) -> None:
+        self._plane.answer(self.routing_id, Grant(self._plane.me, self.link, total_bytes))
 
 
 class OutLink:
@@ -284,6 +291,11 @@ class DataPlane:
     def overdraft(self) -> None:
         for link in self._out.values():
             link.overdraft()
+
+    def refresh(self) -> None:
+        """Repeats every link's grant; call about once a second. A lost grant stops a link."""
+        for link in self._in.values():
+            link.announce()
 
     def statistics(self) -> tuple[OutLinkStatistics, ...]:
         return tuple(self._out[name].statistics() for name in sorted(self._out))

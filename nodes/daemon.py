@@ -65,7 +65,7 @@ class NodeDaemon:
             insecure=security.insecure,
             window_bytes=settings.window,
         )
-        self._worker: Worker | None = None
+        self.worker: Worker | None = None
         self._steps: asyncio.Task[None] | None = None
         self._control: Connection | None = None
         self._control_up = False
@@ -101,7 +101,7 @@ class NodeDaemon:
             asyncio.create_task(self._assign_for_ever(), name="assignments"),
             asyncio.create_task(self._peers_for_ever(), name="peers"),
         ]
-        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        stopping: asyncio.Task[bool] = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
             await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
@@ -109,7 +109,8 @@ class NodeDaemon:
                     task.result()
             await self._drain()
         finally:
-            for task in [*tasks, stopping]:
+            stopping.cancel()
+            for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
             await self._close()
@@ -193,12 +194,13 @@ class NodeDaemon:
     async def _heartbeats(self) -> None:
         while True:
             await asyncio.sleep(self.settings.heartbeat_s)
+            self._plane.refresh()
             if self._control_up:
                 self._say(self._heartbeat())
 
     def _heartbeat(self) -> control.Heartbeat:
         self._sequence += 1
-        work = self._worker.statistics() if self._worker is not None else None
+        work = self.worker.statistics() if self.worker is not None else None
         return control.Heartbeat(
             node=self.settings.name,
             incarnation=self._incarnation,
@@ -284,7 +286,7 @@ class NodeDaemon:
     def _start_worker(self, order: control.Assign, layers: LayerRange, loaded: Loaded) -> None:
         config = loaded.config
         batch = self.settings.batch
-        self._worker = Worker(
+        self.worker = Worker(
             NodeView(
                 node=self.settings.name,
                 epochs=frozenset({order.epoch}),
@@ -306,7 +308,7 @@ class NodeDaemon:
             blocked_peers=self._plane.blocked_peers,
             overdraft=self._plane.overdraft,
         )
-        self._steps = asyncio.create_task(self._worker.run(), name="steps")
+        self._steps = asyncio.create_task(self.worker.run(), name="steps")
         self._steps.add_done_callback(self._steps_done)
 
     def _steps_done(self, task: asyncio.Task[None]) -> None:
@@ -316,7 +318,7 @@ class NodeDaemon:
 
     async def _stop_worker(self) -> None:
         self._holding = None
-        worker, self._worker = self._worker, None
+        worker, self.worker = self.worker, None
         if self._steps is not None:
             self._steps.cancel()
             await asyncio.gather(self._steps, return_exceptions=True)
@@ -334,8 +336,8 @@ class NodeDaemon:
             case data.FrameHeader() as header:
                 self._on_frame(sender, header, message, nbytes, link)
             case data.Release() as release if sender == ROUTER:
-                if self._worker is not None:
-                    self._worker.on_release(release)
+                if self.worker is not None:
+                    self.worker.on_release(release)
             case _:
                 reason = FrameError(f"stray {message.kind.name}", reason="kind")
                 self._plane.count_bad(sender, reason)
@@ -347,7 +349,7 @@ class NodeDaemon:
             link.consumed(nbytes)
             self._plane.count_bad(sender, FrameError("another's name", reason="identity"))
             return
-        if self._worker is None:
+        if self.worker is None:
             link.consumed(nbytes)
             items = tuple(
                 data.RefusedItem(
@@ -358,7 +360,7 @@ class NodeDaemon:
             self._plane.send(ROUTER, data.Refused(header.epoch, self.settings.name, items))
             return
         try:
-            self._worker.on_frame(header, message.buffers, lambda: link.consumed(nbytes))
+            self.worker.on_frame(header, message.buffers, lambda: link.consumed(nbytes))
         except FrameError as e:
             self._plane.count_bad(sender, e)
             items = tuple(
@@ -368,9 +370,9 @@ class NodeDaemon:
             self._plane.send(ROUTER, data.Refused(header.epoch, self.settings.name, items))
 
     def _on_link_lost(self, peer: str) -> None:
-        if self._worker is not None:
-            self._worker.on_link_lost(peer)
+        if self.worker is not None:
+            self.worker.on_link_lost(peer)
 
     def _on_credit(self) -> None:
-        if self._worker is not None:
-            self._worker.wake()
+        if self.worker is not None:
+            self.worker.wake()

@@ -75,6 +75,7 @@ class Engine:
                 params=spec.sampling,
                 prompt_tokens=spec.prompt_tokens,
                 history=history if history is not None else np.empty(0, dtype=np.int32),
+                eos_ids=self._model.config.eos_ids,
             )
         try:
             self._pool.ensure(seq, work.position + work.count)
@@ -86,6 +87,9 @@ class Engine:
         self._samplers.pop(seq, None)
         if seq in self._pool:
             self._pool.free(seq)
+
+    def check(self) -> None:
+        self._pool.check()
 
     def run(self, batch: Batch, epoch: int) -> StepResult:
         """One pass over the slice's layers for all rows, then sampling for those that end here."""
@@ -163,7 +167,7 @@ class Engine:
             payload = work.payload
             spec = payload.spec if work.sample else None
             if spec is not None and payload.history is not None:
-                histories.append(memoryview(payload.history).cast("B"))
+                histories.append(payload.history.data.cast("B"))
             rows.append(
                 Row(
                     request=work.seq.request,
@@ -185,7 +189,7 @@ class Engine:
             rows=tuple(rows),
             routes=tuple(routes),
         )
-        payload_view = memoryview(hidden.view(torch.uint8).numpy().reshape(-1))
+        payload_view = hidden.view(torch.uint8).numpy().reshape(-1).data
         buffers: tuple[memoryview, ...] = (payload_view,)
         if histories:
             buffers += (histories[0] if len(histories) == 1 else memoryview(b"".join(histories)),)

@@ -57,7 +57,7 @@ class Loaded:
     notes: str
 
 
-def kv_pages_within(request: LoadRequest, config: ModelConfig) -> int:
+def kv_pages_within(request: LoadRequest, config: ModelConfig, page_tokens: int) -> int:
     """Layer-pages that fit beside the weights; ConfigError in words when too few do.
 
     Never more than 64 sequences of the full context would fill: a pool nobody can use only costs
@@ -65,9 +65,9 @@ def kv_pages_within(request: LoadRequest, config: ModelConfig) -> int:
     """
     weights = config.slice_weight_bytes(request.layers, request.dtype.itemsize)
     left = request.memory_bytes * (1 - _WORKSPACE_SHARE) - weights
-    page = KvCache.page_bytes(config, request.dtype, DEFAULT_PAGE_TOKENS)
+    page = KvCache.page_bytes(config, request.dtype, page_tokens)
     pages = int(left // page)
-    per_sequence = len(request.layers) * -(-config.max_context // DEFAULT_PAGE_TOKENS)
+    per_sequence = len(request.layers) * -(-config.max_context // page_tokens)
     least = len(request.layers)
     if pages < least:
         raise ConfigError(
@@ -83,7 +83,8 @@ def load(request: LoadRequest, report: Report) -> Loaded:
     """Loads, allocates, warms up. Raises ConfigError or ModelFormatError in words."""
     started_s = time.perf_counter()
     config = ModelConfig.from_folder(request.folder)
-    pages = kv_pages_within(request, config)
+    # Before anything is read: a slice that leaves no room for KV is refused at once.
+    kv_pages_within(request, config, DEFAULT_PAGE_TOKENS)
     report(f"loading {request.layers}")
     model = ModelSlice.load(
         request.folder,
@@ -97,14 +98,16 @@ def load(request: LoadRequest, report: Report) -> Loaded:
             else None
         ),
     )
-    cache = KvCache.allocate(config, total_pages=pages, device=request.device, dtype=request.dtype)
+    page_tokens = model.page_tokens()
+    pages = kv_pages_within(request, config, page_tokens)
+    cache = model.new_cache(pages, page_tokens)
     report("warming up")
     rate = _measure(model, cache)
     return Loaded(
         engine=Engine(request.node, model, cache),
         config=config,
         kv_pages=pages,
-        page_tokens=DEFAULT_PAGE_TOKENS,
+        page_tokens=page_tokens,
         load_s=time.perf_counter() - started_s,
         layer_tokens_per_s=rate,
         notes=f"{str(request.dtype).removeprefix('torch.')} on {request.device}, "
@@ -115,7 +118,11 @@ def load(request: LoadRequest, report: Report) -> Loaded:
 def _measure(model: ModelSlice, cache: KvCache) -> float:
     """Tokens of one layer per second over a few small prefills and decodes; also the warm-up."""
     config, layers = model.config, model.layers
-    count = min(_WARM_UP_TOKENS, config.max_context - 1, cache.pool.total_pages // len(layers) * 16)
+    count = min(
+        _WARM_UP_TOKENS,
+        config.max_context - 1,
+        cache.pool.total_pages // len(layers) * cache.page_tokens,
+    )
     best = 0.0
     for step in range(_WARM_UP_STEPS):
         seq = ("warm-up", step)

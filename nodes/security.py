@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from helix_mq.errors import ConfigError
-from helix_mq.keys import KeyPair
+from helix_mq.keys import load_key
 from helix_mq.messages.control import Peers
 from helix_mq.transport import AllowList, ClientSecurity, ServerSecurity
 from nodes.settings import SecuritySection
@@ -20,7 +20,7 @@ class NodeSecurity:
                 "public key (see `helix-mq keys`), or neither on loopback",
                 param=f"security.{missing}",
             )
-        self.key = KeyPair.load(settings.key_file) if settings.key_file is not None else None
+        self.key = load_key(settings.key_file) if settings.key_file is not None else None
         self.insecure = settings.insecure
         self._router_public = settings.router_public_key
         self._allow = AllowList()

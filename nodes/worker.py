@@ -74,6 +74,10 @@ class StepEngine(Protocol):
 
     def free(self, seq: SeqKey) -> None: ...
 
+    def check(self) -> None:
+        """Raises AssertionError if a page is lost or doubly held."""
+        ...
+
     @property
     def free_pages(self) -> int: ...
 
@@ -270,6 +274,11 @@ class Worker:
             self._frees.append(seq)
         else:
             self._engine.free(seq)
+
+    def check(self) -> None:
+        """Raises AssertionError if pages, rows or sequences are unaccounted for; device idle."""
+        self._engine.check()
+        assert sorted(self._next_hop) == sorted(self._ledger.sequences())
 
     def statistics(self) -> WorkerStatistics:
         waiting = self._batcher.statistics()

@@ -298,9 +298,13 @@ class RouterApp:
     # -- tasks --------------------------------------------------------------
 
     async def _tick_for_ever(self) -> None:
+        ticks = 0
         while True:
             await asyncio.sleep(TICK_S)
             self._apply(ev.Tick())
+            ticks += 1
+            if ticks % 4 == 0:
+                self._plane.refresh()
 
     async def _sync_peers_for_ever(self) -> None:
         """Whenever membership changes: own connections, the allow-list, and everyone's list."""

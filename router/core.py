@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from helix_mq.clock import Clock
 from helix_mq.errors import (
@@ -29,7 +30,7 @@ from router.admission import ThroughputMeter, WaitingQueue
 from router.cluster_core import ClusterCore
 from router.kv_books import KvBooks
 from router.routes import RouteChooser, widest_route_tokens
-from router.service import Broken, Generation
+from router.service import Broken, Generation, StreamEvent
 from router.sessions import Session, State
 from router.text import TextStream
 
@@ -103,6 +104,10 @@ class Core:
         self._pump()
         return self._effects
 
+    @property
+    def max_context(self) -> int:
+        return self._settings.max_context
+
     def _membership(self, event: ev.Event) -> None:
         change = self.cluster.handle(event)
         self._effects.extend(change.effects)
@@ -166,9 +171,8 @@ class Core:
         while (request := self._queue.head()) is not None:
             session = self._sessions[request]
             tokens = session.expected_tokens(self._settings.expected_output_tokens)
-            route = self._chooser.choose(
-                session.length_tokens, lambda hop, n=tokens: self._books.has_room(hop, n)
-            )
+            room_for = partial(self._books.has_room, tokens=tokens)
+            route = self._chooser.choose(session.length_tokens, room_for)
             if route is None:
                 return
             self._queue.remove(request)
@@ -241,7 +245,7 @@ class Core:
             if node in self.cluster.membership:
                 self._effects.append(ev.SendRelease(node, item))
 
-    def _end(self, session: Session, last: ev.StreamEvent) -> None:
+    def _end(self, session: Session, last: StreamEvent) -> None:
         self._release(session)
         self._queue.remove(session.request)
         session.move(State.ENDED)

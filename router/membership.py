@@ -7,7 +7,7 @@ rejection, so that two processes never serve under one name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -52,7 +52,7 @@ class Membership:
     def __contains__(self, node: str) -> bool:
         return node in self._members
 
-    def __iter__(self) -> Iterable[Member]:
+    def __iter__(self) -> Iterator[Member]:
         return iter([self._members[name] for name in sorted(self._members)])
 
     def get(self, node: str) -> Member | None:

@@ -102,4 +102,4 @@ def build_frame(rows: Sequence[SendRow], epoch: int) -> tuple[FrameHeader, list[
 
 
 def _int32(values: list[int]) -> memoryview:
-    return memoryview(np.array(values, dtype="<i4")).cast("B")
+    return np.array(values, dtype="<i4").data.cast("B")

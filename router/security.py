@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from helix_mq.errors import ConfigError, FrameError
-from helix_mq.keys import KeyPair, load_allow_list
+from helix_mq.keys import load_allow_list, load_key
 from helix_mq.transport import AllowList, ServerSecurity
 from router.settings import SecuritySection
 
@@ -19,7 +19,7 @@ class RouterSecurity:
                 "(see `helix-mq keys`), or neither on loopback",
                 param=f"security.{missing}",
             )
-        self.key = KeyPair.load(settings.key_file) if settings.key_file is not None else None
+        self.key = load_key(settings.key_file) if settings.key_file is not None else None
         self.allow: AllowList | None = (
             load_allow_list(settings.allow_file) if settings.allow_file is not None else None
         )

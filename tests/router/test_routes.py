@@ -96,7 +96,9 @@ def test_a_route_is_found_whenever_one_exists(
 
     def reachable(source: NodeId, at: int) -> bool:
         return any(
-            node not in full and ends[node] > at and (ends[node] == 8 or reachable(node, ends[node]))
+            node not in full
+            and ends[node] > at
+            and (ends[node] == 8 or reachable(node, ends[node]))
             for node, _ in edges.get(source, ())
         )
 

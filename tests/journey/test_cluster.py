@@ -1,0 +1,48 @@
+"""Real routers and nodes in one process: tokens equal one machine's, whatever the route."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tests.cluster import cluster, greedy
+
+PLACEMENTS = {
+    "one node": {"a": "0:6"},
+    "two uneven": {"a": "0:5", "b": "5:6"},
+    "four, single layers and overlaps": {"a": "0:1", "b": "1:4", "c": "3:5", "d": "4:6"},
+    "two ways": {"a": "0:3", "b": "0:4", "c": "2:6", "d": "4:6"},
+}
+
+
+def reference(folder: Path, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+    """Greedy tokens of transformers on the same weights."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("zmq", [False, True], ids=["memory", "zmq"])
+@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS.keys())
+async def test_greedy_tokens_equal_transformers(
+    tiny_folder: Path, placement: dict[str, str], zmq: bool
+) -> None:
+    prompts = [tuple(range(3, 3 + n)) for n in (1, 17, 150)]
+    async with cluster(tiny_folder, placement, zmq=zmq) as c:
+        results = await asyncio.gather(*(c.run(greedy(p, 64)) for p in prompts))
+    for prompt, result in zip(prompts, results, strict=True):
+        assert result.token_ids == reference(tiny_folder, prompt, 64)
+        assert result.finish.finish_reason == "length"
+        assert result.finish.output_tokens == 64
