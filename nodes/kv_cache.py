@@ -99,6 +99,16 @@ class KvCache:
         self.keys.view(-1, *unit).index_copy_(0, slots, keys.reshape(-1, *unit))
         self.values.view(-1, *unit).index_copy_(0, slots, values.reshape(-1, *unit))
 
+    def read(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [tokens, kv_heads, head_dim] at `slots`, as write() takes them."""
+        heads, width = self.kv_heads, self.keys.shape[3]
+        unit = (heads, width) if self.layout is KvLayout.TOKEN_MAJOR else (width,)
+        keys, values = (
+            pages.view(-1, *unit).index_select(0, slots).view(-1, heads, width)
+            for pages in (self.keys, self.values)
+        )
+        return keys, values
+
     def gather_index(self, pages: I32) -> I32:
         """What gather() takes: [layers, ...] from page ids [layers, rows, pages per row]."""
         if self.layout is KvLayout.TOKEN_MAJOR:

@@ -77,7 +77,7 @@ class ModelSlice:
                 f"{layers} were asked for, but the model in {folder} has {config.num_layers}",
                 param="layers",
             )
-        choice = choose_attention(device, dtype, attention)
+        choice = choose_attention(config, device, dtype, attention)
         weights = load_slice(
             folder, config, layers, device=device, dtype=dtype, progress=progress, reader=reader
         )

@@ -7,15 +7,32 @@ segment. Keys and values of the rows' own tokens are in the cache before `attend
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from helix_mq.errors import LocalError
 from nodes.kv_cache import KvCache, KvLayout
 
 I32 = npt.NDArray[np.int32]
+Index = slice | torch.Tensor
+
+
+def as_index(tokens: npt.NDArray[np.integer[Any]], device: torch.device) -> Index:
+    """Ascending token numbers as an index: a slice where they are consecutive, since slicing makes
+    a view and indexing copies."""
+    first, n = int(tokens[0]), len(tokens)
+    if int(tokens[-1]) - first == n - 1:
+        return slice(first, first + n)
+    return torch.from_numpy(tokens.astype(np.int64)).to(device)
+
+
+class BackendUnavailable(LocalError):
+    """An attention backend cannot exist here; the text says why."""
+
+    code = "attention_unavailable"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,12 @@ import torch
 from torch.nn import functional as F
 
 from nodes.kv_cache import KvCache
-from nodes.model.attention.base import AttentionRows
+from nodes.model.attention.base import AttentionRows, Index, as_index
 
 _BUCKET_FILL = 0.7
 """A row shorter than this part of its bucket's longest starts a new bucket..."""
 _BUCKET_MIN_SAVED_TOKENS = 64
 """...but only where that saves so much reading; a kernel call costs about as much."""
-
-Index = slice | torch.Tensor
 
 
 class GatherAttention:
@@ -68,7 +66,7 @@ class GatherAttention:
         at = first_page[:, None] * page_tokens + np.arange(pages * page_tokens)
         hidden = (at >= lens[:, None]) | (at < visible[:, None])
         return _Bucket(
-            tokens=_as_index(rows.starts[members], self._device),
+            tokens=as_index(rows.starts[members], self._device),
             gather=torch.from_numpy(cache.gather_index(picked)).to(self._device),
             mask=self._mask(hidden)[:, None, None, :],
         )
@@ -246,11 +244,3 @@ def _first_visible(query_at: npt.NDArray[np.int32], window: int | None) -> npt.N
     if window is None:
         return np.zeros_like(query_at)
     return np.maximum(query_at - window + 1, 0)
-
-
-def _as_index(tokens: npt.NDArray[np.int32], device: torch.device) -> Index:
-    """A slice where the tokens are consecutive: slicing makes a view, indexing copies."""
-    first, n = int(tokens[0]), len(tokens)
-    if int(tokens[-1]) - first == n - 1:
-        return slice(first, first + n)
-    return torch.from_numpy(tokens.astype(np.int64)).to(device)

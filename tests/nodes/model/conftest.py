@@ -13,6 +13,8 @@ import transformers
 
 from helix_mq.layers import LayerRange
 from nodes.kv_cache import KvCache, KvLayout
+from nodes.model.attention.base import AttentionBackend
+from nodes.model.attention.choose import AttentionChoice
 from nodes.model.batch import RowSpec, SliceBatch, SliceOutput
 from nodes.model.slice import ModelSlice
 
@@ -174,9 +176,13 @@ def chain() -> Any:
         cuts: list[tuple[int, int]] | None = None,
         page_tokens: int = 4,
         layout: KvLayout | None = None,
+        backend: AttentionBackend | None = None,
     ) -> Chain:
         ranges = [LayerRange(a, b) for a, b in cuts or [(0, checkpoint.num_layers)]]
         made.append(Chain(checkpoint.folder, ranges, page_tokens, layout))
+        if backend is not None:
+            for part in made[-1].slices:
+                part.attention = AttentionChoice(backend, "given by the test")
         return made[-1]
 
     yield make
