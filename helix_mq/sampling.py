@@ -54,7 +54,7 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True):
         try:
             msgspec.convert(msgspec.to_builtins(self), SamplingParams)
         except msgspec.ValidationError as e:
-            raise InvalidRequest(_say(str(e)), param=_field(str(e))) from None
+            raise InvalidRequest(self._say(str(e)), param=_field(str(e))) from None
         if self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}",
@@ -66,6 +66,16 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True):
             )
         _check_ids([t for t, _ in self.logit_bias], vocab_size, "logit_bias")
         _check_ids(self.stop_token_ids, vocab_size, "stop_token_ids")
+
+    def _say(self, text: str) -> str:
+        """msgspec's complaint with the field's name and value in place of its path."""
+        what = text.partition(" - at ")[0]
+        field = _field(text)
+        if field is None:
+            return what
+        value = repr(getattr(self, field))
+        shown = value if len(value) <= 60 else value[:57] + "..."
+        return f"{field}={shown}: {what[0].lower()}{what[1:]}"
 
 
 def _check_ids(ids: list[int] | tuple[int, ...], vocab_size: int, param: str) -> None:
@@ -85,9 +95,3 @@ def _field(text: str) -> str | None:
     if index.isdecimal() and int(index) < len(fields):
         return fields[int(index)]
     return None
-
-
-def _say(text: str) -> str:
-    what, _, _ = text.partition(" - at ")
-    field = _field(text)
-    return f"{field}: {what[0].lower()}{what[1:]}" if field else what

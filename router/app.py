@@ -16,7 +16,7 @@ import msgspec
 
 from helix_mq.clock import Clock
 from helix_mq.dataplane import DataPlane, InLink, PeerAddress
-from helix_mq.errors import FrameError, LocalError
+from helix_mq.errors import FrameError, HelixError, LocalError
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER, NodeId, RequestId
 from helix_mq.messages import control, data
@@ -26,6 +26,7 @@ from router import events as ev
 from router.core import Core
 from router.outgoing import Outgoing
 from router.security import RouterSecurity
+from router.metrics import RouterMetrics
 from router.service import (
     Broken,
     Delta,
@@ -61,6 +62,7 @@ class RouterApp:
         self.tokenizer = tokenizer
         self.core = core
         self.max_context = core.max_context
+        self.vocab_size = core.vocab_size
         self.bad_messages: Counter[tuple[str, str]] = Counter()
         self._settings = settings
         self._transport = transport
@@ -88,6 +90,7 @@ class RouterApp:
         self._tasks: set[asyncio.Task[None]] = set()
         self._peers_changed = asyncio.Event()
         self._data_endpoint = ""
+        self.metrics = RouterMetrics(clock)
         self.closing = False
 
     # -- life ---------------------------------------------------------------
@@ -146,9 +149,11 @@ class RouterApp:
         self._streams[request] = stream
         try:
             self._apply(ev.Submitted(request, generation))
-        except Exception:
+        except HelixError as e:
             del self._streams[request]
+            self.metrics.refused(e)
             raise
+        self.metrics.accepted(request, stream.prompt_tokens)
         return stream
 
     def cancel(self, request: RequestId) -> None:
@@ -281,6 +286,7 @@ class RouterApp:
         if stream is None:
             return
         stream.push(effect.event)
+        self.metrics.saw(effect.request, effect.event)
         if not isinstance(effect.event, Delta):
             del self._streams[effect.request]
 

@@ -108,6 +108,10 @@ class Core:
     def max_context(self) -> int:
         return self._settings.max_context
 
+    @property
+    def vocab_size(self) -> int:
+        return self._config.vocab_size
+
     def _membership(self, event: ev.Event) -> None:
         change = self.cluster.handle(event)
         self._effects.extend(change.effects)

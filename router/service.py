@@ -122,6 +122,8 @@ class ServiceStatus:
     serving: bool
     reason: str
     """Why not serving, in words: `layers 12-17 are on no live node`; empty when serving."""
+    recovering: bool
+    """Not serving, but it was a moment ago: new requests may wait."""
     queued: int
     running: int
     flow_tokens_per_s: float = 0.0
@@ -135,6 +137,7 @@ class Service(Protocol):
 
     model_name: str
     max_context: int
+    vocab_size: int
     tokenizer: Tokenizer
 
     def submit(self, generation: Generation) -> EventStream:

@@ -15,6 +15,7 @@ def service_status(core: Core, links: Sequence[OutLinkStatistics]) -> ServiceSta
     return ServiceStatus(
         serving=core.cluster.serving,
         reason=core.cluster.why_not_serving(),
+        recovering=core.cluster.recovering,
         queued=statistics.waiting,
         running=statistics.running,
         flow_tokens_per_s=statistics.flow_tokens_per_s,

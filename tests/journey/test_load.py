@@ -141,13 +141,15 @@ async def test_a_burst_of_1000_ends_in_results_or_refusals_with_memory_flat(
     async with cluster(
         tiny_folder, TWO_WAYS, zmq=True, admission=admission, memory_bytes=2_000 * 1024
     ) as c:
-        await asyncio.gather(*(attempt(c, i) for i in range(1000)))
+        for _ in range(3):
+            # Allocators and caches fill up in the first bursts; from then on nothing may grow.
+            await asyncio.gather(*(attempt(c, i) for i in range(1000)))
         before = process.memory_info().rss
         outcomes = await asyncio.gather(*(attempt(c, i) for i in range(1000)))
         grown = process.memory_info().rss - before
     assert set(outcomes) == {"served", "refused"}
     assert outcomes.count("served") >= 100
-    assert grown < 32 << 20, f"{grown} bytes more after the second burst"
+    assert grown < 32 << 20, f"{grown} bytes more after the last burst"
 
 
 @pytest.mark.parametrize("victim", ["a", "b", "c", "d"])
