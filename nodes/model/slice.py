@@ -22,7 +22,7 @@ from nodes.kv_cache import KvCache
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.attention.base import AttentionPlan
 from nodes.model.attention.choose import AUTO, AttentionChoice, choose_attention
-from nodes.model.batch import SliceBatch, SliceOutput
+from nodes.model.batch import BatchError, SliceBatch, SliceOutput
 from nodes.model.checks import check_batch
 from nodes.model.layers import Block
 from nodes.model.metadata import SegmentIndex, index_segment
@@ -111,6 +111,7 @@ class ModelSlice:
         Each row's sequence must be open in `cache.pool` with room for position + count tokens, and
         its earlier tokens must have been run. BatchError, with nothing executed, otherwise.
         """
+        self._check_cache(cache)
         check_batch(batch, self.layers, self.config, cache.pool)
         rows = batch.rows
         stream = HiddenStream(rows, self._embed(batch.token_ids), self._to_compute(batch.hidden))
@@ -177,6 +178,21 @@ class ModelSlice:
         if ranks != list(range(len(order))):
             x = x[torch.tensor(ranks, device=self.device)]
         return weights.head(self._block.norm(x, weights.final_norm)).float()
+
+    def _check_cache(self, cache: KvCache) -> None:
+        backend = self.attention.backend
+        if backend.layout not in (None, cache.layout):
+            raise BatchError(f"{backend.name} attention reads no {cache.layout.value} KV pages")
+        if cache.page_tokens % backend.page_multiple:
+            raise BatchError(
+                f"{backend.name} attention reads pages of a multiple of {backend.page_multiple} "
+                f"tokens, not {cache.page_tokens}"
+            )
+        if cache.keys.dtype != self.dtype or cache.keys.device != self.device:
+            raise BatchError(
+                f"the KV cache is {cache.keys.dtype} on {cache.keys.device}, the slice computes in "
+                f"{self.dtype} on {self.device}"
+            )
 
     def _embed(self, token_ids: torch.Tensor | None) -> torch.Tensor | None:
         table = self._weights.embedding

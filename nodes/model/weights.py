@@ -112,6 +112,21 @@ def load_slice(
     )
 
 
+def held_bytes(
+    config: ModelConfig, layers: LayerRange, *, device: torch.device, dtype: torch.dtype
+) -> int:
+    """Memory that load_slice() will hold, to the few per cent that packing may pad.
+
+    More than config.slice_weight_bytes() in one case: a tied head in the slice that holds the
+    embedding is a second, packed copy on CPUs, as a packed table cannot be looked up in.
+    """
+    count = config.slice_weight_bytes(layers, dtype.itemsize)
+    both_ends = layers.first == 0 and layers.end == config.num_layers
+    if config.tie_embeddings and both_ends and can_pack(device, dtype):
+        count += config.embed_bytes(dtype.itemsize)
+    return count
+
+
 class _Source:
     """Reads, converts and moves one tensor at a time, and says how far it is."""
 

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from helix_mq.layers import LayerRange
+from nodes.kv_cache import KvCache
+from nodes.model.attention.choose import AttentionChoice
+from nodes.model.attention.kernels import FlashAttention2
+from nodes.model.attention.paged import PagedAttention
 from nodes.model.batch import BatchError, RowSpec, SliceBatch
+from nodes.model.slice import ModelSlice
+
+CPU = torch.device("cpu")
 
 ALL, TAIL = LayerRange(1, 4), LayerRange(2, 4)
 
@@ -94,3 +101,28 @@ def test_the_callers_tensors_stay_as_they_were(
     assert torch.equal(hidden, before)
     assert out.hidden.shape == (2, 64)
     assert not torch.equal(out.hidden, before)
+
+
+def test_a_cache_of_another_kind_is_refused(checkpoint: Callable[[str], Any]) -> None:
+    folder = checkpoint("llama2").folder
+    part = ModelSlice.load(folder, ALL, device=CPU, dtype=torch.float32)
+    other = ModelSlice.load(folder, ALL, device=CPU, dtype=torch.bfloat16)
+    batch = SliceBatch([_row()], hidden=HIDDEN)
+    with pytest.raises(BatchError, match=r"KV cache is torch\.bfloat16 on cpu, the slice computes"):
+        part.forward(batch, other.new_cache(8))
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("no kernel may run")
+
+    backend = PagedAttention("fa2", FlashAttention2(nothing, nothing), CPU)
+    part.attention = AttentionChoice(backend, "")
+    assert part.new_cache(2).page_tokens == 256
+    with pytest.raises(BatchError, match="fa2 attention reads no head_major KV pages"):
+        part.forward(
+            batch,
+            KvCache.allocate(
+                part.config, total_pages=2, device=CPU, dtype=torch.float32, page_tokens=256
+            ),
+        )
+    with pytest.raises(BatchError, match="multiple of 256 tokens, not 16"):
+        part.forward(batch, part.new_cache(8, page_tokens=16))

@@ -15,7 +15,7 @@ from helix_mq.models.config import ModelConfig
 from helix_mq.models.files import ModelFiles
 from helix_mq.models.safetensors_header import TensorEntry
 from nodes.model.slice import ModelSlice
-from nodes.model.weights import SafetensorsReader, load_slice
+from nodes.model.weights import SafetensorsReader, held_bytes, load_slice
 
 CPU = torch.device("cpu")
 
@@ -110,3 +110,18 @@ def test_layers_beyond_the_model_are_refused(checkpoint: Callable[[str], Any]) -
         ModelSlice.load(
             checkpoint("llama2").folder, LayerRange(2, 9), device=CPU, dtype=torch.float32
         )
+
+
+@pytest.mark.parametrize("family", ["smollm2", "qwen2", "llama_linear_biased"])
+@pytest.mark.parametrize("cut", [(0, 2), (2, 4), (0, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_is_known_before_loading(
+    checkpoint: Callable[[str], Any], family: str, cut: tuple[int, int], dtype: torch.dtype
+) -> None:
+    folder = checkpoint(family).folder
+    config = ModelConfig.from_folder(folder)
+    layers = LayerRange(cut[0], config.num_layers if cut[1] == 4 else cut[1])
+    weights = load_slice(folder, config, layers, device=CPU, dtype=dtype)
+    planned = held_bytes(config, layers, device=CPU, dtype=dtype)
+    # Packing rounds widths up to whole blocks, which shows at these tiny sizes.
+    assert planned <= weights.nbytes < 1.2 * planned
