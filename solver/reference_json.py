@@ -14,6 +14,7 @@ from pathlib import Path
 from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange, Placement
+from solver.objective import Points, StepTimes
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
 
 MAX_FILE_BYTES = 64 * 2**20
@@ -82,6 +83,31 @@ def read_reference_cluster(path: Path, *, simulator_sizes: bool = True) -> Refer
         name: _published(name, entry, layers) for name, entry in sorted(placements.items())
     }
     return ReferenceCluster(problem, published)
+
+
+def read_reference_profiles(path: Path) -> Mapping[str, Mapping[str, StepTimes]]:
+    """`profiles.json`: measured step times by model, then machine type. ReferenceFileError."""
+    models = _table(_load(path), "models")
+    profiles: dict[str, Mapping[str, StepTimes]] = {}
+    for model in sorted(models):
+        machines = _table(_table(models, model), "machines")
+        profiles[model] = {
+            name: StepTimes(
+                prefill=_points(_table(machines, name), "prompt_bs2time"),
+                decode=_points(_table(machines, name), "decode_bs2time"),
+            )
+            for name in sorted(machines)
+        }
+    return profiles
+
+
+def _points(data: Mapping[str, object], field: str) -> Points:
+    table = _table(data, field)
+    try:
+        sizes = sorted((float(key), key) for key in table)
+    except ValueError as error:
+        raise ReferenceFileError(f"{field}: batch sizes must be numbers", param=field) from error
+    return tuple((size, _number(table, key, field)) for size, key in sizes)
 
 
 def _load(path: Path) -> dict[str, object]:

@@ -1,0 +1,278 @@
+"""What a placement serves under a workload: an analytic model beside the max flow.
+
+The max flow counts tokens as if they came in any number. Here the requests in flight are limited by
+KV room, each needs a round trip per token (Little's law), nodes run batches whose time grows with
+their size, and prompts hold up decodes on nodes and links. Pure arithmetic on a placement, its flow
+and step-time tables; `docs/planner.md` says where it fails.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from helix_mq.errors import ConfigError
+from helix_mq.ids import NodeId
+from helix_mq.layers import Placement
+from solver.flow import FlowEdge, FlowSolution
+from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
+
+Points = tuple[tuple[float, float], ...]
+"""(tokens in the batch, seconds per layer), ascending; linear between, and beyond the last two."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds that one layer takes, by batch size: `prefill` in tokens, `decode` in requests.
+
+    A step with both takes the sum.
+    """
+
+    prefill: Points
+    decode: Points
+
+    def __post_init__(self) -> None:
+        for name, points in (("prefill", self.prefill), ("decode", self.decode)):
+            sizes = [size for size, _ in points]
+            if len(points) < 2 or sizes != sorted(set(sizes)) or points[-1][1] <= 0:
+                raise ConfigError(
+                    f"step_times.{name}: needs two points or more with rising batch sizes",
+                    param=name,
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Mean lengths, and how much of the KV room requests may expect to fill."""
+
+    input_tokens: float = 750.0
+    output_tokens: float = 240.0
+    kv_mark: float = 0.8
+
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens", "kv_mark"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"workload.{name}={value} must be positive", param=name)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingModel:
+    """Step times by machine type, and the workload to serve."""
+
+    step_times: Mapping[str, StepTimes]
+    workload: Workload = Workload()
+
+
+@dataclass(frozen=True, slots=True)
+class ServingEstimate:
+    """Steady state with as many requests in flight as KV room allows.
+
+    `limit` names what binds: KV room (more requests would give more), or a node or link that is
+    always busy. `busiest` is that node or link.
+    """
+
+    decode_tokens_per_s: float
+    requests_in_flight: float
+    round_trip_s: float
+    limit: str
+    busiest: str
+
+
+BURSTS = 5.0
+"""Prompts do not hold up rows one by one: what queued behind one travels on as a burst and queues
+again. Fitted to nine runs of the published simulator (docs/planner.md); 1 would mean no memory."""
+MAX_PASSES = 400
+LONGEST_PASS_S = 1e3
+
+
+def estimate(
+    problem: Problem, placement: Placement, flow: FlowSolution, model: ServingModel
+) -> ServingEstimate:
+    """The decode rate at which requests in flight just fill the KV room.
+
+    ConfigError if a node's type has no step times or its KV room is unknown.
+    """
+    if flow.tokens_per_s <= 0:
+        return ServingEstimate(0.0, 0.0, math.inf, "no flow", "")
+    stations = _stations(problem, placement, flow, model)
+    wires = _wires(problem, flow)
+    room = _requests_that_fit(problem, placement, model.workload)
+    low, high = 0.0, flow.tokens_per_s
+    while _load(stations, wires, high, model.workload)[0] < room and high < 1e12:
+        high *= 2.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        inside = _load(stations, wires, middle, model.workload)[0] <= room
+        low, high = (middle, high) if inside else (low, middle)
+    requests, round_trip, use = _load(stations, wires, low, model.workload)
+    busiest = max(sorted(use), key=lambda name: use[name])
+    return ServingEstimate(
+        decode_tokens_per_s=low,
+        requests_in_flight=min(requests, room),
+        round_trip_s=round_trip,
+        limit="KV room" if use[busiest] < 0.9 else "always busy",
+        busiest=busiest,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Station:
+    """`share` of all rows pass it, each through `layers` layers on average."""
+
+    name: NodeId
+    share: float
+    layers: float
+    times: StepTimes
+
+
+@dataclass(frozen=True, slots=True)
+class _Wire:
+    name: str
+    share: float
+    row_s: float
+    """To send one token's worth."""
+    latency_s: float
+
+
+def _stations(
+    problem: Problem, placement: Placement, flow: FlowSolution, model: ServingModel
+) -> list[_Station]:
+    nodes: dict[NodeId, ProblemNode] = {n.name: n for n in problem.nodes}
+    into: dict[NodeId, list[FlowEdge]] = {}
+    for edge in flow.edges:
+        into.setdefault(edge.dst, []).append(edge)
+    stations = []
+    for name in sorted(flow.node_flow):
+        through = flow.node_flow[name]
+        if through <= flow.tokens_per_s * 1e-9:
+            continue
+        times = model.step_times.get(nodes[name].type_name)
+        if times is None:
+            raise ConfigError(
+                f"node {name}: no step times for machine type {nodes[name].type_name}",
+                param="step_times",
+            )
+        end = placement.slices[name].end
+        work = math.fsum(
+            e.tokens_per_s * (end - (0 if e.src == SOURCE else placement.slices[e.src].end))
+            for e in into.get(name, [])
+        )
+        stations.append(_Station(name, through / flow.tokens_per_s, work / through, times))
+    return stations
+
+
+def _wires(problem: Problem, flow: FlowSolution) -> list[_Wire]:
+    links: dict[tuple[NodeId, NodeId], ProblemLink] = {(k.src, k.dst): k for k in problem.links}
+    wires = []
+    for edge in flow.edges:
+        if edge.tokens_per_s > flow.tokens_per_s * 1e-9:
+            link = links[edge.src, edge.dst]
+            router = edge.src == SOURCE or edge.dst == SINK
+            size = problem.token_bytes if router else problem.activation_bytes
+            wires.append(
+                _Wire(
+                    name=f"{edge.src} -> {edge.dst}",
+                    share=edge.tokens_per_s / flow.tokens_per_s,
+                    row_s=size / link.bytes_per_s,
+                    latency_s=link.latency_s,
+                )
+            )
+    return wires
+
+
+def _requests_that_fit(problem: Problem, placement: Placement, workload: Workload) -> float:
+    """Requests whose expected tokens fill the scarcest layer's KV room up to the mark."""
+    room = [0.0] * problem.num_layers
+    for node in sorted(problem.nodes, key=lambda n: n.name):
+        held = placement.slices.get(node.name)
+        if held is None:
+            continue
+        tokens = node.kv_tokens(len(held))
+        if tokens is None:
+            raise ConfigError(
+                f"node {node.name}: KV room for {len(held)} layers is unknown", param="kv_tokens"
+            )
+        for layer in range(held.first, held.end):
+            room[layer] += tokens / len(held)
+    return workload.kv_mark * min(room) / (workload.input_tokens + workload.output_tokens)
+
+
+def _load(
+    stations: Sequence[_Station], wires: Sequence[_Wire], decode_per_s: float, workload: Workload
+) -> tuple[float, float, dict[str, float]]:
+    """Requests in flight, seconds per round trip, and each part's use, at a decode rate.
+
+    Infinite where a part cannot keep up.
+    """
+    prompts_per_s = decode_per_s / workload.output_tokens
+    use: dict[str, float] = {}
+    trip: list[float] = []
+    prompt_extra: list[float] = []
+    for station in stations:
+        visit_s, use[station.name] = _visit_s(
+            station, decode_per_s, prompts_per_s, workload.input_tokens
+        )
+        trip.append(station.share * visit_s)
+    for wire in wires:
+        prompt_s = workload.input_tokens * wire.row_s
+        rows, prompts = decode_per_s * wire.share, prompts_per_s * wire.share
+        busy = rows * wire.row_s + prompts * prompt_s
+        use[wire.name] = busy
+        if busy >= 1:
+            return math.inf, math.inf, use
+        waiting = (rows * wire.row_s**2 + BURSTS * prompts * prompt_s**2) / 2 / (1 - busy)
+        trip.append(wire.share * (wire.latency_s + wire.row_s + waiting))
+        prompt_extra.append(wire.share * (prompt_s - wire.row_s))
+    round_trip = math.fsum(trip)
+    if not math.isfinite(round_trip):
+        return math.inf, math.inf, use
+    life_s = (workload.output_tokens + 1) * round_trip + math.fsum(prompt_extra)
+    return prompts_per_s * life_s, round_trip, use
+
+
+def _visit_s(
+    station: _Station, decode_per_s: float, prompts_per_s: float, input_tokens: float
+) -> tuple[float, float]:
+    """Seconds from reaching a node to leaving it, and how busy the node is.
+
+    Rows that come during one pass form the next batch: pass = layers x time(rate x pass), the least
+    fixed point, reached from below. Prompts arrive at random and make passes unequal. A row is
+    likelier to arrive in a long pass: it waits half of E[C^2]/E[C], then rides in the batch that
+    formed meanwhile.
+    """
+    rows = decode_per_s * station.share
+    prompts = prompts_per_s * station.share
+    prompt_s = station.layers * _at(station.times.prefill, input_tokens)
+
+    def following(pass_s: float) -> float:
+        decode_s = station.layers * _at(station.times.decode, max(2.0, rows * pass_s))
+        return decode_s + prompts * prompt_s * pass_s
+
+    mean_s = following(0.0)
+    for _ in range(MAX_PASSES):
+        longer = following(mean_s)
+        if longer - mean_s <= 1e-9 * mean_s:
+            met_s = mean_s + BURSTS * prompts * prompt_s**2
+            return met_s / 2 + following(met_s), _busy(station, rows, prompts * prompt_s)
+        mean_s = longer
+        if mean_s > LONGEST_PASS_S:
+            break
+    return math.inf, 1.0
+
+
+def _busy(station: _Station, rows_per_s: float, prompts_busy: float) -> float:
+    """Share of time the node would need if decodes came in the largest measured batches."""
+    size, layer_s = station.times.decode[-1]
+    return min(1.0, prompts_busy + rows_per_s * station.layers * layer_s / size)
+
+
+def _at(points: Points, size: float) -> float:
+    """Linear between points; beyond the last, on with the mean rate there."""
+    if size >= points[-1][0]:
+        return points[-1][1] * size / points[-1][0]
+    i = max(1, bisect_right([x for x, _ in points], size))
+    (x0, y0), (x1, y1) = points[i - 1], points[i]
+    return y0 + (y1 - y0) * (size - x0) / (x1 - x0)
