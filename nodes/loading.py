@@ -22,6 +22,7 @@ from nodes.kv_cache import KvCache
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.batch import RowSpec, SliceBatch
 from nodes.model.slice import ModelSlice
+from nodes.model.weights import held_bytes
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def kv_pages_within(request: LoadRequest, config: ModelConfig, page_tokens: int)
     Never more than 64 sequences of the full context would fill: a pool nobody can use only costs
     start-up time.
     """
-    weights = config.slice_weight_bytes(request.layers, request.dtype.itemsize)
+    weights = held_bytes(config, request.layers, device=request.device, dtype=request.dtype)
     left = request.memory_bytes * (1 - _WORKSPACE_SHARE) - weights
     page = KvCache.page_bytes(config, request.dtype, page_tokens)
     pages = int(left // page)

@@ -19,9 +19,8 @@ from helix_mq.models.report import ModelReport, inspect_model
 def register(app: typer.Typer) -> None:
     """Adds the `model` commands to the command line."""
     group = typer.Typer(name="model", help="Look into models.", no_args_is_help=True)
-    # A group with one command would swallow its name; the callback keeps it.
-    group.callback()(lambda: None)
     group.command()(inspect)
+    group.command()(demo)
     app.add_typer(group)
 
 
@@ -43,6 +42,13 @@ def inspect(
 
     report = inspect_model(resolve_model(Path(path)), layers, dtype)
     typer.echo(json.dumps(asdict(report), indent=2) if as_json else "\n".join(lines(report)))
+
+
+def demo() -> None:
+    """Print the path of the small model that `helix-mq demo` serves."""
+    from helix_mq.models.resolve import find_demo_gguf
+
+    typer.echo(find_demo_gguf())
 
 
 def parse_slice(text: str) -> LayerRange:

@@ -1,0 +1,190 @@
+"""The demo as a user runs it: real processes, the real model, and exactly transformers' tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+import torch
+import transformers
+
+from helix_mq.demo import DemoCluster, DemoPlan, make_plan
+from helix_mq.models.resolve import find_demo_gguf, resolve_model
+from helix_mq.models.tokenizer import Tokenizer
+
+pytestmark = [pytest.mark.journey, pytest.mark.model, pytest.mark.timeout(300)]
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three primary colours.",
+    "Write a haiku about rain.",
+    "What is 12 times 12?",
+    "Explain gravity to a child.",
+    "Translate 'good morning' into Spanish.",
+    "Who wrote Hamlet?",
+    "List five fruits.",
+    "What does DNA stand for?",
+    "Why do cats purr?",
+    "Give me a synonym for happy.",
+    "What is a prime number?",
+    "How do plants make food?",
+    "Tell me a short joke.",
+    "What is the largest planet?",
+    "Define photosynthesis in one sentence.",
+    "What causes tides?",
+    "Write a Python function that adds two numbers.",
+    "What year did the first moon landing happen?",
+    "Summarise the water cycle.\nUse two lines. \u2602 \u6c34",
+)
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[tuple[DemoCluster, DemoPlan]]:
+    plan = make_plan(resolve_model(find_demo_gguf()), "smol", 0)
+    cluster = DemoCluster(plan, folder, lambda text: None)
+    try:
+        await cluster.start()
+        await cluster.wait_ready(120)
+        yield cluster, plan
+    finally:
+        await cluster.stop()
+
+
+def client(plan: DemoPlan) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{plan.url}/v1", api_key="none", max_retries=0, timeout=240)
+
+
+def reference_texts(questions: tuple[str, ...], max_tokens: int) -> list[str]:
+    """What transformers answers, greedily, from the same weights in float32."""
+    folder = resolve_model(find_demo_gguf())
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = Tokenizer.from_folder(folder)
+    texts = []
+    for question in questions:
+        ids = tokenizer.apply_chat_template([{"role": "user", "content": question}])
+        tensor = torch.tensor([ids])
+        out = model.generate(
+            tensor,
+            attention_mask=torch.ones_like(tensor),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=2,
+        )
+        texts.append(tokenizer.decode(out[0, len(ids) :].tolist()))
+    return texts
+
+
+async def ask(o: openai.AsyncOpenAI, question: str, max_tokens: int) -> str:
+    stream = await o.chat.completions.create(
+        model="smol",
+        messages=[{"role": "user", "content": question}],
+        max_tokens=max_tokens,
+        temperature=0,
+        stream=True,
+    )
+    return "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
+
+
+async def test_answers_equal_transformers_alone_and_64_at_once(tmp_path: Path) -> None:
+    expected = await asyncio.to_thread(reference_texts, QUESTIONS, 24)
+    async with running(tmp_path) as (_, plan), client(plan) as o:
+        at_once = await asyncio.gather(*(ask(o, q, 24) for q in QUESTIONS))
+        assert at_once == expected
+        mixed = [(QUESTIONS[i % len(QUESTIONS)], 3 + i % 13) for i in range(64)]
+        together = await asyncio.gather(*(ask(o, q, n) for q, n in mixed))
+        alone = [await ask(o, q, n) for q, n in mixed]
+        assert together == alone
+        await all_pages_back(plan)
+
+
+async def all_pages_back(plan: DemoPlan) -> None:
+    """Waits until the nodes' heartbeats say that no page and no request is held."""
+    async with httpx.AsyncClient(base_url=plan.url) as http, asyncio.timeout(20):
+        while True:
+            text = (await http.get("/metrics")).text
+            used = [
+                float(line.rsplit(" ", 1)[1])
+                for line in text.splitlines()
+                if line.startswith("helix_mq_node_kv_pages{") and 'kind="used"' in line
+            ]
+            if len(used) == 3 and not any(used) and "helix_mq_running_requests 0.0" in text:
+                return
+            await asyncio.sleep(0.2)
+
+
+async def test_closed_connections_and_bursts_leave_nothing_behind(tmp_path: Path) -> None:
+    async with running(tmp_path) as (cluster, plan), client(plan) as o:
+
+        async def leave_early(i: int) -> None:
+            stream = await o.chat.completions.create(
+                model="smol",
+                messages=[{"role": "user", "content": QUESTIONS[i % 20]}],
+                max_tokens=2000,
+                stream=True,
+            )
+            async for _ in stream:
+                break
+            await stream.close()
+
+        await asyncio.gather(*(leave_early(i) for i in range(16)))
+        await all_pages_back(plan)
+        sizes = [psutil.Process(cluster.pid_of(n)).memory_info().rss for n in ("router", "alpha")]
+        assert max(sizes) < 2 << 30, sizes
+        # Ports that speak ZeroMQ get HTTP, and the HTTP port gets noise: all serve on.
+        for endpoint in (plan.control, plan.clients, plan.data):
+            host, port = endpoint.removeprefix("tcp://").split(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + os.urandom(100_000))
+            writer.close()
+        _, writer = await asyncio.open_connection("127.0.0.1", plan.http_port)
+        writer.write(os.urandom(10_000))
+        writer.close()
+        assert await ask(o, QUESTIONS[0], 5)
+
+
+async def demo_process(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "helix_mq",
+        "demo",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+
+
+async def test_demo_once_ends_after_the_answer(tmp_path: Path) -> None:
+    process = await demo_process("--once", "--max-tokens", "12")
+    async with asyncio.timeout(120):
+        out = (await process.communicate())[0].decode()
+    assert process.returncode == 0, out
+    assert "12 tokens," in out
+    assert "time to first token" in out
+    assert "waiting: layers" in out
+
+
+async def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
+    process = await demo_process("--port", "0", "--max-tokens", "4")
+    assert process.stdout is not None
+    children: list[psutil.Process] = []
+    async with asyncio.timeout(120):
+        async for line in process.stdout:
+            if b"Ctrl-C stops everything" in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 4
+        process.send_signal(signal.SIGINT)
+        rest = (await process.communicate())[0].decode()
+    assert process.returncode == 0, rest
+    assert "stopped" in rest
+    assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
