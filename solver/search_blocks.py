@@ -65,27 +65,37 @@ class Kind:
 
 
 def flat_blocks(kinds: Sequence[Kind], flow: float, most: int) -> list[Block]:
-    """Blocks whose nodes all span the width, none to spare; fewer than `most`, narrow first."""
+    """Blocks whose nodes all span the width, none to spare; at most about `most`, by width."""
+    widest = max((len(k.rates) for k in kinds), default=0)
     blocks: list[Block] = []
-    for width in range(1, max((len(k.rates) for k in kinds), default=0) + 1):
-        able = sorted(
-            (i for i, k in enumerate(kinds) if len(k.rates) >= width and k.rates[width - 1] > 0),
-            key=lambda i: (-kinds[i].rates[width - 1], i),
-        )
-        stack: list[tuple[int, float, tuple[int, ...]]] = [(0, 0.0, ())]
-        while stack:
-            at, total, taken = stack.pop()
-            if total >= flow * (1 - EXACT):
-                blocks.append(Block(width, tuple(Slice(i, 0, width) for i in sorted(taken))))
-                if len(blocks) >= most:
-                    return blocks
-                continue
-            if at == len(able):
-                continue
-            kind = able[at]
-            stack.append((at + 1, total, taken))
-            if taken.count(kind) < kinds[kind].count:
-                stack.append((at, total + kinds[kind].rates[width - 1], (*taken, kind)))
+    for width in range(1, widest + 1):
+        blocks += _flat_of_width(kinds, flow, width, max(1, most // widest))
+    return blocks
+
+
+def _flat_of_width(kinds: Sequence[Kind], flow: float, width: int, most: int) -> list[Block]:
+    able = sorted(
+        (i for i, k in enumerate(kinds) if len(k.rates) >= width and k.rates[width - 1] > 0),
+        key=lambda i: (-kinds[i].rates[width - 1], i),
+    )
+    enough = flow * (1 - EXACT)
+    after = [0.0]
+    for i in reversed(able):
+        after.append(after[-1] + kinds[i].count * kinds[i].rates[width - 1])
+    after.reverse()
+    blocks: list[Block] = []
+    stack: list[tuple[int, float, tuple[int, ...]]] = [(0, 0.0, ())]
+    while stack and len(blocks) < most:
+        at, total, taken = stack.pop()
+        if total >= enough:
+            pieces = [i for i, count in zip(able, taken, strict=False) for _ in range(count)]
+            blocks.append(Block(width, tuple(Slice(i, 0, width) for i in sorted(pieces))))
+            continue
+        if at == len(able) or total + after[at] < enough:
+            continue
+        rate = kinds[able[at]].rates[width - 1]
+        times = min(kinds[able[at]].count, math.ceil((enough - total) / rate))
+        stack += [(at + 1, total + n * rate, (*taken, n)) for n in range(times + 1)]
     return blocks
 
 
