@@ -209,18 +209,15 @@ class DataPlane:
         return self._listener.endpoint
 
     async def set_peers(self, peers: Mapping[str, PeerAddress]) -> None:
-        """Connects to new peers, drops connections to those gone or restarted."""
+        """Connects to new peers, drops connections to those gone or restarted.
+
+        What a peer sends here is heard for as long as its own connection stands: one that was
+        thought dead and is listed again goes on without a new hello. Keys that are not listed are
+        refused by the transport, stale epochs and attempts by the inbox.
+        """
         gone = [link for name, link in self._out.items() if peers.get(name) != link.address]
         for link in gone:
             del self._out[link.address.name]
-            # A hello may arrive before the list that names its sender, so only in-links of peers
-            # that were known and are no more are forgotten.
-            for rid, in_link in list(self._in.items()):
-                if (in_link.sender, in_link.incarnation) == (
-                    link.address.name,
-                    link.address.incarnation,
-                ):
-                    del self._in[rid]
             if link.connection is not None:
                 await link.connection.close()
         new = [a for name, a in peers.items() if name != self.me and name not in self._out]

@@ -72,6 +72,7 @@ class NodeDaemon:
         self._assignments: asyncio.Queue[control.Assign] = asyncio.Queue()
         self._peers: asyncio.Queue[control.Peers] = asyncio.Queue()
         self._holding: control.SliceRef | None = None
+        self.loaded: Loaded | None = None
         self._sequence = 0
         self._bad_messages = 0
         self._data_endpoint = ""
@@ -254,20 +255,12 @@ class NodeDaemon:
     async def _assign(self, order: control.Assign) -> None:
         layers = LayerRange(order.first, order.end)
         await self._stop_worker()
-        request = LoadRequest(
-            node=self.settings.name,
-            folder=self._identity.folder,
-            layers=layers,
-            device=self._identity.device,
-            dtype=self._identity.dtype,
-            attention=self.settings.attention,
-            memory_bytes=self._identity.memory_bytes,
-        )
-        loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(
-            self._device, load, request, lambda text: log.info("%s: %s", request.node, text)
-        )
-        self._start_worker(order, layers, loaded)
+        loaded = self.loaded
+        if loaded is None or loaded.layers != layers:
+            self.loaded = None
+            loaded = self.loaded = await self._load(layers)
+        # Otherwise the router lost sight of this node, or restarted: the slice is still here.
+        self._start_worker(order, loaded)
         self._holding = control.SliceRef(order.epoch, order.first, order.end)
         self._say(
             control.Ready(
@@ -283,14 +276,29 @@ class NodeDaemon:
         )
         log.info("%s: ready with %s in %.1f s", self.settings.name, layers, loaded.load_s)
 
-    def _start_worker(self, order: control.Assign, layers: LayerRange, loaded: Loaded) -> None:
+    async def _load(self, layers: LayerRange) -> Loaded:
+        request = LoadRequest(
+            node=self.settings.name,
+            folder=self._identity.folder,
+            layers=layers,
+            device=self._identity.device,
+            dtype=self._identity.dtype,
+            attention=self.settings.attention,
+            memory_bytes=self._identity.memory_bytes,
+        )
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._device, load, request, lambda text: log.info("%s: %s", request.node, text)
+        )
+
+    def _start_worker(self, order: control.Assign, loaded: Loaded) -> None:
         config = loaded.config
         batch = self.settings.batch
         self.worker = Worker(
             NodeView(
                 node=self.settings.name,
                 epochs=frozenset({order.epoch}),
-                held=layers,
+                held=loaded.layers,
                 num_layers=config.num_layers,
                 hidden_size=config.hidden_size,
                 vocab_size=config.vocab_size,

@@ -50,6 +50,7 @@ class LoadRequest:
 @dataclass(frozen=True, slots=True)
 class Loaded:
     engine: Engine
+    layers: LayerRange
     config: ModelConfig
     kv_pages: int
     page_tokens: int
@@ -106,6 +107,7 @@ def load(request: LoadRequest, report: Report) -> Loaded:
     rate = _measure(model, cache)
     return Loaded(
         engine=Engine(request.node, model, cache),
+        layers=request.layers,
         config=config,
         kv_pages=pages,
         page_tokens=page_tokens,

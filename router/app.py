@@ -24,9 +24,9 @@ from helix_mq.models.tokenizer import Tokenizer
 from helix_mq.transport import Delivery, Listener, ServerSecurity, Transport
 from router import events as ev
 from router.core import Core
+from router.metrics import RouterMetrics
 from router.outgoing import Outgoing
 from router.security import RouterSecurity
-from router.metrics import RouterMetrics
 from router.service import (
     Broken,
     Delta,
@@ -148,7 +148,7 @@ class RouterApp:
         stream = EventStream(request, len(generation.prompt_ids))
         self._streams[request] = stream
         try:
-            self._apply(ev.Submitted(request, generation))
+            self.apply(ev.Submitted(request, generation))
         except HelixError as e:
             del self._streams[request]
             self.metrics.refused(e)
@@ -157,7 +157,7 @@ class RouterApp:
         return stream
 
     def cancel(self, request: RequestId) -> None:
-        self._apply(ev.Cancelled(request))
+        self.apply(ev.Cancelled(request))
 
     def status(self) -> ServiceStatus:
         return service_status(self.core, self._plane.statistics())
@@ -181,7 +181,8 @@ class RouterApp:
 
     # -- events in ----------------------------------------------------------
 
-    def _apply(self, event: ev.Event) -> None:
+    def apply(self, event: ev.Event) -> None:
+        """Lets the core decide about an event, and carries out what it wants."""
         for effect in self.core.handle(event):
             self._carry_out(effect)
         if not self._outgoing.empty and not self._flush_pending:
@@ -197,7 +198,7 @@ class RouterApp:
             self._count_bad(delivery.peer.decode("latin1")[:80], e)
             return
         if event is not None:
-            self._apply(event)
+            self.apply(event)
 
     def _control_event(self, message: Message, delivery: Delivery) -> ev.Event | None:
         header = message.header
@@ -240,9 +241,9 @@ class RouterApp:
         header = message.header
         match header:
             case data.Tokens() if header.node == sender:
-                self._apply(ev.TokensArrived(header))
+                self.apply(ev.TokensArrived(header))
             case data.Refused() if header.node == sender:
-                self._apply(ev.RowsRefused(header))
+                self.apply(ev.RowsRefused(header))
             case data.FrameHeader():
                 link.consumed(nbytes)
                 raise_bad = FrameError("the router runs no layers", reason="kind")
@@ -251,7 +252,7 @@ class RouterApp:
                 self._count_bad(sender, FrameError(f"stray {message.kind.name}", reason="kind"))
 
     def _on_link_lost(self, peer: str) -> None:
-        self._apply(ev.LinkLost(NodeId(peer)))
+        self.apply(ev.LinkLost(NodeId(peer)))
 
     def _count_bad(self, who: str, error: FrameError) -> None:
         key = (who, error.reason)
@@ -307,7 +308,7 @@ class RouterApp:
         ticks = 0
         while True:
             await asyncio.sleep(TICK_S)
-            self._apply(ev.Tick())
+            self.apply(ev.Tick())
             ticks += 1
             if ticks % 4 == 0:
                 self._plane.refresh()

@@ -80,9 +80,15 @@ class Membership:
         return member
 
     def silent(self, now_s: float, dead_after_s: float) -> list[Member]:
-        """Members not heard from for longer than `dead_after_s`."""
+        """Members not heard from for longer than `dead_after_s`.
+
+        A node that loads weights may be slow to speak, and nothing depends on it yet: it gets ten
+        times as long.
+        """
         return [
-            m for _, m in sorted(self._members.items()) if now_s - m.last_heard_s > dead_after_s
+            m
+            for _, m in sorted(self._members.items())
+            if now_s - m.last_heard_s > dead_after_s * (10 if m.state is NodeState.LOADING else 1)
         ]
 
     def serving(self) -> list[Member]:

@@ -14,6 +14,7 @@ from helix_mq.errors import ContextExceeded, DeadlineExceeded, HelixError, NotSe
 from helix_mq.ids import NodeId
 from helix_mq.sampling import SamplingParams
 from nodes.settings import BatchSection
+from router import events as ev
 from router.service import Broken, Delta, Finished, Generation
 from router.settings import AdmissionSection
 from tests.cluster import Cluster, Result, cluster, greedy
@@ -224,3 +225,22 @@ async def test_a_process_that_takes_another_name_is_told(tiny_folder: Path) -> N
         await c.ready()
         assert len((await c.run(greedy((1,), 5))).token_ids) == 5
         assert c.app.core.cluster.membership.get(NodeId("a")) is not None
+
+
+async def test_a_node_that_was_only_silent_comes_back_without_loading_again(
+    tiny_folder: Path,
+) -> None:
+    requests = mixed(8, seed=6)
+    expected = await one_by_one(tiny_folder, requests)
+    async with cluster(tiny_folder, PLACEMENT, zmq=True, dead_after_s=0.6) as c:
+        loaded = c.daemons["b"].loaded
+        running = asyncio.gather(*(c.run(request) for request in requests))
+        await c.until(lambda: c.app.status().running > 4, "requests are running")
+        member = c.app.core.cluster.membership.get("b")
+        assert member is not None
+        gone = ev.NodeGone(NodeId("b"), member.register.incarnation, "not heard from")
+        c.app.apply(gone)
+        assert not c.app.status().serving
+        results = await running
+        assert c.daemons["b"].loaded is loaded
+    assert tokens(results) == tokens(expected)
