@@ -66,7 +66,7 @@ class RouterApp:
         self.bad_messages: Counter[tuple[str, str]] = Counter()
         self._settings = settings
         self._transport = transport
-        self._security = security
+        self.security = security
         self._clock = clock
         self._incarnation = secrets.randbits(62)
         self._streams: dict[RequestId, EventStream] = {}
@@ -97,14 +97,14 @@ class RouterApp:
 
     async def start(self) -> None:
         """Binds control and data sockets. Raises ConfigError when an address cannot be used."""
-        control_security: ServerSecurity | None = self._security.server()
+        control_security: ServerSecurity | None = self.security.server()
         self._control = await self._transport.listen(
             self._settings.control,
             self._on_control,
             security=control_security,
-            insecure=self._security.insecure,
+            insecure=self.security.insecure,
         )
-        bound = await self._plane.bind(self._settings.data, self._security.server())
+        bound = await self._plane.bind(self._settings.data, self.security.server())
         self._data_endpoint = self._settings.advertise_data or bound
         self._spawn(self._tick_for_ever(), "ticks")
         self._spawn(self._sync_peers_for_ever(), "peers")
@@ -204,7 +204,7 @@ class RouterApp:
         header = message.header
         match header:
             case control.Register():
-                self._security.check_name(header.node, delivery.user, header.data_public_key)
+                self.security.check_name(header.node, delivery.user, header.data_public_key)
                 self._routing_ids[header.node, header.incarnation] = delivery.peer
                 return ev.NodeRegistered(header)
             case control.Heartbeat():
@@ -328,7 +328,7 @@ class RouterApp:
                 for r in members
             ]
             me = control.Peer(
-                ROUTER, self._incarnation, self._data_endpoint, self._security.public_key
+                ROUTER, self._incarnation, self._data_endpoint, self.security.public_key
             )
             await self._plane.set_peers(
                 {

@@ -95,23 +95,28 @@ def text_factory(tokenizer: Tokenizer) -> Callable[[Generation], TextStream]:
 
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     """The whole router process: sockets, SDK side, HTTP; returns after a clean shutdown."""
+    from router.clients import ClientSockets
     from router.gateway import GatewayServer
 
     folder = await asyncio.to_thread(resolve_model, settings.model)
     transport = ZmqTransport()
     app = build_app(settings, folder, transport, SystemClock())
     await app.start()
+    sdk = ClientSockets(app, transport, settings.clients, app.security)
     gateway = GatewayServer(app, settings.http, app.metrics)
     try:
+        await sdk.start()
         await gateway.start()
         log.info(
-            "router up: nodes at %s, HTTP at %s; model %s",
+            "router up: nodes at %s, SDK clients at %s, HTTP at %s; model %s",
             app.control_endpoint,
+            sdk.endpoint,
             gateway.url,
             app.model_name,
         )
         await stop.wait()
     finally:
         await gateway.stop()
+        await sdk.close()
         await app.close()
         await transport.close()
