@@ -23,7 +23,7 @@ Parts = Sequence[Buffer]
 """Parts of one message. Large ones are sent without a copy: leave them unchanged after `send`."""
 
 
-class Delivery(msgspec.Struct, frozen=True, eq=False):
+class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One message as it arrived.
 
     peer: the sender's routing id on a Listener, b"" on a Connection. One connection has one id for

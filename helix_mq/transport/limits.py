@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from helix_mq.errors import LocalError
 
@@ -64,21 +64,16 @@ class Limits:
         if self.redial_max_s < self.redial_s:
             raise ValueError(f"redial_max_s = {self.redial_max_s}: less than redial_s")
 
-    def check_outgoing(self, parts: Sequence[bytes | bytearray | memoryview]) -> int:
-        """Bytes of a message about to be sent. Raises MessageTooLarge."""
-        if not 0 < len(parts) <= self.max_parts:
+    def refuse(self, parts: int, nbytes: int) -> NoReturn:
+        """Says which limit an outgoing message breaks. Raises MessageTooLarge."""
+        if not 0 < parts <= self.max_parts:
             raise MessageTooLarge(
-                f"a message of {len(parts)} parts; allowed are 1 to {self.max_parts}"
+                f"a message of {parts} parts; allowed are 1 to {self.max_parts} (max_parts)"
             )
-        total = 0
-        for part in parts:
-            total += part.nbytes if isinstance(part, memoryview) else len(part)
-        if total > self.max_message_bytes:
-            raise MessageTooLarge(
-                f"a message of {total} bytes; the limit is {self.max_message_bytes} "
-                "(max_message_bytes)"
-            )
-        return total
+        raise MessageTooLarge(
+            f"a message of {nbytes} bytes; the limit is {self.max_message_bytes} "
+            "(max_message_bytes)"
+        )
 
 
 DEFAULT_LIMITS = Limits()

@@ -17,7 +17,7 @@ from helix_mq.transport.api import (
     Parts,
     StateHandler,
 )
-from helix_mq.transport.backlog import Backlog
+from helix_mq.transport.backlog import Backlog, weigh
 from helix_mq.transport.limits import Limits
 from helix_mq.transport.refusals import HUNG_UP, LOST, MECHANISM, NOT_ALLOWED, Refusal
 from helix_mq.transport.security import ClientSecurity, ServerSecurity, fingerprint
@@ -122,7 +122,7 @@ class MemoryListener:
 
     def send(self, peer: bytes, parts: Parts) -> bool:
         """See Listener.send."""
-        nbytes = self.limits.check_outgoing(parts)
+        nbytes, _ = weigh(parts, self.limits)
         link = self._links.get(peer)
         # As with ZeroMQ, a peer is known from its first message on.
         if self.closed or link is None or not link.open or peer not in self._spoken:
@@ -199,15 +199,18 @@ class MemoryConnection:
 
     def send(self, parts: Parts) -> bool:
         """See Connection.send."""
-        nbytes = self.limits.check_outgoing(parts)
+        nbytes, _ = weigh(parts, self.limits)
         if self._closed:
             return False
-        if not self._backlog and self._send_now(parts, nbytes):
+        if not self._backlog.waiting and self._send_now(parts, nbytes):
             return True
         return self._backlog.offer(parts, nbytes)
 
     def flush(self) -> None:
-        while self._backlog and self._send_now(*self._backlog.first()):
+        while self._backlog.waiting:
+            parts, nbytes, _ = self._backlog.waiting[0]
+            if not self._send_now(parts, nbytes):
+                return
             self._backlog.pop()
 
     def listener_appeared(self, endpoint: str) -> None:
@@ -230,7 +233,7 @@ class MemoryConnection:
         self._tell(LinkState(LinkPhase.DISCONNECTED, LOST))
 
     def statistics(self) -> ChannelStatistics:
-        return self._counters.statistics(len(self._backlog), self._backlog.nbytes)
+        return self._counters.statistics(len(self._backlog.waiting), self._backlog.nbytes)
 
     async def close(self) -> None:
         if self._closed:

@@ -9,10 +9,6 @@ import zmq
 from helix_mq.transport.limits import Limits
 from helix_mq.transport.security import ClientSecurity, ServerSecurity
 
-COPY_BELOW_BYTES = 64 * 1024
-"""Parts smaller than this are copied into ZeroMQ's memory. Sending without a copy costs a message
-to pyzmq's garbage collector thread per part; measured on loopback it pays from here on."""
-
 _KEEPALIVE_IDLE_S = 30
 _KEEPALIVE_INTERVAL_S = 10
 _KEEPALIVE_PROBES = 3

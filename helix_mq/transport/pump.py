@@ -33,7 +33,7 @@ class Pump:
         self._step = step
         self._where = where
         self._fd = int(socket.getsockopt(zmq.FD))
-        self._due = False
+        self.due = False
         self.stopped = False
         self._loop.add_reader(self._fd, self._run)
         # What came in before the reader was there has already rung its bell.
@@ -41,8 +41,8 @@ class Pump:
 
     def poke(self) -> None:
         """Has the socket looked at on the loop's next turn."""
-        if not self._due and not self.stopped:
-            self._due = True
+        if not self.due and not self.stopped:
+            self.due = True
             self._loop.call_soon(self._run_due)
 
     def stop(self) -> None:
@@ -52,7 +52,7 @@ class Pump:
             self._loop.remove_reader(self._fd)
 
     def _run_due(self) -> None:
-        self._due = False
+        self.due = False
         self._run()
 
     def _run(self) -> None:

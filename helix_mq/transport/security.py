@@ -1,6 +1,6 @@
 """CURVE keys in memory: pairs, allow-lists, and what a socket needs of them.
 
-No files here (helix_mq.keys has them) and no sockets. Secrets never appear in repr, str or an error.
+No files here (helix_mq.keys has them), no sockets. Secrets never appear in repr, str or errors.
 """
 
 from __future__ import annotations

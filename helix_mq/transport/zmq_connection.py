@@ -24,18 +24,19 @@ from helix_mq.transport.api import (
     Parts,
     StateHandler,
 )
-from helix_mq.transport.backlog import Backlog
+from helix_mq.transport.backlog import Backlog, weigh
 from helix_mq.transport.limits import Limits
 from helix_mq.transport.monitor import Monitor, SocketEvent, SocketEventKind
 from helix_mq.transport.pump import SLICE_MESSAGES, SLICE_S, Pump
 from helix_mq.transport.refusals import LOST
 from helix_mq.transport.statistics import ChannelStatistics, Counters
-from helix_mq.transport.wire import LargeInFlight, large_bytes, receive, try_send
+from helix_mq.transport.wire import LargeInFlight, raw_send, receive, try_send
 
 log = logging.getLogger(__name__)
 
 _NONCE_BYTES = 8
 MAX_NAME_BYTES = 200
+_LOOK_AGAIN_S = 0.001
 
 
 class ZmqConnection:
@@ -63,31 +64,34 @@ class ZmqConnection:
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._backlog = Backlog(limits)
-        self._large = LargeInFlight(limits.backlog_bytes)
+        self._in_flight = LargeInFlight(limits.backlog_bytes)
+        self._raw_send = raw_send(socket)
         self._state: LinkState | None = None
         self._up = False
         self._lost = False
         self._ever_up = False
         self._failures = 0
         self._redial: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._monitor = Monitor(socket, self._on_event, counters.where)
         self._pump = Pump(socket, self._step, counters.where)
         self._dial()
 
     def send(self, parts: Parts) -> bool:
         """See Connection.send."""
-        nbytes = self._limits.check_outgoing(parts)
-        if self._pump.stopped:
-            return False
-        if self._up and not self._backlog and self._send_now(parts, nbytes):
-            self._pump.poke()
-            return True
-        return self._backlog.offer(parts, nbytes)
+        nbytes, large = weigh(parts, self._limits)
+        if self._up:
+            # Whether it succeeds or not, trying may take a wake-up of the socket with it.
+            if not self._pump.due:
+                self._pump.poke()
+            if not self._backlog.waiting and self._send_now(parts, nbytes, large):
+                return True
+        return not self._pump.stopped and self._backlog.offer(parts, nbytes, large)
 
     def statistics(self) -> ChannelStatistics:
         return self._counters.statistics(
-            backlog_messages=len(self._backlog),
-            backlog_bytes=self._backlog.nbytes + self._large.nbytes,
+            backlog_messages=len(self._backlog.waiting),
+            backlog_bytes=self._backlog.nbytes + self._in_flight.nbytes,
         )
 
     async def close(self) -> None:
@@ -96,35 +100,54 @@ class ZmqConnection:
         if self._up:
             self._flush()
         self._pump.stop()
-        if self._redial is not None:
-            self._redial.cancel()
+        for timer in (self._redial, self._looking):
+            if timer is not None:
+                timer.cancel()
         self._monitor.close()
         self._socket.close()
         self._up = False
         self._drop_backlog("closed")
 
-    def _send_now(self, parts: Parts, nbytes: int) -> bool:
-        large = large_bytes(parts)
-        if large and not self._large.has_room(large):
+    def _send_now(self, parts: Parts, nbytes: int, large: int) -> bool:
+        if large and not self._in_flight.has_room(large):
             return False
         try:
-            try_send(self._socket, parts, self._large)
+            try_send(self._raw_send, parts, large, self._in_flight)
         except zmq.Again:
             return False
-        self._counters.messages_out += 1
-        self._counters.bytes_out += nbytes
+        counters = self._counters
+        counters.messages_out += 1
+        counters.bytes_out += nbytes
         return True
 
     def _flush(self) -> bool:
-        """Sends what waits, a slice of it at most; True when more could go at once."""
+        """Sends what waits, a slice of it at most; True when there is more to do at once."""
+        backlog = self._backlog
         for _ in range(SLICE_MESSAGES):
-            if not self._backlog:
-                return False
-            parts, nbytes = self._backlog.first()
-            if not self._send_now(parts, nbytes):
-                return False
-            self._backlog.pop()
-        return bool(self._backlog)
+            if not backlog.waiting:
+                break
+            parts, nbytes, large = backlog.waiting[0]
+            if not self._in_flight.has_room(large):
+                # ZeroMQ does not tell when it has let go of our memory, so look again soon.
+                self._look_again()
+                break
+            if not self._send_now(parts, nbytes, large):
+                break
+            backlog.pop()
+        else:
+            return True
+        # The sends may have read news from the socket's mailbox that nobody will announce again.
+        events = int(self._socket.getsockopt(zmq.EVENTS))
+        blocked_by_zmq = backlog.waiting and self._looking is None
+        return bool(events & (zmq.POLLIN | zmq.POLLOUT if blocked_by_zmq else zmq.POLLIN))
+
+    def _look_again(self) -> None:
+        if self._looking is None:
+            self._looking = self._loop.call_later(_LOOK_AGAIN_S, self._looked)
+
+    def _looked(self) -> None:
+        self._looking = None
+        self._pump.poke()
 
     def _step(self) -> bool:
         if not self._up:
@@ -136,29 +159,26 @@ class ZmqConnection:
         if self._lost:
             self._hang_up(LinkState(LinkPhase.DISCONNECTED, LOST))
             return False
-        return self._up and bool(self._backlog) and (self._flush() or self._readable())
-
-    def _readable(self) -> bool:
-        """Whether the sends of a flush took the wake-up of an arriving message with them."""
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return self._up and bool(self._backlog.waiting) and self._flush()
 
     def _drain(self) -> bool:
         until = time.perf_counter() + SLICE_S
         counters = self._counters
+        recv = self._socket.recv
         for _ in range(SLICE_MESSAGES):
             if self._pump.stopped:
                 return False
             try:
-                received = receive(self._socket, self._limits)
+                parts, nbytes, _, fault = receive(recv, self._limits)
             except zmq.Again:
                 return False
-            if received.fault:
-                counters.drop(received.fault, self._endpoint)
+            if fault:
+                counters.drop(fault, self._endpoint)
                 continue
             counters.messages_in += 1
-            counters.bytes_in += received.nbytes
+            counters.bytes_in += nbytes
             try:
-                self._handler(Delivery(b"", self._server, received.parts))
+                self._handler(Delivery(b"", self._server, parts))
             except Exception as e:
                 counters.handler_failed(e)
             if time.perf_counter() > until:

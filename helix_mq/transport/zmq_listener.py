@@ -11,22 +11,25 @@ from dataclasses import dataclass
 import zmq
 
 from helix_mq.transport.api import Delivery, DisconnectHandler, Handler, Parts
+from helix_mq.transport.backlog import weigh
 from helix_mq.transport.limits import Limits
 from helix_mq.transport.monitor import Monitor, SocketEvent, SocketEventKind
 from helix_mq.transport.pump import SLICE_MESSAGES, SLICE_S, Pump
 from helix_mq.transport.refusals import NOT_ALLOWED
 from helix_mq.transport.security import AllowList
 from helix_mq.transport.statistics import ChannelStatistics, Counters
-from helix_mq.transport.wire import LargeInFlight, Received, large_bytes, receive, try_send
+from helix_mq.transport.wire import LargeInFlight, raw_send, receive, try_send
 
 _USER = "User-Id"
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_NOBLOCK = int(zmq.NOBLOCK)
 
 
 @dataclass(slots=True)
 class _Peer:
     fd: int
     user: str | None
-    large: LargeInFlight
+    in_flight: LargeInFlight
 
 
 class ZmqListener:
@@ -51,37 +54,36 @@ class ZmqListener:
         self._peers: dict[bytes, _Peer] = {}
         self._fds: dict[int, bytes | None] = {}
         self._leaving: list[bytes] = []
+        self._raw_send = raw_send(socket)
         self._monitor = Monitor(socket, self._on_event, counters.where)
         self._pump = Pump(socket, self._step, counters.where)
 
     def send(self, peer: bytes, parts: Parts) -> bool:
         """See Listener.send. A peer whose key was taken off the allow-list is unknown."""
-        nbytes = self._limits.check_outgoing(parts)
+        nbytes, large = weigh(parts, self._limits)
         if self._pump.stopped:
             return False
         known = self._peers.get(peer)
         if known is None or not self._permitted(known.user):
             return False
-        large = large_bytes(parts)
-        if large and not known.large.has_room(large):
+        if not known.in_flight.has_room(large):
             return False
+        self._pump.poke()
         try:
-            self._socket.send(peer, zmq.NOBLOCK | zmq.SNDMORE)
-            try_send(self._socket, parts, known.large)
+            self._raw_send(peer, _MORE)
+            try_send(self._raw_send, parts, large, known.in_flight)
         except zmq.Again:
             return False
         except zmq.ZMQError as e:
             if e.errno == zmq.EHOSTUNREACH:
                 return False
             raise
-        finally:
-            self._pump.poke()
         self._counters.messages_out += 1
         self._counters.bytes_out += nbytes
         return True
 
     def statistics(self) -> ChannelStatistics:
-        backlog = sum(peer.large.nbytes for peer in self._peers.values())
+        backlog = sum(peer.in_flight.nbytes for peer in self._peers.values())
         return self._counters.statistics(backlog_bytes=backlog)
 
     async def close(self) -> None:
@@ -96,16 +98,37 @@ class ZmqListener:
         return self._allow is None or (user is not None and user in self._allow)
 
     def _step(self) -> bool:
-        until = time.perf_counter() + SLICE_S
+        # The hot loop of a process: its lookups and calls are few on purpose.
+        now = time.perf_counter
+        until = now() + SLICE_S
+        recv, pump, limits = self._socket.recv, self._pump, self._limits
+        plain, peers, handler, counters = (
+            self._allow is None,
+            self._peers,
+            self._handler,
+            self._counters,
+        )
         for _ in range(SLICE_MESSAGES):
-            if self._pump.stopped:
-                return False
             try:
-                peer = self._socket.recv(zmq.NOBLOCK)
+                peer = recv(_NOBLOCK)
             except zmq.Again:
                 break
-            self._deliver(peer, receive(self._socket, self._limits))
-            if time.perf_counter() > until:
+            parts, nbytes, first, fault = receive(recv, limits)
+            if peer not in peers:
+                self._greet(peer, first)
+            user = None if plain else _user_of(first)
+            if fault or not (plain or self._permitted(user)):
+                counters.drop(fault or "revoked", user or repr(peer))
+                continue
+            counters.messages_in += 1
+            counters.bytes_in += nbytes
+            try:
+                handler(Delivery(peer, user, parts))
+            except Exception as e:
+                counters.handler_failed(e)
+            if pump.stopped:
+                return False
+            if now() > until:
                 return True
         else:
             return True
@@ -115,28 +138,9 @@ class ZmqListener:
             self._forget(peer)
         return False
 
-    def _deliver(self, peer: bytes, received: Received) -> None:
-        counters = self._counters
-        user: str | None = None
-        if self._allow is not None:
-            user = _user_of(received.first)
-        if peer not in self._peers:
-            self._greet(peer, user, received.first)
-        if not self._permitted(user):
-            counters.drop("revoked", user or "")
-            return
-        if received.fault:
-            counters.drop(received.fault, user or repr(peer))
-            return
-        counters.messages_in += 1
-        counters.bytes_in += received.nbytes
-        try:
-            self._handler(Delivery(peer, user, received.parts))
-        except Exception as e:
-            counters.handler_failed(e)
-
-    def _greet(self, peer: bytes, user: str | None, frame: zmq.Frame | None) -> None:
+    def _greet(self, peer: bytes, frame: zmq.Frame) -> None:
         fd = _fd_of(frame)
+        user = _user_of(frame) if self._allow is not None else None
         # Whatever happened to this descriptor before the message came is already waiting there.
         while self._monitor.drain():
             pass
@@ -173,19 +177,15 @@ class ZmqListener:
             self._counters.handler_failed(e)
 
 
-def _user_of(frame: zmq.Frame | None) -> str | None:
+def _user_of(frame: zmq.Frame) -> str | None:
     """The key the sender proved to hold; ZeroMQ attaches it to every frame it decrypts."""
-    if frame is None:
-        return None
     try:
         return str(frame.get(_USER))
     except zmq.ZMQError:
         return None
 
 
-def _fd_of(frame: zmq.Frame | None) -> int:
-    if frame is None:
-        return -1
+def _fd_of(frame: zmq.Frame) -> int:
     try:
         return int(frame.get(zmq.SRCFD))
     except zmq.ZMQError:
