@@ -127,6 +127,9 @@ class ClusterCore:
             old.last_heard_s = now_s
             change.effects.append(ev.PeersChanged())
             return
+        if old is not None and old.serves:
+            # Until it has loaded again nothing may be routed there.
+            self._lose(name, "it came back without its slice", change)
         self.membership.join(register, now_s)
         change.effects.append(ev.Note(logging.INFO, f"joined: {register.device}", node=name))
         change.effects.append(ev.PeersChanged())
@@ -183,6 +186,8 @@ class ClusterCore:
         member.state, member.failure = NodeState.FAILED, event.failure.reason
         text = f"could not load {member.layers}: {event.failure.reason}"
         change.effects.append(ev.Note(logging.ERROR, text, node=member.name))
+        # A spare that waits may take the slice over.
+        self._assign(change)
 
     def _beat(self, event: ev.NodeBeat, change: ClusterChange) -> None:
         beat = event.beat

@@ -127,8 +127,7 @@ class Core:
         """Most output tokens a prompt of this length may get; < 1 if it does not fit at all."""
         limit = self._settings.max_context
         if self.cluster.serving:
-            widest = widest_route_tokens(self.cluster.flow.weights, self._books.capacity_tokens)
-            limit = min(limit, widest)
+            limit = min(limit, self._widest_tokens())
         return limit - prompt_tokens
 
     def _submit(self, event: ev.Submitted) -> None:
@@ -172,16 +171,28 @@ class Core:
         """Admits waiting requests while the next one finds a route with room."""
         if not self.cluster.serving:
             return
+        too_long: list[Session] = []
         while (request := self._queue.head()) is not None:
             session = self._sessions[request]
             tokens = session.expected_tokens(self._settings.expected_output_tokens)
             room_for = partial(self._books.has_room, tokens=tokens)
             route = self._chooser.choose(session.length_tokens, room_for)
-            if route is None:
-                return
-            self._queue.remove(request)
-            self._books.reserve(request, route, tokens)
-            self._effects.append(session.start(route, self.cluster.epoch, self._clock.now_s()))
+            if route is not None:
+                self._queue.remove(request)
+                self._books.reserve(request, route, tokens)
+                self._effects.append(session.start(route, self.cluster.epoch, self._clock.now_s()))
+            elif tokens > self._widest_tokens():
+                # It waits for a node that is gone; those behind it need not.
+                too_long.append(session)
+                self._queue.remove(request)
+            else:
+                break
+        for session in too_long:
+            self._queue.push(session.request, session.generation.priority, session.arrived_s)
+
+    def _widest_tokens(self) -> int:
+        """Longest sequence that the live cluster could hold if it had nothing else to do."""
+        return widest_route_tokens(self.cluster.flow.weights, self._books.capacity_tokens)
 
     def _token(self, node: str, item: TokenItem) -> None:
         session = self._sessions.get(RequestId(item.request))
