@@ -1,8 +1,8 @@
 """The transport's twin within one process: same guarantees, no sockets, no threads.
 
-Every message is one call_soon, so messages of all links arrive in the order in which they were
-sent. Addresses are `mem://NAME`; `mem://NAME:0` gets a number. Keys are compared, not used.
-Transports share nothing: ends meet only within one MemoryTransport.
+Messages of all links arrive in the order in which they were sent, on later turns of the loop, so
+runs repeat exactly. Addresses are `mem://NAME`; `mem://NAME:0` gets a number. Keys are compared,
+not used. Transports share nothing: ends meet only within one MemoryTransport.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 from helix_mq.transport.api import DisconnectHandler, Handler, StateHandler
 from helix_mq.transport.endpoints import EndpointUnavailable, require_security
 from helix_mq.transport.limits import DEFAULT_LIMITS, Limits
-from helix_mq.transport.memory_ends import MemoryConnection, MemoryListener
+from helix_mq.transport.memory_ends import Courier, MemoryConnection, MemoryListener
 from helix_mq.transport.security import ClientSecurity, ServerSecurity
 from helix_mq.transport.statistics import Counters
 
@@ -21,6 +21,7 @@ _SCHEMES = frozenset({"mem"})
 
 class MemoryTransport:
     def __init__(self) -> None:
+        self._courier = Courier()
         self._listeners: dict[str, MemoryListener] = {}
         self._connections: list[MemoryConnection] = []
         self._ports = itertools.count(1)
@@ -72,10 +73,11 @@ class MemoryTransport:
             security,
             on_state,
             Counters(f"connection to {endpoint}"),
+            courier=self._courier,
             find=self._open_listener,
             new_id=lambda: (routing_id or b"\0") + next(self._ids).to_bytes(8, "big"),
         )
-        self._connections.append(connection)
+        self._connections = [c for c in self._connections if not c.closed] + [connection]
         return connection
 
     async def close(self) -> None:

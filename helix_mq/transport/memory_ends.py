@@ -6,6 +6,7 @@ Mirrors what ZeroMQ does at the same moments: order, bounds, refusals, what is l
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from helix_mq.transport.api import (
@@ -23,19 +24,50 @@ from helix_mq.transport.refusals import HUNG_UP, LOST, MECHANISM, NOT_ALLOWED, R
 from helix_mq.transport.security import ClientSecurity, ServerSecurity, fingerprint
 from helix_mq.transport.statistics import ChannelStatistics, Counters
 
+_SLICE_MESSAGES = 256
+
+
+class Courier:
+    """Does what is posted in the order of posting, a slice per turn of the loop."""
+
+    def __init__(self) -> None:
+        self._posted: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
+        self._due = False
+
+    def post(self, deed: Callable[..., None], *args: object) -> None:
+        self._posted.append((deed, args))
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._posted and not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self) -> None:
+        self._due = False
+        for _ in range(min(_SLICE_MESSAGES, len(self._posted))):
+            deed, args = self._posted.popleft()
+            deed(*args)
+        self._schedule()
+
 
 class MemoryLink:
     """One connection between two ends: a bounded queue each way, cut once for both."""
 
     def __init__(
-        self, peer: bytes, user: str | None, listener: MemoryListener, connection: MemoryConnection
+        self,
+        peer: bytes,
+        user: str | None,
+        listener: MemoryListener,
+        connection: MemoryConnection,
+        courier: Courier,
     ) -> None:
         self.peer = peer
         self.user = user
         self.listener = listener
         self.connection = connection
         self.open = True
-        self._loop = asyncio.get_running_loop()
+        self._courier = courier
         self._up = 0
         self._down = 0
 
@@ -45,7 +77,7 @@ class MemoryLink:
         if self._up >= room + self.listener.limits.receive_queue_messages:
             return False
         self._up += 1
-        self._loop.call_soon(self._arrive_up, tuple(parts), nbytes)
+        self._courier.post(self._arrive_up, tuple(parts), nbytes)
         return True
 
     def send_down(self, parts: Parts, nbytes: int) -> bool:
@@ -54,15 +86,15 @@ class MemoryLink:
         if self._down >= room + self.connection.limits.receive_queue_messages:
             return False
         self._down += 1
-        self._loop.call_soon(self._arrive_down, tuple(parts), nbytes)
+        self._courier.post(self._arrive_down, tuple(parts), nbytes)
         return True
 
     def cut(self) -> None:
         """Ends the link; both ends hear of it after what is already on its way."""
         if self.open:
             self.open = False
-            self._loop.call_soon(self.listener.lost, self)
-            self._loop.call_soon(self.connection.lost, self)
+            self._courier.post(self.listener.lost, self)
+            self._courier.post(self.connection.lost, self)
 
     def _arrive_up(self, parts: Parts, nbytes: int) -> None:
         self._up -= 1
@@ -177,6 +209,7 @@ class MemoryConnection:
         on_state: StateHandler | None,
         counters: Counters,
         *,
+        courier: Courier,
         find: Callable[[str], MemoryListener | None],
         new_id: Callable[[], bytes],
     ) -> None:
@@ -186,6 +219,7 @@ class MemoryConnection:
         self._security = security
         self._on_state = on_state
         self._counters = counters
+        self._courier = courier
         self._find = find
         self._new_id = new_id
         self._loop = asyncio.get_running_loop()
@@ -193,14 +227,14 @@ class MemoryConnection:
         self._link: MemoryLink | None = None
         self._state: LinkState | None = None
         self._ever_up = False
-        self._closed = False
+        self.closed = False
         self._redial: asyncio.TimerHandle | None = None
-        self._loop.call_soon(self._dial)
+        self._courier.post(self._dial)
 
     def send(self, parts: Parts) -> bool:
         """See Connection.send."""
         nbytes, _ = weigh(parts, self.limits)
-        if self._closed:
+        if self.closed:
             return False
         if not self._backlog.waiting and self._send_now(parts, nbytes):
             return True
@@ -215,31 +249,31 @@ class MemoryConnection:
 
     def listener_appeared(self, endpoint: str) -> None:
         if endpoint == self._endpoint and self._link is None:
-            self._loop.call_soon(self._dial)
+            self._courier.post(self._dial)
 
     def arrived(self, link: MemoryLink, parts: Parts, nbytes: int) -> None:
-        if self._closed or link is not self._link:
+        if self.closed or link is not self._link:
             return
         server = self._security.server_public if self._security is not None else None
         delivery = Delivery(b"", server, [memoryview(p) for p in parts])
         _hand_over(delivery, nbytes, self._handler, self.limits, self._counters)
 
     def lost(self, link: MemoryLink) -> None:
-        if self._closed or link is not self._link:
+        if self.closed or link is not self._link:
             return
         self._link = None
         self._drop_backlog("disconnected")
-        self._loop.call_soon(self._dial)
+        self._courier.post(self._dial)
         self._tell(LinkState(LinkPhase.DISCONNECTED, LOST))
 
     def statistics(self) -> ChannelStatistics:
         return self._counters.statistics(len(self._backlog.waiting), self._backlog.nbytes)
 
     async def close(self) -> None:
-        if self._closed:
+        if self.closed:
             return
         self.flush()
-        self._closed = True
+        self.closed = True
         if self._redial is not None:
             self._redial.cancel()
         if self._link is not None:
@@ -257,7 +291,7 @@ class MemoryConnection:
     def _dial(self) -> None:
         self._redial = None
         listener = self._find(self._endpoint)
-        if self._closed or self._link is not None or listener is None:
+        if self.closed or self._link is not None or listener is None:
             return
         refusal = listener.admit(self._security)
         if refusal is not None:
@@ -266,7 +300,7 @@ class MemoryConnection:
             self._tell(LinkState(LinkPhase.REFUSED, refusal.sentence))
             return
         user = self._security.key.public if self._security is not None else None
-        self._link = MemoryLink(self._new_id(), user, listener, self)
+        self._link = MemoryLink(self._new_id(), user, listener, self, self._courier)
         listener.joined(self._link)
         if self._ever_up:
             self._counters.reconnects += 1

@@ -33,6 +33,8 @@ class SocketEventKind(Enum):
     """A bound socket got a connection, not yet authenticated."""
     READY = "ready"
     """The handshake is done; messages flow."""
+    UNBOUND = "unbound"
+    """A bound socket's address is free again."""
     LOST = "lost"
     REFUSED = "refused"
 
@@ -48,6 +50,7 @@ class SocketEvent:
 
 _KINDS = {
     zmq.EVENT_ACCEPTED: SocketEventKind.ACCEPTED,
+    zmq.EVENT_CLOSED: SocketEventKind.UNBOUND,
     zmq.EVENT_HANDSHAKE_SUCCEEDED: SocketEventKind.READY,
     zmq.EVENT_DISCONNECTED: SocketEventKind.LOST,
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: SocketEventKind.REFUSED,

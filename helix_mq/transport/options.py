@@ -68,12 +68,15 @@ def apply_dialling(socket: zmq.Socket[bytes], limits: Limits) -> None:
     socket.setsockopt(zmq.IMMEDIATE, 1)
 
 
-def apply_server_keys(socket: zmq.Socket[bytes], security: ServerSecurity, domain: str) -> None:
-    """Lets nobody in whom the ZAP handler does not know, and nobody at all without a handler."""
-    socket.setsockopt(zmq.CURVE_SERVER, 1)
-    socket.setsockopt(zmq.CURVE_SECRETKEY, security.key.secret.encode("ascii"))
+def apply_domain(socket: zmq.Socket[bytes], domain: str) -> None:
+    """Has the ZAP handler asked about everybody, and lets nobody in without its answer."""
     socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode("ascii"))
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+
+def apply_server_keys(socket: zmq.Socket[bytes], security: ServerSecurity) -> None:
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, security.key.secret.encode("ascii"))
 
 
 def apply_client_keys(socket: zmq.Socket[bytes], security: ClientSecurity) -> None:

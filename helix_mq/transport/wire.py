@@ -73,7 +73,9 @@ def try_send(send: RawSend, parts: Sequence[Buffer], large: int, in_flight: Larg
         if nbytes < COPY_BELOW_BYTES:
             send(part, flags)
         else:
-            tracker = send(part, flags, copy=False, track=True)
+            # pyzmq keeps the object alive but lets go of its buffer; a view keeps a bytearray from
+            # being resized, and so its memory in place, while ZeroMQ reads it.
+            tracker = send(memoryview(part), flags, copy=False, track=True)
             assert tracker is not None
             in_flight.add(tracker, nbytes)
 

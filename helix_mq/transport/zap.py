@@ -4,6 +4,9 @@ One handler per context. Own code rather than pyzmq's AsyncioAuthenticator, whic
 through zmq.asyncio in a task of its own and takes keys from folders: here the same pump drains it
 as every other socket, each listener's domain has its live AllowList, and refusals are counted.
 Anything malformed is refused.
+
+Listeners without keys have a domain too, open to everybody: ZeroMQ then insists on a handshake of
+ZMTP 3 and hangs up on older peers, which have none and turn any garbage into messages.
 """
 
 from __future__ import annotations
@@ -23,16 +26,17 @@ log = logging.getLogger(__name__)
 
 _ENDPOINT = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
+_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class _Domain:
-    allow: AllowList
+    allow: AllowList | None
     counters: Counters
 
 
 class ZapHandler:
-    """Must exist before the first listener with keys binds; such listeners admit nobody else."""
+    """Must exist before the first listener binds: without its answer nobody gets in."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._domains: dict[bytes, _Domain] = {}
@@ -44,8 +48,8 @@ class ZapHandler:
         self._socket.bind(_ENDPOINT)
         self._pump = Pump(self._socket, self._step, "key checks")
 
-    def add_domain(self, domain: str, allow: AllowList, counters: Counters) -> None:
-        """Has the handshakes of the listener with this domain checked against `allow`."""
+    def add_domain(self, domain: str, allow: AllowList | None, counters: Counters) -> None:
+        """Has the listener of this domain checked against `allow`; None: no keys are asked for."""
         self._domains[domain.encode("ascii")] = _Domain(allow, counters)
 
     def remove_domain(self, domain: str) -> None:
@@ -70,21 +74,27 @@ class ZapHandler:
         if len(parts) < 4 or parts[1] != b"":
             return
         peer, _, version, request = parts[:4]
-        status, text, user = b"500", b"malformed request", b""
-        if version == _VERSION and len(parts) == 9 and parts[7] == b"CURVE" and len(parts[8]) == 32:
-            user = z85.encode(parts[8])
-            status, text = self._judge(parts[4], parts[5], user.decode("ascii"))
-        if status != b"200":
-            user = b""
-        reply = [peer, b"", _VERSION, request, status, text, user, b""]
-        self._socket.send_multipart(reply, zmq.NOBLOCK)
+        status, user = b"500", b""
+        if version == _VERSION and len(parts) >= 8:
+            domain, address, mechanism, proof = parts[4], parts[5], parts[7], parts[8:]
+            found = self._domains.get(domain)
+            if found is None:
+                status = b"400"
+            elif mechanism == b"NULL" and not proof and found.allow is None:
+                status = b"200"
+            elif mechanism == b"CURVE" and len(proof) == 1 and len(proof[0]) == _KEY_BYTES:
+                public = z85.encode(proof[0])
+                if self._judge(found, address, public.decode("ascii")):
+                    status, user = b"200", public
+                else:
+                    status = b"400"
+        self._socket.send_multipart(
+            [peer, b"", _VERSION, request, status, b"", user, b""], zmq.NOBLOCK
+        )
 
-    def _judge(self, domain: bytes, address: bytes, public: str) -> tuple[bytes, bytes]:
-        found = self._domains.get(domain)
-        if found is None:
-            return b"400", b"no such domain"
-        if public in found.allow:
-            return b"200", b"OK"
+    def _judge(self, found: _Domain, address: bytes, public: str) -> bool:
+        if found.allow is not None and public in found.allow:
+            return True
         mark = fingerprint(public)
         found.counters.handshake_failed(
             NOT_ALLOWED,
@@ -92,4 +102,4 @@ class ZapHandler:
             detail=f"refused the key with fingerprint {mark} from {address.decode('latin1')}: it "
             f"is not on the allow-list; `helix-mq keys allow` adds it. Public key: {public}",
         )
-        return b"400", b"key not allowed"
+        return False

@@ -88,6 +88,10 @@ class ZmqConnection:
                 return True
         return not self._pump.stopped and self._backlog.offer(parts, nbytes, large)
 
+    @property
+    def closed(self) -> bool:
+        return self._pump.stopped
+
     def statistics(self) -> ChannelStatistics:
         return self._counters.statistics(
             backlog_messages=len(self._backlog.waiting),

@@ -5,6 +5,8 @@ Decides who is heard: parts within limits, keys still on the allow-list. Never b
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ from helix_mq.transport.statistics import ChannelStatistics, Counters
 from helix_mq.transport.wire import LargeInFlight, raw_send, receive, try_send
 
 _USER = "User-Id"
+_UNBIND_S = 1.0
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _NOBLOCK = int(zmq.NOBLOCK)
 
@@ -55,6 +58,7 @@ class ZmqListener:
         self._fds: dict[int, bytes | None] = {}
         self._leaving: list[bytes] = []
         self._raw_send = raw_send(socket)
+        self._unbound = asyncio.Event()
         self._monitor = Monitor(socket, self._on_event, counters.where)
         self._pump = Pump(socket, self._step, counters.where)
 
@@ -82,13 +86,24 @@ class ZmqListener:
         self._counters.bytes_out += nbytes
         return True
 
+    @property
+    def closed(self) -> bool:
+        return self._pump.stopped
+
     def statistics(self) -> ChannelStatistics:
         backlog = sum(peer.in_flight.nbytes for peer in self._peers.values())
         return self._counters.statistics(backlog_bytes=backlog)
 
     async def close(self) -> None:
+        """Closes the socket; its address is free afterwards."""
         if not self._pump.stopped:
             self._pump.stop()
+            if self.endpoint:
+                self._socket.unbind(self.endpoint)
+                # Ends as soon as ZeroMQ's thread has closed the port; the limit is a safeguard.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_UNBIND_S):
+                        await self._unbound.wait()
             self._monitor.close()
             self._socket.close()
             self._peers.clear()
@@ -163,6 +178,8 @@ class ZmqListener:
                 if peer is not None:
                     self._leaving.append(peer)
                     self._pump.poke()
+            case SocketEventKind.UNBOUND:
+                self._unbound.set()
             case SocketEventKind.REFUSED:
                 # A key that is not allowed is counted where it is judged, with its name.
                 if event.refusal is not NOT_ALLOWED:

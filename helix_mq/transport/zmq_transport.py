@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket as system_socket
 
 import zmq
 
@@ -14,6 +15,7 @@ from helix_mq.transport.limits import DEFAULT_LIMITS, Limits
 from helix_mq.transport.options import (
     apply_client_keys,
     apply_dialling,
+    apply_domain,
     apply_limits,
     apply_server_keys,
 )
@@ -23,6 +25,7 @@ from helix_mq.transport.zap import ZapHandler
 from helix_mq.transport.zmq_connection import MAX_NAME_BYTES, ZmqConnection
 from helix_mq.transport.zmq_listener import ZmqListener
 
+_IN_USE = "the address is in use"
 _SCHEMES = frozenset({"tcp", "ipc"})
 
 
@@ -36,7 +39,7 @@ class ZmqTransport:
     def __init__(self, io_threads: int = 1) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads)
         self._zap: ZapHandler | None = None
-        self._channels: list[ZmqListener | ZmqConnection] = []
+        self._channels: list[tuple[ZmqListener | ZmqConnection, str]] = []
         self._domains = itertools.count(1)
         self._closed = False
 
@@ -52,17 +55,20 @@ class ZmqTransport:
     ) -> ZmqListener:
         """See Transport.listen."""
         require_security(endpoint, security is not None, insecure, _SCHEMES)
+        if endpoint.startswith("ipc://") and _ipc_in_use(endpoint.removeprefix("ipc://")):
+            raise EndpointUnavailable(f"cannot listen on {endpoint}: {_IN_USE}", param="endpoint")
         counters = Counters(f"listener {endpoint}")
         socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         try:
             apply_limits(socket, endpoint, limits)
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-            if security is not None:
-                domain = f"helix-mq-{next(self._domains)}"
-                self._zap = self._zap or ZapHandler(self._context)
-                self._zap.add_domain(domain, security.allow, counters)
-                apply_server_keys(socket, security, domain)
             allow = security.allow if security is not None else None
+            domain = f"helix-mq-{next(self._domains)}"
+            self._zap = self._zap or ZapHandler(self._context)
+            self._zap.add_domain(domain, allow, counters)
+            apply_domain(socket, domain)
+            if security is not None:
+                apply_server_keys(socket, security)
             listener = ZmqListener(socket, handler, limits, allow, on_disconnect, counters)
         except BaseException:
             socket.close(0)
@@ -75,7 +81,7 @@ class ZmqTransport:
                 f"cannot listen on {endpoint}: {_why(e)}", param="endpoint"
             ) from None
         listener.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._channels.append(listener)
+        self._keep(listener, domain)
         return listener
 
     async def connect(
@@ -117,7 +123,7 @@ class ZmqTransport:
             raise EndpointUnavailable(
                 f"cannot connect to {endpoint}: {_why(e)}", param="endpoint"
             ) from None
-        self._channels.append(connection)
+        self._keep(connection, "")
         return connection
 
     async def close(self) -> None:
@@ -125,7 +131,7 @@ class ZmqTransport:
         if self._closed:
             return
         self._closed = True
-        for channel in self._channels:
+        for channel, _ in self._channels:
             with contextlib.suppress(zmq.ZMQError):
                 await channel.close()
         self._channels.clear()
@@ -134,10 +140,31 @@ class ZmqTransport:
         # Ends the I/O threads; blocks until lingering sockets are done, so not on the loop.
         await asyncio.to_thread(self._context.term)
 
+    def _keep(self, channel: ZmqListener | ZmqConnection, domain: str) -> None:
+        """Remembers an open channel, and forgets those that were closed since."""
+        for other, done in self._channels:
+            if other.closed and done and self._zap is not None:
+                self._zap.remove_domain(done)
+        self._channels = [kept for kept in self._channels if not kept[0].closed]
+        self._channels.append((channel, domain))
+
+
+def _ipc_in_use(path: str) -> bool:
+    """Whether somebody answers there. ZeroMQ itself would take the address over without asking."""
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with system_socket.socket(system_socket.AF_UNIX, system_socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(address)
+        except OSError as e:
+            # A full queue of connections is an answer too; a file nobody listens to is not.
+            return isinstance(e, BlockingIOError)
+    return True
+
 
 def _why(error: zmq.ZMQError) -> str:
     if error.errno == zmq.EADDRINUSE:
-        return "the address is in use by another process"
+        return _IN_USE
     if error.errno == zmq.EADDRNOTAVAIL:
         return "this machine has no such address"
     return str(error.strerror)
