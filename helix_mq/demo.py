@@ -1,4 +1,4 @@
-"""`make demo`: a router and three unequal nodes as processes on loopback, a first prompt, an endpoint.
+"""`make demo`: a router and three unequal nodes as processes, a first prompt, an endpoint.
 
 Starts the same commands an operator would, waits for the router to say ready, streams one chat
 answer, and stays up. Only the core is imported here: everything else runs in the child processes.
