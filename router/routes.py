@@ -15,7 +15,8 @@ from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import Hop, LayerRange, Route
 
 MIN_SHARE = 0.05
-"""Edges with less of their source's outgoing flow than this are not used, as in the reference."""
+"""Edges with less than this share of the widest edge beside them are not used. Not a share of the
+source's whole flow: with more than twenty like nodes none of them would have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,8 @@ class FlowWeights:
 
     def usable(self, source: NodeId) -> tuple[tuple[NodeId, float], ...]:
         out = self.edges.get(source, ())
-        total = sum(flow for _, flow in out)
-        return tuple((node, flow) for node, flow in out if flow >= MIN_SHARE * total > 0)
+        widest = max((flow for _, flow in out), default=0.0)
+        return tuple((node, flow) for node, flow in out if flow >= MIN_SHARE * widest > 0)
 
 
 RoomFor = Callable[[Hop], bool]

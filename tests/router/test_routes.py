@@ -107,3 +107,13 @@ def test_a_route_is_found_whenever_one_exists(
     if route is not None:
         assert route.num_layers == 8
         assert not full & set(route.nodes)
+
+
+def test_many_like_nodes_are_all_used() -> None:
+    """Thirty replicas have a thirtieth of the flow each: little, but no less than the others."""
+    replicas = tuple((NodeId(f"n{i:02}"), 10.0) for i in range(30))
+    weights = FlowWeights(4, {ROUTER: replicas}, {node: 4 for node, _ in replicas})
+    chooser = RouteChooser(weights)
+    routes = [chooser.choose(100, anywhere) for _ in range(60)]
+    used = Counter(route.hops[0].node for route in routes if route is not None)
+    assert used == {node: 2 for node, _ in replicas}
