@@ -212,7 +212,9 @@ def _judge(
         return _refuse(row, "deadline", "the request's deadline has passed")
     seq = SeqKey(RequestId(row.request), Attempt(row.attempt))
     verdict = ledger.judge(seq, row.position, hop.layers)
-    if verdict in (Verdict.STALE, Verdict.OUT_OF_ORDER, Verdict.WRONG_LAYERS):
+    if verdict is Verdict.WRONG_LAYERS:
+        return _refuse(row, verdict, f"the sequence was opened with other layers than {hop.layers}")
+    if verdict in (Verdict.STALE, Verdict.OUT_OF_ORDER):
         return _refuse(row, verdict, f"position {row.position} does not follow what is here")
     if verdict is Verdict.OPEN:
         superseded.extend(ledger.open(seq, hop.layers, row.deadline_ms))
