@@ -128,6 +128,7 @@ class Worker:
         self._frees: list[SeqKey] = []
         self._busy = False
         self._wake = asyncio.Event()
+        self._stall_ends_s: float | None = None
         self._steps = 0
         self._step_s = 0.0
         self._tokens = 0
@@ -142,11 +143,12 @@ class Worker:
         """A frame from a peer; raises FrameError when it does not fit this model at all."""
         now_ms = int(self._clock.wall_s() * 1000)
         accepted = accept_frame(self.view, self._ledger, header, buffers, on_consumed, now_ms)
-        for seq in accepted.superseded:
-            self._close(seq)
         for work in accepted.work:
             self._next_hop[work.seq] = work.next_hop
             self._batcher.add(work)
+        # After adding: one frame may hold rows of the older attempt, too.
+        for seq in accepted.superseded:
+            self._close(seq)
         self._refuse(accepted.refused)
         self._wake.set()
 
@@ -173,6 +175,7 @@ class Worker:
             if not batch:
                 await self._idle()
                 continue
+            self._stall_ends_s = None
             self._busy = True
             step = loop.run_in_executor(self._device, self._engine.run, batch, self.epoch)
             try:
@@ -199,12 +202,17 @@ class Worker:
         """Waits for work; when all that waits is blocked, lets one row pass per grace period."""
         self._wake.clear()
         if not len(self._batcher):
+            self._stall_ends_s = None
             await self._wake.wait()
             return
+        # Kept over wake-ups: peers repeat their grants all the time, which must not put it off.
+        if self._stall_ends_s is None:
+            self._stall_ends_s = asyncio.get_running_loop().time() + STALL_GRACE_S
         try:
-            async with asyncio.timeout(STALL_GRACE_S):
+            async with asyncio.timeout_at(self._stall_ends_s):
                 await self._wake.wait()
         except TimeoutError:
+            self._stall_ends_s = None
             self._overdraft()
 
     def wake(self) -> None:
@@ -214,15 +222,21 @@ class Worker:
     def _next_batch(self) -> Batch:
         now_ms = int(self._clock.wall_s() * 1000)
         self._give_up(self._ledger.expired(now_ms), "deadline", "the deadline has passed")
-        picked = self._batcher.next_batch(
-            open_requests=len(self._ledger), depth=self._depth, blocked=self._blocked_peers()
-        )
+        blocked = self._blocked_peers()
+        batch: Batch = []
+        # Again while all that was picked is refused: what waits behind it may run.
+        while not batch and (
+            picked := self._batcher.next_batch(
+                open_requests=len(self._ledger), depth=self._depth, blocked=blocked
+            )
+        ):
+            batch = self._admit(picked)
+        return batch
+
+    def _admit(self, picked: Batch) -> Batch:
+        """Those of the picked rows that have pages; the others are refused."""
         batch: Batch = []
         for work in picked:
-            if work.seq not in self._ledger:
-                # Refused a moment ago, by an earlier row of the same batch.
-                work.payload.use.take(work.count)
-                continue
             refusal = self._engine.admit(work)
             if refusal is None:
                 batch.append(work)
@@ -237,7 +251,7 @@ class Worker:
         self._tokens += result.num_tokens
         self._layer_tokens += result.layer_tokens
         for frame in result.frames:
-            if frame.sequences.isdisjoint(self._ledger.sequences()):
+            if not any(seq in self._ledger for seq in frame.sequences):
                 continue
             if not self._send(frame.peer, frame.header, frame.buffers):
                 lost = [s for s in sorted(frame.sequences) if s in self._ledger]
