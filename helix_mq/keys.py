@@ -182,8 +182,9 @@ def _parse(text: str, path: Path) -> dict[str, object]:
 
 def _read(path: Path, max_bytes: int, *, secret: bool) -> str:
     try:
-        # Opened before it is checked, so that what is checked is what is read.
-        with path.open("rb") as f:
+        # Opened before it is checked, so that what is checked is what is read; a pipe put there
+        # must not hold us up.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as f:
             found = os.fstat(f.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise KeyFileError(f"{path}: not a regular file")
