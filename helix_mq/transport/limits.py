@@ -20,7 +20,8 @@ class Limits:
 
     max_message_bytes: of one message, both ways, and of each part before it is read. A peer that
         announces a larger part is cut off; a larger sum is dropped and counted.
-    max_parts: parts per message, both ways.
+    max_parts: parts per message, both ways. ZeroMQ has no such limit: it holds all parts of a
+        message before it hands over the first, so a peer that was let in can make it hold much.
     send_queue_messages, receive_queue_messages: ZeroMQ's high-water marks, per peer.
     backlog_messages, backlog_bytes: on a Connection, what waits here while ZeroMQ takes no more or
         the link is down. On a Listener, backlog_bytes bounds the large messages on their way to
