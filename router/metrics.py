@@ -1,18 +1,22 @@
 """Prometheus metrics of one router, in a registry of its own.
 
-Counters follow the events of streams; gauges are read from the service's status when scraped.
+Counters and histograms follow the events of streams; gauges are read from the service's status when
+somebody scrapes, and only then, so that nodes that left do not stay as last known values.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from helix_mq.clock import Clock
 from helix_mq.errors import HelixError
@@ -21,65 +25,38 @@ from router.service import Broken, Delta, Finished, ServiceStatus, StreamEvent
 
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_TOTAL_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+
+_Family = CounterMetricFamily | GaugeMetricFamily
 
 
 class RouterMetrics:
+    """`outcome` of a request is its finish reason, or the code of its error."""
+
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._started: dict[RequestId, float] = {}
         self._last: dict[RequestId, float] = {}
-        registry = self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "helix_mq_requests", "Ended requests by outcome.", ["outcome"], registry=registry
+        self._registry = CollectorRegistry()
+        self._requests = self._counter("requests", "Ended requests by outcome.", "outcome")
+        self._responses = self._counter(
+            "http_responses", "HTTP responses by route and status.", "route", "status"
         )
-        self._prompt = Counter(
-            "helix_mq_prompt_tokens", "Prompt tokens of accepted requests.", registry=registry
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
+        self._output = self._counter("output_tokens", "Output tokens emitted.")
+        self._reroutes = self._counter("reroutes", "Times finished requests had been re-routed.")
+        self._ttft = self._histogram(
+            "time_to_first_token_seconds", "From submission to the first token.", _TTFT_S
         )
-        self._output = Counter(
-            "helix_mq_output_tokens", "Output tokens emitted.", registry=registry
+        self._itl = self._histogram(
+            "inter_token_latency_seconds", "Between two tokens of a stream.", _ITL_S
         )
-        self._reroutes = Counter(
-            "helix_mq_reroutes", "Times a finished request had been re-routed.", registry=registry
+        self._queue = self._histogram(
+            "queue_seconds", "From submission to the start on a route.", _TTFT_S
         )
-        self._ttft = Histogram(
-            "helix_mq_time_to_first_token_seconds",
-            "From submission to the first token.",
-            buckets=_TTFT_S,
-            registry=registry,
-        )
-        self._itl = Histogram(
-            "helix_mq_inter_token_latency_seconds",
-            "Between two tokens of a stream.",
-            buckets=_ITL_S,
-            registry=registry,
-        )
-        self._serving = Gauge("helix_mq_serving", "1 if the model is covered.", registry=registry)
-        self._queued = Gauge("helix_mq_queued_requests", "Waiting requests.", registry=registry)
-        self._running = Gauge("helix_mq_running_requests", "Running requests.", registry=registry)
-        self._flow = Gauge(
-            "helix_mq_max_flow_tokens_per_second", "Max flow over live nodes.", registry=registry
-        )
-        self._kv = Gauge(
-            "helix_mq_node_kv_pages", "KV pages of a node.", ["node", "kind"], registry=registry
-        )
-        self._open = Gauge(
-            "helix_mq_node_open_requests", "Sequences on a node.", ["node"], registry=registry
-        )
-        self._waiting = Gauge(
-            "helix_mq_node_waiting_rows", "Rows in a node's inbox.", ["node"], registry=registry
-        )
-        self._link_sent = Gauge(
-            "helix_mq_link_sent_bytes",
-            "Bytes sent over a data link since its sender started.",
-            ["sender", "receiver"],
-            registry=registry,
-        )
-        self._link_backlog = Gauge(
-            "helix_mq_link_backlog_bytes",
-            "Bytes waiting for credit.",
-            ["sender", "receiver"],
-            registry=registry,
-        )
+        self._total = self._histogram("request_seconds", "From submission to the end.", _TOTAL_S)
+        self._gauges = _StatusCollector()
+        self._registry.register(self._gauges)
 
     def accepted(self, request: RequestId, prompt_tokens: int) -> None:
         self._started[request] = self._clock.now_s()
@@ -87,6 +64,10 @@ class RouterMetrics:
 
     def refused(self, error: HelixError) -> None:
         self._requests.labels(error.code).inc()
+
+    def responded(self, route: str, status: int) -> None:
+        """An HTTP response began. `route` is a pattern of ours, never a client's path."""
+        self._responses.labels(route, str(status)).inc()
 
     def saw(self, request: RequestId, event: StreamEvent) -> None:
         """An event of a stream, as it is emitted."""
@@ -101,32 +82,69 @@ class RouterMetrics:
                     self._ttft.observe(now_s - self._started[request])
                 self._last[request] = now_s
             case Finished():
-                self._requests.labels(event.finish_reason).inc()
                 self._reroutes.inc(event.reroutes)
-                self._forget(request)
+                self._queue.observe(event.queue_s)
+                self._ended(request, event.finish_reason, now_s)
             case Broken():
-                self._requests.labels(event.error.code).inc()
-                self._forget(request)
+                self._ended(request, event.error.code, now_s)
 
-    def _forget(self, request: RequestId) -> None:
-        self._started.pop(request, None)
+    def _ended(self, request: RequestId, outcome: str, now_s: float) -> None:
+        self._requests.labels(outcome).inc()
+        started_s = self._started.pop(request, None)
+        if started_s is not None:
+            self._total.observe(now_s - started_s)
         self._last.pop(request, None)
 
     def render(self, status: ServiceStatus) -> tuple[bytes, str]:
         """The exposition text and its content type."""
-        self._serving.set(status.serving)
-        self._queued.set(status.queued)
-        self._running.set(status.running)
-        self._flow.set(status.flow_tokens_per_s)
-        for gauge in (self._kv, self._open, self._waiting, self._link_sent, self._link_backlog):
-            # Nodes that left must not stay behind as last known values.
-            gauge.clear()
-        for node in status.nodes:
-            self._kv.labels(node.node, "used").set(node.kv_used_pages)
-            self._kv.labels(node.node, "total").set(node.kv_total_pages)
-            self._open.labels(node.node).set(node.open_requests)
-            self._waiting.labels(node.node).set(node.waiting_rows)
-        for link in status.links:
-            self._link_sent.labels(link.sender, link.receiver).set(link.sent_bytes)
-            self._link_backlog.labels(link.sender, link.receiver).set(link.backlog_bytes)
+        self._gauges.status = status
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"helix_mq_{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"helix_mq_{name}", text, buckets=buckets, registry=self._registry)
+
+
+class _StatusCollector(Collector):
+    """Families made anew from the status of each scrape."""
+
+    def __init__(self) -> None:
+        self.status: ServiceStatus | None = None
+
+    def collect(self) -> Iterator[_Family]:
+        status = self.status
+        if status is None:
+            return
+        yield _gauge("serving", "1 if the live nodes cover the model.", status.serving)
+        yield _gauge("queued_requests", "Requests waiting for a route.", status.queued)
+        yield _gauge("running_requests", "Requests on a route.", status.running)
+        yield _gauge(
+            "max_flow_tokens_per_second", "Max flow over live nodes.", status.flow_tokens_per_s
+        )
+        pages = _gauge("node_kv_pages", "KV pages of a node.", labels=("node", "kind"))
+        held = _gauge("node_open_requests", "Sequences on a node.", labels=("node",))
+        waiting = _gauge("node_waiting_rows", "Rows in a node's inbox.", labels=("node",))
+        for node in status.nodes:
+            pages.add_metric([node.node, "used"], node.kv_used_pages)
+            pages.add_metric([node.node, "total"], node.kv_total_pages)
+            held.add_metric([node.node], node.open_requests)
+            waiting.add_metric([node.node], node.waiting_rows)
+        ends = ("sender", "receiver")
+        sent = CounterMetricFamily(
+            "helix_mq_link_sent_bytes",
+            "Bytes sent over a data link since its sender started.",
+            labels=ends,
+        )
+        backlog = _gauge("link_backlog_bytes", "Bytes waiting for credit.", labels=ends)
+        for link in status.links:
+            sent.add_metric([link.sender, link.receiver], link.sent_bytes)
+            backlog.add_metric([link.sender, link.receiver], link.backlog_bytes)
+        yield from (pages, held, waiting, sent, backlog)
+
+
+def _gauge(
+    name: str, text: str, value: float | None = None, labels: tuple[str, ...] | None = None
+) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"helix_mq_{name}", text, value=value, labels=labels)

@@ -65,7 +65,9 @@ class EchoService:
         if len(self.open) >= self.max_open:
             raise QueueFull(f"{self.max_open} are waiting already", retry_after_s=2.3)
         prompt = len(generation.prompt_ids)
-        if prompt < 1 or prompt + generation.sampling.max_tokens > self.max_context:
+        if prompt < 1:
+            raise ContextExceeded("the prompt is empty", param="prompt")
+        if prompt + generation.sampling.max_tokens > self.max_context:
             raise ContextExceeded(
                 f"{prompt} prompt tokens do not fit {self.max_context}", param="max_tokens"
             )

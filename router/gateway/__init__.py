@@ -1,10 +1,10 @@
-"""The OpenAI-compatible HTTP endpoint, in the router's process.
+"""HTTP for OpenAI's clients, in the router's process: starlette on uvicorn.
 
-Turns HTTP into Generations and event streams into JSON; decides nothing about requests. Stands on
-`router.service` alone.
+Knows only `router.service`; decides nothing about routes. Every error, whatever the body, is
+answered in OpenAI's form; a closed connection cancels its request.
 """
 
-from router.gateway.app import build_gateway
+from router.gateway.app import GatewaySettings, build_app
 from router.gateway.server import GatewayServer
 
-__all__ = ["GatewayServer", "build_gateway"]
+__all__ = ["GatewayServer", "GatewaySettings", "build_app"]

@@ -1,90 +1,133 @@
-"""uvicorn inside the router's own loop: starts, says where it listens, stops with it."""
+"""The HTTP server within the router's loop: start, stop, the real port.
+
+uvicorn runs as a guest here: it neither catches signals nor opens its own socket, since on a port
+in use it would end the process. Stopping ends open streams with an error that says so.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import uvicorn
 
-from helix_mq.errors import ConfigError, LocalError
-from router.gateway.app import build_gateway
+from helix_mq.clock import Clock
+from helix_mq.errors import ConfigError, NotServing
+from router.gateway.app import GatewaySettings, build_app
+from router.gateway.generate import OpenRequests
+from router.gateway.protocol import BoundedProtocol, GatewayConfig
 from router.metrics import RouterMetrics
 from router.service import Service
-from router.settings import HttpSection
+
+log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+_STOP_GRACE_S = 3
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to the process that it is a part of."""
-
+class _GuestServer(uvicorn.Server):
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None, None, None]:
         yield
 
 
 class GatewayServer:
-    def __init__(self, service: Service, settings: HttpSection, metrics: RouterMetrics) -> None:
+    """The OpenAI-compatible endpoint over a Service."""
+
+    def __init__(
+        self,
+        service: Service,
+        settings: GatewaySettings,
+        metrics: RouterMetrics,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        """Raises ConfigError for wrong settings."""
         self._settings = settings
-        config = uvicorn.Config(
-            build_gateway(service, settings, metrics),
-            http="httptools",
+        self._open_requests = OpenRequests()
+        app = build_app(service, settings, metrics, clock=clock, open_requests=self._open_requests)
+        config = GatewayConfig(
+            app,
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            date_header=True,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=5,
-            h11_max_incomplete_event_size=64 * 1024,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_STOP_GRACE_S,
         )
-        self._server = _Server(config)
+        config.max_body_bytes = int(settings.max_body)
+        self._server = _GuestServer(config)
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Binds and serves. ConfigError when the address cannot be used."""
-        self._socket = _bind(self._settings.host, self._settings.port)
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http")
-        while not self._server.started:
-            if self._task.done():
-                self._task.result()
-                raise LocalError("the HTTP server ended while starting")
-            await asyncio.sleep(0.01)
+    @property
+    def port(self) -> int:
+        """The real one, after start."""
+        assert self._socket is not None
+        port = self._socket.getsockname()[1]
+        assert isinstance(port, int)
+        return port
 
     @property
     def url(self) -> str:
-        assert self._socket is not None
-        host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        """Without a path: `http://127.0.0.1:8000`."""
+        host = self._settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def start(self) -> None:
+        """Binds and serves. Raises ConfigError when the address cannot be used."""
+        self._socket = await _bind(self._settings)
+        self._task = asyncio.create_task(
+            self._server.serve(sockets=[self._socket]), name="http-server"
+        )
+        while not self._server.started:
+            # uvicorn has no event for it; with a bound socket it takes a few turns of the loop.
+            if self._task.done():
+                await self._task
+            await asyncio.sleep(0)
 
     async def stop(self) -> None:
-        """Lets running answers end for a few seconds, then closes."""
-        if self._task is not None:
-            self._server.should_exit = True
-            await self._task
-            self._task = None
-        if self._socket is not None:
-            self._socket.close()
+        """Refuses new connections, ends open requests with an error, closes every connection."""
+        if self._task is None:
+            return
+        self._open_requests.stop(NotServing("the router is shutting down", retry_after_s=5.0))
+        self._server.should_exit = True
+        await self._task
+        self._task = None
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+async def _bind(settings: GatewaySettings) -> socket.socket:
+    loop = asyncio.get_running_loop()
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(_BACKLOG)
-        listening.setblocking(False)
+        found = await loop.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, proto, _, address = found[0]
+        bound = socket.socket(family, kind, proto)
     except OSError as e:
-        listening.close()
-        raise ConfigError(
-            f"http: cannot listen on {host}:{port}: {e.strerror or e}; choose another http.port "
-            "or stop what uses it",
-            param="http.port",
-        ) from None
-    return listening
+        raise _cannot_bind(settings, e, "http.host") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setblocking(False)
+        bound.bind(address)
+        # Until here another process may bind the same port; listening makes it ours.
+        bound.listen(_BACKLOG)
+    except OSError as e:
+        bound.close()
+        raise _cannot_bind(settings, e, "http.port") from None
+    return bound
+
+
+def _cannot_bind(settings: GatewaySettings, error: OSError, param: str) -> ConfigError:
+    return ConfigError(
+        f"cannot serve HTTP on {settings.host}:{settings.port}: {error.strerror or error}; choose "
+        "another http.host or http.port",
+        param=param,
+    )

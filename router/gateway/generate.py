@@ -1,0 +1,211 @@
+"""The endpoints that generate: one ASGI app for both, told apart by their Dialect.
+
+Order: body, validation, tokens, submission of all choices or none, then stream or whole answer.
+Whenever the connection closes, every sequence of the request is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from helix_mq.clock import Clock
+from helix_mq.errors import HelixError, NotServing
+from router.gateway.body import ClientGone, check_headers, parse_json, read_body
+from router.gateway.chat import ChatDialect
+from router.gateway.chat_request import ChatRequest
+from router.gateway.completion_request import CompletionRequest
+from router.gateway.completions import CompletionDialect
+from router.gateway.dialects import Dialect, Stamp
+from router.gateway.fanout import Fanout, Item
+from router.gateway.faults import error_json, error_response, plain_error_response
+from router.gateway.sse import DONE, PING, STALL_S, ClientStalled, SseWriter, event
+from router.service import Service
+
+log = logging.getLogger(__name__)
+
+COMMIT_AFTER_S = 2.0
+"""An error before the first token gets its own status, if it comes within this time; after it the
+response begins, so that proxies and clients see one."""
+
+PING_S = 15.0
+RETRY_NOT_SERVING_S = 5.0
+ABORT_EXTENSION = "helix_mq.abort"
+
+MakeDialect = Callable[[Mapping[str, Any], Service], Dialect]
+
+
+def chat_dialect(body: Mapping[str, Any], service: Service) -> Dialect:
+    return ChatDialect(ChatRequest.read(body), service)
+
+
+def completion_dialect(body: Mapping[str, Any], service: Service) -> Dialect:
+    return CompletionDialect(CompletionRequest.read(body), service)
+
+
+class OpenRequests:
+    """The requests being served, so that a stopping server can end them with a reason."""
+
+    def __init__(self) -> None:
+        self._open: set[Fanout] = set()
+        self._stopped: HelixError | None = None
+
+    def add(self, fanout: Fanout) -> None:
+        self._open.add(fanout)
+        if self._stopped is not None:
+            fanout.interrupt(self._stopped)
+
+    def discard(self, fanout: Fanout) -> None:
+        self._open.discard(fanout)
+
+    def stop(self, error: HelixError) -> None:
+        """Ends those open, and those still to come, with `error`."""
+        self._stopped = error
+        for fanout in self._open:
+            fanout.interrupt(error)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+
+class GenerateEndpoint:
+    """An ASGI app. `stall_s`: how long a client may take nothing of its stream."""
+
+    def __init__(
+        self,
+        make: MakeDialect,
+        service: Service,
+        clock: Clock,
+        open_requests: OpenRequests,
+        *,
+        max_body_bytes: int,
+        stall_s: float = STALL_S,
+    ) -> None:
+        self._make = make
+        self._service = service
+        self._clock = clock
+        self._open_requests = open_requests
+        self._max_body_bytes = max_body_bytes
+        self._stall_s = stall_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        abort = scope.get("extensions", {}).get(ABORT_EXTENSION)
+        writer = SseWriter(send, abort, self._stall_s)
+        try:
+            answer = await self._serve(scope, receive, writer)
+        except (ClientGone, ClientStalled):
+            # The connection is closed already, or closes with this response never finished.
+            answer = Response(status_code=499) if not writer.started else None
+        except HelixError as e:
+            answer = await _report(writer, e)
+        except Exception as e:
+            log.exception("a fault while serving %s", scope.get("path"), exc_info=e)
+            answer = await _report_fault(writer)
+        if answer is not None:
+            await answer(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, writer: SseWriter) -> Response | None:
+        """The answer; None when it was streamed."""
+        headers = Headers(scope=scope)
+        check_headers(headers)
+        body = parse_json(await read_body(headers, receive, self._max_body_bytes))
+        dialect = self._make(body, self._service)
+        self._check_serving()
+        generations = await dialect.generations(self._service)
+        fanout = Fanout(self._service, generations)
+        async with fanout, self._watched(fanout, receive):
+            created = int(self._clock.wall_s())
+            dialect.begin(Stamp(fanout.request_name, created, dialect.request.model))
+            if dialect.request.stream:
+                await _stream(fanout, dialect, writer)
+                return None
+            while not fanout.finished:
+                for item in await fanout.batch():
+                    dialect.keep(item)
+            answer = msgspec.json.encode(dialect.answer())
+        return Response(answer, headers=_name(fanout), media_type="application/json")
+
+    def _check_serving(self) -> None:
+        """Before the work of tokenising: without layers nothing can be served at all."""
+        status = self._service.status()
+        if not status.serving and not status.recovering:
+            raise NotServing(status.reason, retry_after_s=RETRY_NOT_SERVING_S)
+
+    @asynccontextmanager
+    async def _watched(self, fanout: Fanout, receive: Receive) -> AsyncIterator[None]:
+        """Interrupts the request when its connection closes or the server stops."""
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            fanout.interrupt(ClientGone())
+
+        task = asyncio.create_task(watch(), name=f"http-watch-{fanout.request_name}")
+        self._open_requests.add(fanout)
+        try:
+            yield
+        finally:
+            self._open_requests.discard(fanout)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _stream(fanout: Fanout, dialect: Dialect, writer: SseWriter) -> None:
+    items = await fanout.batch(COMMIT_AFTER_S)
+    await writer.start([(k.encode(), v.encode()) for k, v in _name(fanout).items()])
+    await writer.write(_events(dialect.opening()))
+    while True:
+        await writer.write(_chunks(dialect, items))
+        if fanout.finished:
+            break
+        items = await fanout.batch(PING_S)
+        if not items:
+            await writer.write(PING)
+    end = _events([dialect.usage_chunk()]) if dialect.request.include_usage else b""
+    await writer.write(end + DONE, last=True)
+
+
+def _chunks(dialect: Dialect, items: list[Item]) -> bytes:
+    chunks = (dialect.chunk(item) for item in items)
+    return _events([chunk for chunk in chunks if chunk is not None])
+
+
+def _events(chunks: list[msgspec.Struct]) -> bytes:
+    return b"".join(event(msgspec.json.encode(chunk)) for chunk in chunks)
+
+
+def _name(fanout: Fanout) -> dict[str, str]:
+    return {"x-request-id": fanout.request_name}
+
+
+async def _report(writer: SseWriter, error: HelixError) -> Response | None:
+    """An error as a response, or as the last event of a stream that has begun (no [DONE])."""
+    if not writer.started:
+        return error_response(error)
+    await _last_event(writer, error_json(error))
+    return None
+
+
+async def _report_fault(writer: SseWriter) -> Response | None:
+    response = plain_error_response(
+        500, "an internal error; the router's log says more", "internal_error"
+    )
+    if not writer.started:
+        return response
+    await _last_event(writer, bytes(response.body))
+    return None
+
+
+async def _last_event(writer: SseWriter, body: bytes) -> None:
+    try:
+        await writer.write(event(body), last=True)
+    except ClientStalled:
+        log.info("a client that takes nothing was cut off before it could be told of an error")
