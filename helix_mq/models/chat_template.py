@@ -1,70 +1,102 @@
 """Chat messages to prompt text by the model's own Jinja template, in a sandbox.
 
-Message contents are untrusted: markup of special tokens inside them must stay text. Contents that
-hold such markup are rendered with placeholders, and the result says which parts came from users.
+Messages are untrusted: what spells a special token inside one must stay text. Each such spelling
+is replaced by one private-use character before rendering, and the result tells what stands for
+what, so that templates may trim, split and join contents as they like.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from helix_mq.errors import InvalidRequest, ModelFormatError
 
-_PRIVATE_USE = range(0xE000, 0xF8FF)
 MAX_TEMPLATE_CHARS = 256 * 1024
+_PRIVATE_USE = range(0xE000, 0xF900)
+_ROLES = frozenset(
+    {"system", "developer", "user", "assistant", "tool", "function", "ipython", "environment"}
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Part of a rendered prompt; `literal` text must not be read as special tokens."""
+class Rendered:
+    """`text` is the prompt, in which each key of `hidden` stands for the text it maps to."""
 
     text: str
-    literal: bool
+    hidden: Mapping[str, str] = field(default_factory=dict)
+
+    def restore(self, part: str) -> str:
+        """A part of `text` as it was written."""
+        for mark, spelling in self.hidden.items():
+            part = part.replace(mark, spelling)
+        return part
 
 
 class ChatTemplate:
     """One model's template; thread-safe, since rendering keeps no state."""
 
     def __init__(
-        self, source: str, special_tokens: Mapping[str, str], markup: Sequence[str]
+        self,
+        source: str,
+        variables: Mapping[str, str],
+        markup: Sequence[str],
+        *,
+        now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        """`special_tokens`: template variables such as `bos_token`. `markup`: texts of all special
-        tokens. Raises ModelFormatError if the template does not parse."""
+        """`variables`: the template's own, such as `bos_token`. `markup`: the spellings of all
+        special tokens. `now`: what templates that print the date ask.
+
+        Raises ModelFormatError if the template does not parse.
+        """
         if len(source) > MAX_TEMPLATE_CHARS:
-            raise ModelFormatError(f"a chat template of {len(source)} characters is too long")
+            raise ModelFormatError(
+                f"chat template of {len(source)} characters: at most {MAX_TEMPLATE_CHARS} are read"
+            )
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols"],
+            extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
         )
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.globals["strftime_now"] = lambda form: now().strftime(form)
         environment.filters["tojson"] = _to_json
         try:
             self._template = environment.from_string(source)
-        except TemplateError as e:
+        except (TemplateError, RecursionError) as e:
             raise ModelFormatError(f"the chat template does not parse: {e}") from None
-        self._variables = dict(special_tokens)
-        longest_first = sorted(set(markup), key=len, reverse=True)
-        self._markup = re.compile("|".join(map(re.escape, longest_first))) if markup else None
+        self._variables = dict(variables)
+        self._spellings = tuple(markup)
+        self._markup = one_of(markup)
 
     def render(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
-    ) -> list[Piece]:
-        """The prompt in pieces. InvalidRequest when the template refuses the messages."""
-        replaced: dict[str, str] = {}
-        safe = [self._without_markup(message, messages, replaced) for message in messages]
+    ) -> Rendered:
+        """The prompt of messages with `role` and `content`.
+
+        Raises InvalidRequest when the template refuses them, or a role could end a special token
+        that the template begins.
+        """
+        hidden = self._marks(messages)
+        marks = {spelling: mark for mark, spelling in hidden.items()}
         try:
             text = self._template.render(
-                messages=safe, add_generation_prompt=add_generation_prompt, **self._variables
+                messages=[self._hide(message, marks) for message in messages]
+                if marks
+                else messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
             )
         except _TemplateRefusalError as e:
             raise InvalidRequest(
@@ -75,45 +107,58 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"the model's chat template cannot render these messages: {e}", param="messages"
             ) from None
-        if not replaced:
-            return [Piece(text, literal=False)]
-        pattern = "([" + "".join(replaced) + "])"
-        return [
-            Piece(replaced.get(part, part), literal=part in replaced)
-            for part in re.split(pattern, text)
-            if part
-        ]
+        return Rendered(text, hidden)
 
-    def _without_markup(
-        self,
-        message: Mapping[str, str],
-        everything: Sequence[Mapping[str, str]],
-        replaced: dict[str, str],
-    ) -> dict[str, str]:
-        """The message with each special token's text in it put into one private-use character."""
-        if self._markup is None:
-            return dict(message)
-
-        def replace(match: re.Match[str]) -> str:
-            text = match.group()
-            for mark, known in replaced.items():
-                if known == text:
-                    return mark
-            mark = next(
-                chr(code)
-                for code in _PRIVATE_USE
-                if chr(code) not in replaced
-                and not any(chr(code) in value for m in everything for value in m.values())
+    def _marks(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str]:
+        """A private-use character that no message holds, for each spelling that one does."""
+        found: dict[str, None] = {}
+        for i, message in enumerate(messages):
+            role = message.get("role", "")
+            if role not in _ROLES and any(role in spelling for spelling in self._spellings):
+                raise InvalidRequest(
+                    f"messages[{i}].role={role!r} is part of a special token's spelling: use "
+                    "system, user, assistant or tool",
+                    param=f"messages[{i}].role",
+                )
+            if self._markup is not None:
+                for value in message.values():
+                    found.update(dict.fromkeys(self._markup.findall(value)))
+        if not found:
+            return {}
+        taken = {letter for m in messages for value in m.values() for letter in value}
+        free = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
+        marks = dict(zip(free, found, strict=False))
+        if len(marks) < len(found):
+            raise InvalidRequest(
+                "the messages hold more special tokens' spellings and private-use characters than "
+                "can be told apart",
+                param="messages",
             )
-            replaced[mark] = text
-            return mark
+        return marks
 
+    def _hide(self, message: Mapping[str, str], marks: Mapping[str, str]) -> dict[str, str]:
+        assert self._markup is not None
         return {
-            key: value
-            if key == "role" and not self._markup.search(value)
-            else self._markup.sub(replace, value)
+            key: self._markup.sub(lambda match: marks[match.group()], value)
             for key, value in message.items()
         }
+
+
+def one_of(spellings: Sequence[str]) -> re.Pattern[str] | None:
+    """Matches any of the texts, the longest that fits; None if there are none."""
+    longest_first = sorted({s for s in spellings if s}, key=lambda s: (-len(s), s))
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks the assistant's words for training; its content is just rendered."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012  (jinja2 declares it as an instance variable)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
 
 
 class _TemplateRefusalError(Exception):
@@ -124,6 +169,14 @@ def _raise(message: str) -> None:
     raise _TemplateRefusalError(message)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # Jinja's own filter escapes for HTML, which prompts are not.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

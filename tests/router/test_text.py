@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_mq.models.detokenizer import Detokenizer
+from helix_mq.models.detokenizer import PrefixDetokenizer
 from router.text import StopMatcher, TextStream
 
 LETTERS = st.text("ab\n", max_size=12)
@@ -64,7 +64,7 @@ def byte_decode(ids: object) -> str:
 @given(st.text(max_size=20))
 def test_no_push_ends_in_half_a_character(text: str) -> None:
     """One token per UTF-8 byte: the worst case."""
-    stream = TextStream(Detokenizer(byte_decode))
+    stream = TextStream(PrefixDetokenizer(byte_decode))
     out = [stream.push((byte,)).text for byte in text.encode()]
     out.append(stream.flush().text)
     assert "".join(out) == text
@@ -74,6 +74,6 @@ def test_no_push_ends_in_half_a_character(text: str) -> None:
 
 @given(st.binary(max_size=40))
 def test_bytes_that_are_no_text_come_out_as_the_whole_would(data: bytes) -> None:
-    stream = TextStream(Detokenizer(byte_decode))
+    stream = TextStream(PrefixDetokenizer(byte_decode))
     out = "".join(stream.push((byte,)).text for byte in data) + stream.flush().text
     assert out.replace("\ufffd", "") == byte_decode(data).replace("\ufffd", "")

@@ -1,0 +1,80 @@
+"""Token ids of a prompt in which some special tokens' spellings are only text.
+
+The template's own special tokens become their ids; everything between them is encoded by a
+tokenizer that reads no special tokens at all, users' words in one piece with what surrounds them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import tokenizers
+
+from helix_mq.models.chat_template import Rendered, one_of
+
+
+class LiteralEncoder:
+    """Thread-safe: its tokenizer is never changed after construction."""
+
+    def __init__(self, tokenizer_json: str) -> None:
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {
+            token.content: (id_, token) for id_, token in added.items() if token.special
+        }
+        self._pattern = one_of(tuple(self._special))
+        self._starts_with_space = _takes_first_word_apart(tokenizer_json)
+        if self._starts_with_space:
+            # Only the start of the whole prompt gets a space before its first word, not the start
+            # of each part.
+            self._tokenizer.pre_tokenizer.prepend_scheme = "never"
+
+    def encode(self, prompt: Rendered) -> list[int]:
+        """Token ids; no special token is added at start or end."""
+        ids: list[int] = []
+        at, strip_next = 0, False
+        matches = self._pattern.finditer(prompt.text) if self._pattern is not None else ()
+        for match in matches:
+            id_, token = self._special[match.group()]
+            self._encode_text(prompt, at, match.start(), ids, _strip(strip_next, token.lstrip))
+            ids.append(id_)
+            at, strip_next = match.end(), token.rstrip
+        self._encode_text(prompt, at, len(prompt.text), ids, _strip(strip_next, False))
+        return ids
+
+    def count_special(self, text: str) -> int:
+        """How many special tokens are spelled out in `text`."""
+        return sum(1 for _ in self._pattern.finditer(text)) if self._pattern is not None else 0
+
+    def _encode_text(
+        self, prompt: Rendered, begin: int, end: int, ids: list[int], strip: Callable[[str], str]
+    ) -> None:
+        text = strip(prompt.text[begin:end])
+        if not text:
+            return
+        if begin == 0 and self._starts_with_space and not text.startswith(" "):
+            text = " " + text
+        ids += self._tokenizer.encode(prompt.restore(text), add_special_tokens=False).ids
+
+
+def _strip(left: bool, right: bool) -> Callable[[str], str]:
+    """What special tokens beside a text take off it."""
+    if left and right:
+        return str.strip
+    if left:
+        return str.lstrip
+    return str.rstrip if right else str
+
+
+def _takes_first_word_apart(tokenizer_json: str) -> bool:
+    """True for the SentencePiece scheme in which only the text's first word gets a space."""
+    first = json.loads(tokenizer_json).get("pre_tokenizer")
+    return (
+        isinstance(first, dict)
+        and first.get("type") == "Metaspace"
+        and first.get("prepend_scheme") == "first"
+    )
