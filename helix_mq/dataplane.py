@@ -17,11 +17,12 @@ import msgspec
 
 from helix_mq.clock import Clock
 from helix_mq.credit import CreditReceiver, CreditSender
-from helix_mq.errors import FrameError
+from helix_mq.errors import FrameError, HelixError
 from helix_mq.frames import Buffer, Message, decode, encode, frame_bytes
 from helix_mq.messages import Kind
 from helix_mq.messages.data import FrameHeader, Grant, LinkHello
 from helix_mq.transport import (
+    AllowList,
     ClientSecurity,
     Connection,
     Delivery,
@@ -194,11 +195,14 @@ class DataPlane:
         self._insecure = insecure
         self._window = window_bytes
         self._listener: Listener | None = None
+        self._allow: AllowList | None = None
         self._in: dict[bytes, InLink] = {}
         self._out: dict[str, OutLink] = {}
 
     async def bind(self, endpoint: str, security: ServerSecurity | None) -> str:
-        """Binds the data socket; gives the real endpoint."""
+        """Binds the data socket; gives the real endpoint. Peers must have the names under which
+        `security` allows their keys."""
+        self._allow = security.allow if security is not None else None
         self._listener = await self._transport.listen(
             endpoint,
             self._deliver,
@@ -225,7 +229,13 @@ class DataPlane:
         # Known at once, connected later: frames for them wait here meanwhile.
         self._out.update({link.address.name: link for link in links})
         for link in links:
-            await self._connect(link)
+            try:
+                await self._connect(link)
+            except HelixError as e:
+                # A peer that advertises an address nobody can use must not cost the others
+                # theirs. It stays unreachable until the next list.
+                self._out.pop(link.address.name, None)
+                log.error("cannot reach %s: %s", link.address.name, e)
 
     async def _connect(self, link: OutLink) -> None:
         address = link.address
@@ -331,10 +341,9 @@ class DataPlane:
     def _greet(self, delivery: Delivery, message: Message) -> None:
         hello = message.header
         assert isinstance(hello, LinkHello)
-        known = self._out.get(hello.sender)
-        named = known.address.public_key if known is not None else None
-        if delivery.user is not None and delivery.user != named:
-            # A valid key of one node must not speak in the name of another.
+        if self._allow is not None and self._allow.name_of(delivery.user or "") != hello.sender:
+            # A valid key of one node must not speak in the name of another. Asked of the allow-list
+            # and not of the peers: after an outage a link may be back before its node is listed.
             raise FrameError(f"{hello.sender} came with another's key", reason="identity")
         link = InLink(self, delivery, hello, self._window)
         self._in[delivery.peer] = link
