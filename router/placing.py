@@ -117,24 +117,55 @@ def split_by_memory(config: ModelConfig, nodes: Sequence[Candidate]) -> dict[Nod
     total = sum(n.memory_bytes for n in order)
     if total <= 0:
         raise ConfigError("no node offers memory", param="memory")
-    shares = _whole_shares([n.memory_bytes / total for n in order], config.num_layers)
-    slices: dict[NodeId, LayerRange] = {}
-    at = 0
-    for node, count in zip(order, shares, strict=True):
-        if count == 0:
-            continue
-        layers = LayerRange(at, at + count)
-        need = slice_bytes(config, layers, node.dtype_bytes)
-        if need > node.memory_bytes * (1 - KV_SHARE):
+    counts = _whole_shares([n.memory_bytes / total for n in order], config.num_layers)
+    _relieve(config, order, counts)
+    slices = _slices(order, counts)
+    for node in order:
+        if node.name in slices and _room_bytes(config, node, slices) < 0:
+            layers = slices[node.name]
+            need = slice_bytes(config, layers, node.dtype_bytes)
             raise ConfigError(
-                f"{layers} need {need / 2**20:.0f} MiB of weights, but {node.name} has "
-                f"{node.memory_bytes / 2**20:.0f} MiB, of which a quarter is kept for KV cache: "
+                f"{layers} need {need / 2**20:.1f} MiB of weights, but {node.name} has "
+                f"{node.memory_bytes / 2**20:.1f} MiB, of which a quarter is kept for KV cache: "
                 "add nodes or memory",
                 param="placement",
             )
-        slices[node.name] = layers
-        at += count
     return slices
+
+
+def _slices(order: Sequence[Candidate], counts: Sequence[int]) -> dict[NodeId, LayerRange]:
+    """The layers in order, so many to each; nodes with none are absent."""
+    slices: dict[NodeId, LayerRange] = {}
+    at = 0
+    for node, count in zip(order, counts, strict=True):
+        if count:
+            slices[node.name] = LayerRange(at, at + count)
+            at += count
+    return slices
+
+
+def _room_bytes(config: ModelConfig, node: Candidate, slices: Mapping[NodeId, LayerRange]) -> float:
+    """What a node has left for weights beside its slice; negative when it is overfull."""
+    layers = slices.get(node.name)
+    need = slice_bytes(config, layers, node.dtype_bytes) if layers is not None else 0
+    return node.memory_bytes * (1 - KV_SHARE) - need
+
+
+def _relieve(config: ModelConfig, order: Sequence[Candidate], counts: list[int]) -> None:
+    """Moves layers off nodes that they overfill, in place, as far as others have room.
+
+    Shares count layers, but the ends also hold embedding and head, which may be worth several.
+    """
+    for _ in range(config.num_layers):
+        slices = _slices(order, counts)
+        rooms = [_room_bytes(config, node, slices) for node in order]
+        fullest = min(range(len(order)), key=lambda i: (rooms[i], i))
+        roomiest = max(range(len(order)), key=lambda i: (rooms[i], -i))
+        layer_bytes = config.layer_weight_bytes(order[roomiest].dtype_bytes)
+        if rooms[fullest] >= 0 or rooms[roomiest] < layer_bytes:
+            return
+        counts[fullest] -= 1
+        counts[roomiest] += 1
 
 
 def _whole_shares(shares: Sequence[float], items: int) -> list[int]:
