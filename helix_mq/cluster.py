@@ -34,7 +34,7 @@ there is no way between their machines. Within a region `DEFAULT_LOCAL` holds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,6 +142,11 @@ class Cluster:
     nodes: tuple[ClusterNode, ...]
     regions: Mapping[tuple[str, str], Link]
     paths: Mapping[tuple[NodeId, NodeId], Link]
+    _region_of: Mapping[NodeId, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # A thousand nodes have a million links to ask for.
+        object.__setattr__(self, "_region_of", {n.name: n.region for n in self.nodes})
 
     def link(self, source: NodeId, target: NodeId) -> Link | None:
         """From one end to another; `ROUTER` names the router. None: no way."""
@@ -160,7 +165,7 @@ class Cluster:
     def _region(self, end: NodeId) -> str:
         if end == ROUTER:
             return self.router_region
-        return next(n.region for n in self.nodes if n.name == end)
+        return self._region_of[end]
 
 
 def read_cluster(path: Path) -> Cluster:
