@@ -20,6 +20,7 @@ from router.gateway.faults import error_response, plain_error_response
 from router.gateway.generate import (
     GenerateEndpoint,
     OpenRequests,
+    Timings,
     chat_dialect,
     completion_dialect,
 )
@@ -32,6 +33,7 @@ from router.settings import HttpSection
 log = logging.getLogger(__name__)
 
 GatewaySettings = HttpSection
+DEFAULT_TIMINGS = Timings()
 
 _RETRY_READY_S = "1"
 
@@ -43,10 +45,11 @@ def build_app(
     *,
     clock: Clock | None = None,
     open_requests: OpenRequests | None = None,
+    timings: Timings = DEFAULT_TIMINGS,
 ) -> Starlette:
     """The ASGI app over `service`. Raises ConfigError for api_keys that are no digests."""
     clock = clock or SystemClock()
-    open_requests = open_requests or OpenRequests()
+    open_requests = open_requests if open_requests is not None else OpenRequests()
     pages = Pages(service, metrics, int(clock.wall_s()))
     chat, completions = (
         GenerateEndpoint(
@@ -55,6 +58,7 @@ def build_app(
             clock,
             open_requests,
             max_body_bytes=int(settings.max_body),
+            timings=timings,
         )
         for make in (chat_dialect, completion_dialect)
     )

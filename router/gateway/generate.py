@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -27,18 +28,27 @@ from router.gateway.completions import CompletionDialect
 from router.gateway.dialects import Dialect, Stamp
 from router.gateway.fanout import Fanout, Item
 from router.gateway.faults import error_json, error_response, plain_error_response
-from router.gateway.sse import DONE, PING, STALL_S, ClientStalled, SseWriter, event
+from router.gateway.sse import DONE, PING, ClientStalled, SseWriter, event
 from router.service import Service
 
 log = logging.getLogger(__name__)
 
-COMMIT_AFTER_S = 2.0
-"""An error before the first token gets its own status, if it comes within this time; after it the
-response begins, so that proxies and clients see one."""
-
-PING_S = 15.0
 RETRY_NOT_SERVING_S = 5.0
 ABORT_EXTENSION = "helix_mq.abort"
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """commit_after_s: an error before the first token gets a status of its own if it comes within
+        this time; after it the response begins, so that proxies and clients see one.
+    ping_s: how long a stream stays silent before a comment shows that it lives.
+    stall_s: how long a client may take nothing of its stream.
+    """
+
+    commit_after_s: float = 2.0
+    ping_s: float = 15.0
+    stall_s: float = 60.0
+
 
 MakeDialect = Callable[[Mapping[str, Any], Service], Dialect]
 
@@ -72,13 +82,8 @@ class OpenRequests:
         for fanout in self._open:
             fanout.interrupt(error)
 
-    def __len__(self) -> int:
-        return len(self._open)
-
 
 class GenerateEndpoint:
-    """An ASGI app. `stall_s`: how long a client may take nothing of its stream."""
-
     def __init__(
         self,
         make: MakeDialect,
@@ -87,18 +92,18 @@ class GenerateEndpoint:
         open_requests: OpenRequests,
         *,
         max_body_bytes: int,
-        stall_s: float = STALL_S,
+        timings: Timings,
     ) -> None:
         self._make = make
         self._service = service
         self._clock = clock
         self._open_requests = open_requests
         self._max_body_bytes = max_body_bytes
-        self._stall_s = stall_s
+        self._timings = timings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         abort = scope.get("extensions", {}).get(ABORT_EXTENSION)
-        writer = SseWriter(send, abort, self._stall_s)
+        writer = SseWriter(send, abort, self._timings.stall_s)
         try:
             answer = await self._serve(scope, receive, writer)
         except (ClientGone, ClientStalled):
@@ -125,13 +130,27 @@ class GenerateEndpoint:
             created = int(self._clock.wall_s())
             dialect.begin(Stamp(fanout.request_name, created, dialect.request.model))
             if dialect.request.stream:
-                await _stream(fanout, dialect, writer)
+                await self._stream(fanout, dialect, writer)
                 return None
             while not fanout.finished:
                 for item in await fanout.batch():
                     dialect.keep(item)
             answer = msgspec.json.encode(dialect.answer())
         return Response(answer, headers=_name(fanout), media_type="application/json")
+
+    async def _stream(self, fanout: Fanout, dialect: Dialect, writer: SseWriter) -> None:
+        items = await fanout.batch(self._timings.commit_after_s)
+        await writer.start([(k.encode(), v.encode()) for k, v in _name(fanout).items()])
+        await writer.write(_events(dialect.opening()))
+        while True:
+            await writer.write(_chunks(dialect, items))
+            if fanout.finished:
+                break
+            items = await fanout.batch(self._timings.ping_s)
+            if not items:
+                await writer.write(PING)
+        end = _events([dialect.usage_chunk()]) if dialect.request.include_usage else b""
+        await writer.write(end + DONE, last=True)
 
     def _check_serving(self) -> None:
         """Before the work of tokenising: without layers nothing can be served at all."""
@@ -156,21 +175,6 @@ class GenerateEndpoint:
             self._open_requests.discard(fanout)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-async def _stream(fanout: Fanout, dialect: Dialect, writer: SseWriter) -> None:
-    items = await fanout.batch(COMMIT_AFTER_S)
-    await writer.start([(k.encode(), v.encode()) for k, v in _name(fanout).items()])
-    await writer.write(_events(dialect.opening()))
-    while True:
-        await writer.write(_chunks(dialect, items))
-        if fanout.finished:
-            break
-        items = await fanout.batch(PING_S)
-        if not items:
-            await writer.write(PING)
-    end = _events([dialect.usage_chunk()]) if dialect.request.include_usage else b""
-    await writer.write(end + DONE, last=True)
 
 
 def _chunks(dialect: Dialect, items: list[Item]) -> bytes:

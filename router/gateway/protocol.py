@@ -8,6 +8,8 @@ ends connections that keep sending after they were refused.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Any
 
 from uvicorn.config import Config
@@ -23,6 +25,7 @@ HEAD_TIMEOUT_S = 30.0
 _WIRE_PER_BODY_BYTE = 6
 """Of a chunked body in chunks of one byte."""
 _DRAIN_BYTES = 32 * 1024 * 1024
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class GatewayConfig(Config):
@@ -64,7 +67,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head and self._message_bytes > MAX_HEAD_BYTES:
             self.send_400_response("The request's head is too large.")
         elif self._message_bytes > self._max_message_bytes:
-            self.transport.abort()
+            self._cut()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -73,7 +76,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_timer is None:
             self._expect_head()
         # What a stalled reader needs: closing would wait for it to read what is buffered.
-        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
+        self.scope["extensions"] = {ABORT_EXTENSION: self._cut}  # type: ignore[dict-item]
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) >= MAX_HEADERS or not self._in_head:
@@ -85,6 +88,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._cancel_timer()
         super().on_headers_complete()
+
+    def _cut(self) -> None:
+        """Resets the connection: what is buffered for the peer, in the kernel too, is dropped."""
+        peer = self.transport.get_extra_info("socket")
+        if peer is not None:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
 
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_too_slow)

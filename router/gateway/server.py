@@ -16,8 +16,8 @@ import uvicorn
 
 from helix_mq.clock import Clock
 from helix_mq.errors import ConfigError, NotServing
-from router.gateway.app import GatewaySettings, build_app
-from router.gateway.generate import OpenRequests
+from router.gateway.app import DEFAULT_TIMINGS, GatewaySettings, build_app
+from router.gateway.generate import OpenRequests, Timings
 from router.gateway.protocol import BoundedProtocol, GatewayConfig
 from router.metrics import RouterMetrics
 from router.service import Service
@@ -45,11 +45,19 @@ class GatewayServer:
         metrics: RouterMetrics,
         *,
         clock: Clock | None = None,
+        timings: Timings = DEFAULT_TIMINGS,
     ) -> None:
         """Raises ConfigError for wrong settings."""
         self._settings = settings
         self._open_requests = OpenRequests()
-        app = build_app(service, settings, metrics, clock=clock, open_requests=self._open_requests)
+        app = build_app(
+            service,
+            settings,
+            metrics,
+            clock=clock,
+            open_requests=self._open_requests,
+            timings=timings,
+        )
         config = GatewayConfig(
             app,
             http=BoundedProtocol,
@@ -64,16 +72,14 @@ class GatewayServer:
         )
         config.max_body_bytes = int(settings.max_body)
         self._server = _GuestServer(config)
-        self._socket: socket.socket | None = None
+        self._port: int | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
         """The real one, after start."""
-        assert self._socket is not None
-        port = self._socket.getsockname()[1]
-        assert isinstance(port, int)
-        return port
+        assert self._port is not None
+        return self._port
 
     @property
     def url(self) -> str:
@@ -83,10 +89,9 @@ class GatewayServer:
 
     async def start(self) -> None:
         """Binds and serves. Raises ConfigError when the address cannot be used."""
-        self._socket = await _bind(self._settings)
-        self._task = asyncio.create_task(
-            self._server.serve(sockets=[self._socket]), name="http-server"
-        )
+        bound = await _bind(self._settings)
+        self._port = bound.getsockname()[1]
+        self._task = asyncio.create_task(self._server.serve(sockets=[bound]), name="http-server")
         while not self._server.started:
             # uvicorn has no event for it; with a bound socket it takes a few turns of the loop.
             if self._task.done():

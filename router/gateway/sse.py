@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from starlette.types import Send
 
-STALL_S = 60.0
 PING = b": still here\n\n"
 """A comment, which clients skip; proxies see that the connection lives."""
 

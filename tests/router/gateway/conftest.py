@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 
 from helix_mq.clock import SystemClock
 from router.gateway import GatewayServer, build_app
+from router.gateway.generate import Timings
 from router.metrics import RouterMetrics
 from router.settings import HttpSection
 from tests.echo_service import EchoService
@@ -22,11 +24,21 @@ def settings() -> HttpSection:
 
 
 @pytest.fixture
-async def gateway(service: EchoService, settings: HttpSection) -> AsyncIterator[GatewayServer]:
-    server = GatewayServer(service, settings, RouterMetrics(SystemClock()))
+def timings() -> Timings:
+    """Overridden where a test needs other ones."""
+    return Timings()
+
+
+@pytest.fixture
+async def gateway(
+    service: EchoService, settings: HttpSection, timings: Timings
+) -> AsyncIterator[GatewayServer]:
+    server = GatewayServer(service, settings, RouterMetrics(SystemClock()), timings=timings)
     await server.start()
     yield server
     await server.stop()
+    left = [t for t in asyncio.all_tasks() if t.get_name().startswith("http")]
+    assert not left
 
 
 @pytest.fixture
