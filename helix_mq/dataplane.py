@@ -166,33 +166,47 @@ MessageHandler = Callable[[str, Message, int, InLink], None]
 """(sender's name, message, its bytes, its link). Frames must be `consumed` on the link later."""
 
 
+@dataclass(frozen=True, slots=True)
+class PlaneIdentity:
+    """Who speaks on this plane, with which key; `insecure` allows plain TCP off the loopback."""
+
+    name: str
+    incarnation: int
+    key: KeyPair | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneHandlers:
+    """Called on the event loop. `on_link_lost(peer)`: what was on its way to it may be lost.
+    `on_credit()`: frames that waited may have gone."""
+
+    on_message: MessageHandler
+    on_link_lost: Callable[[str], None]
+    on_credit: Callable[[], None]
+
+
 class DataPlane:
     """Sockets of one process for activations, tokens and releases."""
 
     def __init__(
         self,
-        me: str,
-        *,
-        incarnation: int,
+        identity: PlaneIdentity,
+        handlers: PlaneHandlers,
         transport: Transport,
         clock: Clock,
-        on_message: MessageHandler,
-        on_link_lost: Callable[[str], None],
-        on_credit: Callable[[], None],
-        key: KeyPair | None = None,
-        insecure: bool = False,
         window_bytes: int = DEFAULT_WINDOW_BYTES,
     ) -> None:
-        self.me = me
+        self.me = identity.name
         self.bad_messages: Counter[tuple[str, str]] = Counter()
-        self._incarnation = incarnation
+        self._incarnation = identity.incarnation
         self._transport = transport
         self._clock = clock
-        self._on_message = on_message
-        self._on_link_lost = on_link_lost
-        self._on_credit = on_credit
-        self._key = key
-        self._insecure = insecure
+        self._on_message = handlers.on_message
+        self._on_link_lost = handlers.on_link_lost
+        self._on_credit = handlers.on_credit
+        self._key = identity.key
+        self._insecure = identity.insecure
         self._window = window_bytes
         self._listener: Listener | None = None
         self._allow: AllowList | None = None

@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
 import helix_mq
 from helix_mq.clock import Clock
-from helix_mq.dataplane import DataPlane, InLink, PeerAddress
+from helix_mq.dataplane import DataPlane, InLink, PeerAddress, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import ConfigError, FrameError, HelixError
-from helix_mq.frames import Buffer, Message, decode, encode
+from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER
 from helix_mq.layers import LayerRange
 from helix_mq.messages import control, data
@@ -29,7 +28,7 @@ from nodes.inbox import NodeView
 from nodes.loading import Loaded, LoadRequest, load
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
-from nodes.worker import Worker
+from nodes.worker import Worker, WorkerOptions
 
 log = logging.getLogger(__name__)
 
@@ -54,16 +53,11 @@ class NodeDaemon:
         self._incarnation = secrets.randbits(62)
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._plane = DataPlane(
-            settings.name,
-            incarnation=self._incarnation,
-            transport=transport,
-            clock=clock,
-            on_message=self._on_data,
-            on_link_lost=self._on_link_lost,
-            on_credit=self._on_credit,
-            key=security.key,
-            insecure=security.insecure,
-            window_bytes=settings.window,
+            PlaneIdentity(settings.name, self._incarnation, security.key, security.insecure),
+            PlaneHandlers(self._on_data, self._on_link_lost, self._on_credit),
+            transport,
+            clock,
+            settings.window,
         )
         self.worker: Worker | None = None
         self._steps: asyncio.Task[None] | None = None
@@ -305,16 +299,16 @@ class NodeDaemon:
                 max_context=config.max_context,
             ),
             loaded.engine,
-            epoch=order.epoch,
-            depth=order.depth,
-            limits=BatchLimits(
-                batch.step_tokens, batch.chunk_tokens, batch.max_rows, batch.min_decodes
+            options=WorkerOptions(
+                order.epoch,
+                order.depth,
+                BatchLimits(
+                    batch.step_tokens, batch.chunk_tokens, batch.max_rows, batch.min_decodes
+                ),
             ),
             clock=self._clock,
             device=self._device,
-            send=self._send,
-            blocked_peers=self._plane.blocked_peers,
-            overdraft=self._plane.overdraft,
+            links=self._plane,
         )
         self._steps = asyncio.create_task(self.worker.run(), name="steps")
         self._steps.add_done_callback(self._steps_done)
@@ -335,9 +329,6 @@ class NodeDaemon:
             worker.close_all()
 
     # -- data ---------------------------------------------------------------
-
-    def _send(self, peer: str, header: msgspec.Struct, buffers: Sequence[Buffer]) -> bool:
-        return self._plane.send(peer, header, buffers)
 
     def _on_data(self, sender: str, message: Message, nbytes: int, link: InLink) -> None:
         match message.header:

@@ -39,7 +39,6 @@ STALL_GRACE_S = 1.0
 """An idle node whose rows all wait for credit lets one row pass this often; see helix_mq.credit."""
 
 Batch = list[Work[Payload]]
-Send = Callable[[str, msgspec.Struct, Sequence[Buffer]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +84,25 @@ class StepEngine(Protocol):
     def total_pages(self) -> int: ...
 
 
+class Links(Protocol):
+    """What the worker needs of the data plane; `helix_mq.dataplane.DataPlane` is the real one."""
+
+    def send(self, peer: str, header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> bool: ...
+
+    def blocked_peers(self) -> set[str]: ...
+
+    def overdraft(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """The assignment's epoch and pipeline depth, and how large a step may be."""
+
+    epoch: int
+    depth: int = 1
+    limits: BatchLimits = BatchLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
     open_requests: int
@@ -104,26 +122,20 @@ class Worker:
         view: NodeView,
         engine: StepEngine,
         *,
-        epoch: int,
-        depth: int,
-        limits: BatchLimits,
+        options: WorkerOptions,
         clock: Clock,
         device: Executor,
-        send: Send,
-        blocked_peers: Callable[[], set[str]],
-        overdraft: Callable[[], None],
+        links: Links,
     ) -> None:
         self.view = view
-        self.epoch = epoch
+        self.epoch = options.epoch
         self._engine = engine
-        self._depth = depth
+        self._depth = options.depth
         self._clock = clock
         self._device = device
-        self._send = send
-        self._blocked_peers = blocked_peers
-        self._overdraft = overdraft
+        self._links = links
         self._ledger = Ledger()
-        self._batcher: Batcher[Payload] = Batcher(cut_payload, limits)
+        self._batcher: Batcher[Payload] = Batcher(cut_payload, options.limits)
         self._next_hop: dict[SeqKey, str] = {}
         self._frees: list[SeqKey] = []
         self._busy = False
@@ -213,7 +225,7 @@ class Worker:
                 await self._wake.wait()
         except TimeoutError:
             self._stall_ends_s = None
-            self._overdraft()
+            self._links.overdraft()
 
     def wake(self) -> None:
         """Credit came back: rows that were held may go now."""
@@ -222,7 +234,7 @@ class Worker:
     def _next_batch(self) -> Batch:
         now_ms = int(self._clock.wall_s() * 1000)
         self._give_up(self._ledger.expired(now_ms), "deadline", "the deadline has passed")
-        blocked = self._blocked_peers()
+        blocked = self._links.blocked_peers()
         batch: Batch = []
         # Again while all that was picked is refused: what waits behind it may run.
         while not batch and (
@@ -253,7 +265,7 @@ class Worker:
         for frame in result.frames:
             if not any(seq in self._ledger for seq in frame.sequences):
                 continue
-            if not self._send(frame.peer, frame.header, frame.buffers):
+            if not self._links.send(frame.peer, frame.header, frame.buffers):
                 lost = [s for s in sorted(frame.sequences) if s in self._ledger]
                 self._give_up(lost, "no_peer", f"{self.view.node} has no link to {frame.peer}")
         items = tuple(
@@ -262,7 +274,7 @@ class Worker:
             if SeqKey(RequestId(item.request), Attempt(item.attempt)) in self._ledger
         )
         if items:
-            self._send(ROUTER, Tokens(self.epoch, self.view.node, items), ())
+            self._links.send(ROUTER, Tokens(self.epoch, self.view.node, items), ())
 
     def _fail(self, batch: Batch, code: str, reason: str) -> None:
         self._give_up([w.seq for w in batch], code, reason)
@@ -276,7 +288,7 @@ class Worker:
     def _refuse(self, items: list[RefusedItem]) -> None:
         for start in range(0, len(items), MAX_ROWS):
             part = tuple(items[start : start + MAX_ROWS])
-            self._send(ROUTER, Refused(self.epoch, self.view.node, part), ())
+            self._links.send(ROUTER, Refused(self.epoch, self.view.node, part), ())
 
     def _close(self, seq: SeqKey) -> None:
         for work in self._batcher.remove(seq):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from helix_mq.clock import Clock
-from helix_mq.dataplane import DataPlane, InLink, PeerAddress
+from helix_mq.dataplane import DataPlane, InLink, PeerAddress, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import FrameError, HelixError, LocalError
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER, NodeId, RequestId
@@ -74,16 +74,11 @@ class RouterApp:
         self._routing_ids: dict[tuple[str, int], bytes] = {}
         self._control: Listener | None = None
         self._plane = DataPlane(
-            ROUTER,
-            incarnation=self._incarnation,
-            transport=transport,
-            clock=clock,
-            on_message=self._on_data,
-            on_link_lost=self._on_link_lost,
-            on_credit=lambda: None,
-            key=security.key,
-            insecure=security.insecure,
-            window_bytes=settings.window,
+            PlaneIdentity(ROUTER, self._incarnation, security.key, security.insecure),
+            PlaneHandlers(self._on_data, self._on_link_lost, lambda: None),
+            transport,
+            clock,
+            settings.window,
         )
         self._outgoing = Outgoing(self._plane.send)
         self._flush_pending = False

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from helix_mq.clock import SystemClock
-from helix_mq.dataplane import DataPlane, InLink, PeerAddress
+from helix_mq.dataplane import DataPlane, InLink, PeerAddress, PlaneHandlers, PlaneIdentity
 from helix_mq.frames import Message, decode, encode, pack_route
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
@@ -70,15 +70,11 @@ class End:
         self.changed = asyncio.Event()
         self._security = None if key is None or allow is None else ServerSecurity(key, allow)
         self.plane = DataPlane(
-            name,
-            incarnation=sum(name.encode()),
-            transport=transport,
-            clock=SystemClock(),
-            on_message=self._on_message,
-            on_link_lost=self._on_lost,
-            on_credit=self._on_credit,
-            key=key,
-            window_bytes=window,
+            PlaneIdentity(name, sum(name.encode()), key),
+            PlaneHandlers(self._on_message, self._on_lost, self._on_credit),
+            transport,
+            SystemClock(),
+            window,
         )
 
     async def bind(self, endpoint: str) -> None:

@@ -36,7 +36,7 @@ from helix_mq.messages.data import (
 from helix_mq.sampling import SamplingParams
 from nodes.batching import BatchLimits, SeqKey, Work
 from nodes.inbox import NodeView, Payload
-from nodes.worker import Batch, OutFrame, StepResult, Worker
+from nodes.worker import Batch, OutFrame, StepResult, Worker, WorkerOptions
 
 LAST = Route((Hop(NodeId("me"), LayerRange(0, 4)),))
 ONWARD = Route((Hop(NodeId("me"), LayerRange(0, 3)), Hop(NodeId("z"), LayerRange(3, 4))))
@@ -125,24 +125,23 @@ class Bench:
         self.worker = Worker(
             VIEW,
             self.engine,
-            epoch=1,
-            depth=1,
-            limits=limits,
+            options=WorkerOptions(epoch=1, limits=limits),
             clock=self.clock,
             device=device,
-            send=self._send,
-            blocked_peers=lambda: self.blocked,
-            overdraft=self._overdraft,
+            links=self,
         )
 
-    def _send(self, peer: str, header: msgspec.Struct, buffers: Sequence[Buffer]) -> bool:
+    def blocked_peers(self) -> set[str]:
+        return self.blocked
+
+    def send(self, peer: str, header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> bool:
         if peer in self.unreachable:
             return False
         self.sent.append((peer, header))
         self._changed.set()
         return True
 
-    def _overdraft(self) -> None:
+    def overdraft(self) -> None:
         self.overdrafts += 1
         self._changed.set()
 
