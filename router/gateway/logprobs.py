@@ -20,12 +20,16 @@ def chat_logprobs(delta: Delta, tokenizer: Tokenizer) -> ChatLogprobs | None:
     lp = delta.logprob
     if lp is None:
         return None
-    text = tokenizer.token_text(lp.token)
     top = [
-        TopChatLogprob(t := tokenizer.token_text(token), max(logprob, _LEAST), _utf8(t))
+        TopChatLogprob(
+            tokenizer.token_text(token),
+            max(logprob, _LEAST),
+            list(tokenizer.token_bytes(token)),
+        )
         for token, logprob in lp.top
     ]
-    return ChatLogprobs([ChatLogprob(text, max(lp.logprob, _LEAST), _utf8(text), top)])
+    text, utf8 = tokenizer.token_text(lp.token), list(tokenizer.token_bytes(lp.token))
+    return ChatLogprobs([ChatLogprob(text, max(lp.logprob, _LEAST), utf8, top)])
 
 
 def joined_chat_logprobs(parts: Sequence[ChatLogprobs]) -> ChatLogprobs | None:
@@ -78,7 +82,3 @@ def joined_text_logprobs(parts: Sequence[TextLogprobs]) -> TextLogprobs | None:
         [row for part in parts for row in part.top_logprobs or ()] if with_top else None,
         [o for part in parts for o in part.text_offset],
     )
-
-
-def _utf8(text: str) -> list[int] | None:
-    return None if "\ufffd" in text else list(text.encode("utf-8"))

@@ -21,14 +21,14 @@ class Usage(msgspec.Struct, frozen=True):
 class TopChatLogprob(msgspec.Struct, frozen=True):
     token: str
     logprob: float
-    bytes: list[int] | None
-    """UTF-8 of `token`; null where the token is a piece of a character."""
+    bytes: list[int]
+    """Exact, also where the token is a piece of a character and `token` cannot show it."""
 
 
 class ChatLogprob(msgspec.Struct, frozen=True):
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: list[int]
     top_logprobs: list[TopChatLogprob]
 
 

@@ -162,10 +162,10 @@ async def test_completion_logprobs(ai: openai.AsyncOpenAI) -> None:
     assert none_asked.choices[0].logprobs.token_logprobs == [-0.25] * 2
 
 
-async def test_a_piece_of_a_character_has_no_bytes_of_its_own(
+async def test_a_piece_of_a_character_has_its_bytes(
     ai: openai.AsyncOpenAI, service: EchoService
 ) -> None:
-    """Token 222 of the byte tokenizer is half a letter; its text alone is U+FFFD."""
+    """Some tokens of the byte tokenizer are half a letter: their text alone is U+FFFD."""
     half = next(t for t in range(256) if service.tokenizer.token_text(t) == "\ufffd")
     from tests import echo_service
 
@@ -179,7 +179,9 @@ async def test_a_piece_of_a_character_has_no_bytes_of_its_own(
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
-    assert logprobs.content[0].bytes is None
+    assert logprobs.content[0].token == "\ufffd"
+    assert logprobs.content[0].bytes == list(service.tokenizer.token_bytes(half))
+    assert len(logprobs.content[0].bytes) == 1
 
 
 @pytest.mark.parametrize(
