@@ -81,7 +81,7 @@ def load(cls: type[S], path: Path | None, flags: Mapping[str, Any] | None = None
     """Settings of `cls`: flags over environment over file over defaults.
 
     `flags` uses dotted names (`http.port`); None values count as not given. Relative paths in the
-    file are left as they are; `resolve_path` makes them relative to the file.
+    file are left as they are.
     """
     nested: dict[str, Any] = {}
     for name, value in (flags or {}).items():
