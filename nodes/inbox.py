@@ -18,6 +18,7 @@ from helix_mq.frames import unpack_route
 from helix_mq.ids import ROUTER, Attempt, RequestId
 from helix_mq.layers import LayerRange, Route
 from helix_mq.messages.data import DTYPES, SAMPLE, FrameHeader, RefusedItem, Row, SampleSpec
+from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey, Work
 from nodes.ledger import Ledger, Verdict
 
@@ -208,6 +209,11 @@ def _judge(
     last = row.hop == len(route.hops) - 1
     if last and row.flags & SAMPLE and row.position == 0 and row.spec is None:
         return _refuse(row, "no_spec", "a last hop needs sampling parameters")
+    if row.spec is not None:
+        highest = _highest_id(row.spec.sampling)
+        if highest >= view.vocab_size:
+            # On the device it would fault the kernels of every row in the step.
+            return _refuse(row, "wrong_model", f"sampling parameters name token id {highest}")
     if 0 < row.deadline_ms <= now_ms:
         return _refuse(row, "deadline", "the request's deadline has passed")
     seq = SeqKey(RequestId(row.request), Attempt(row.attempt))
@@ -220,6 +226,12 @@ def _judge(
         superseded.extend(ledger.open(seq, hop.layers, row.deadline_ms))
     ledger.advance(seq, row.count)
     return None
+
+
+def _highest_id(sampling: SamplingParams) -> int:
+    """The highest token id that bias or stop tokens name; -1 for none."""
+    biased = (token for token, _ in sampling.logit_bias)
+    return max((*biased, *sampling.stop_token_ids), default=-1)
 
 
 def _refuse(row: Row, code: str, reason: str) -> RefusedItem:

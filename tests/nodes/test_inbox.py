@@ -150,6 +150,17 @@ def test_each_refusal_has_its_code(
     assert credit.times == (1 if not out.work else 0)
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [SamplingParams(logit_bias=((100, 1.0),)), SamplingParams(stop_token_ids=(3, 2**31 - 1))],
+)
+def test_sampling_parameters_beyond_the_vocabulary_are_refused(sampling: SamplingParams) -> None:
+    ledger = Ledger()
+    out = accept(token_frame([row(spec=SampleSpec(sampling, 2, 0))], WHOLE), ledger=ledger)
+    assert [r.code for r in out.refused] == ["wrong_model"]
+    assert len(ledger) == 0
+
+
 def test_layers_that_are_not_held_are_refused_in_words() -> None:
     out = accept(token_frame([row()]), view=replace(VIEW, held=LayerRange(0, 2)))
     assert [(r.code, r.reason) for r in out.refused] == [
