@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -138,6 +139,7 @@ class Worker:
         self._batcher: Batcher[Payload] = Batcher(cut_payload, options.limits)
         self._next_hop: dict[SeqKey, str] = {}
         self._frees: list[SeqKey] = []
+        self._refusals: deque[RefusedItem] = deque(maxlen=MAX_ROWS)
         self._busy = False
         self._wake = asyncio.Event()
         self._stall_ends_s: float | None = None
@@ -171,6 +173,10 @@ class Worker:
 
     def on_link_lost(self, peer: str) -> None:
         """Frames to `peer` may be lost: everything that goes there must be routed anew."""
+        if peer == ROUTER:
+            # Refusals that were in the link may be lost, and nobody else would move those requests.
+            # The router passes over what it knows already.
+            self._say_refused(list(self._refusals))
         lost = [s for s, hop in self._next_hop.items() if hop == peer and s in self._ledger]
         self._give_up(lost, "link_lost", f"the link {self.view.node} > {peer} broke")
 
@@ -286,6 +292,10 @@ class Worker:
         self._refuse(refused)
 
     def _refuse(self, items: list[RefusedItem]) -> None:
+        self._refusals.extend(items)
+        self._say_refused(items)
+
+    def _say_refused(self, items: list[RefusedItem]) -> None:
         for start in range(0, len(items), MAX_ROWS):
             part = tuple(items[start : start + MAX_ROWS])
             self._links.send(ROUTER, Refused(self.epoch, self.view.node, part), ())

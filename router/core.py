@@ -10,6 +10,7 @@ running ones; each stream ends with exactly one Finished or Broken; a token is e
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,9 @@ from router.text import TextStream
 
 _GIVE_UP_CODES = frozenset({"wrong_model", "context"})
 """Refusals that another route would meet again."""
+
+REMEMBERED_RELEASES = 1024
+"""Per node: what may have been on its way when a link broke, and is said again."""
 
 MAX_REROUTES = 64
 """A request that has been moved this often is not the victim of chance any more."""
@@ -79,6 +83,7 @@ class Core:
         self._queue = WaitingQueue(settings.max_waiting)
         self._meter = ThroughputMeter()
         self._sessions: dict[RequestId, Session] = {}
+        self._released: dict[NodeId, deque[ReleaseItem]] = {}
         self._effects: list[ev.Effect] = []
 
     def handle(self, event: ev.Event) -> list[ev.Effect]:
@@ -96,7 +101,7 @@ class Core:
                 for refused in event.refused.items:
                     self._refused(event.refused.node, refused)
             case ev.LinkLost():
-                self._reroute_first_hop(event.node)
+                self._link_lost(event.node)
             case _:
                 self._membership(event)
         if isinstance(event, ev.Tick):
@@ -117,6 +122,7 @@ class Core:
         self._effects.extend(change.effects)
         for node in change.gone:
             self._books.drop_node(node)
+            self._released.pop(node, None)
             self._reroute_node(node, "is gone")
         for node, ready in change.ready:
             self._books.set_node(node, ready.kv_pages, ready.page_tokens)
@@ -238,8 +244,13 @@ class Core:
                 self._note(logging.WARNING, f"re-routed: {node} {why}", session)
                 self._requeue(session)
 
-    def _reroute_first_hop(self, node: NodeId) -> None:
-        """The router's own link broke: what was on its way to a first hop may be lost."""
+    def _link_lost(self, node: NodeId) -> None:
+        """The router's own link broke: rows and releases that were in it may be lost.
+
+        A lost release would hold pages until the request's deadline; a repeated one does no harm.
+        """
+        for item in self._released.get(node, ()):
+            self._effects.append(ev.SendRelease(node, item))
         for session in list(self._sessions.values()):
             if session.route is not None and session.route.hops[0].node == node:
                 self._note(logging.WARNING, f"re-routed: link to {node} broke", session)
@@ -259,6 +270,7 @@ class Core:
         for node in sorted(set(session.route.nodes)):
             if node in self.cluster.membership:
                 self._effects.append(ev.SendRelease(node, item))
+                self._released.setdefault(node, deque(maxlen=REMEMBERED_RELEASES)).append(item)
 
     def _end(self, session: Session, last: StreamEvent) -> None:
         self._release(session)

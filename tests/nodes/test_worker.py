@@ -299,6 +299,17 @@ async def test_a_lost_link_gives_up_what_crosses_it_and_nothing_else() -> None:
         await b.until(lambda: len(b.tokens) == 2)
 
 
+async def test_refusals_that_a_broken_link_may_have_lost_are_said_again() -> None:
+    """The sequence is closed here: were the refusal lost, its request would wait for ever."""
+    async with bench(pages=4) as b:
+        b.frame(prompt(1, 8), route=ONWARD)
+        await b.until(lambda: bool(b.refused))
+        b.worker.on_link_lost("z")
+        assert b.refused == [(1, "kv_exhausted")]
+        b.worker.on_link_lost(ROUTER)
+        assert b.refused == [(1, "kv_exhausted")] * 2
+
+
 async def test_without_a_link_to_the_next_hop_the_rows_are_refused() -> None:
     async with bench() as b:
         b.unreachable.add("z")

@@ -293,6 +293,19 @@ def test_a_lost_link_of_the_router_moves_what_enters_there(world: World) -> None
     assert all(isinstance(ended(world, r), Finished) for r in requests)
 
 
+def test_releases_that_a_broken_link_may_have_lost_are_said_again(pair: World) -> None:
+    done, cancelled = pair.submit((1,)), pair.submit((2,))
+    pair.cancel(cancelled)
+    pair.in_flight = [r for r in pair.in_flight if r.request == done]
+    pair.run()
+    effects = pair.handle(ev.LinkLost(NodeId("b")))
+    again = [(e.node, e.item.request) for e in effects if isinstance(e, ev.SendRelease)]
+    assert again == [("b", cancelled), ("b", done)]
+    pair.lose("b")
+    pair.join("b")
+    assert pair.handle(ev.LinkLost(NodeId("b"))) == [], "a new process knows none of them"
+
+
 def test_cancel_in_every_state(pair: World) -> None:
     running = pair.submit()
     pair.answer()
