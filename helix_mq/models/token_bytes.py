@@ -7,7 +7,6 @@ U+2581 and lone bytes as `<0xNN>`. Another kind of decoder gives None from `of`:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -95,9 +94,3 @@ def _sentencepiece(token: str) -> bytes:
         except ValueError:
             pass
     return token.replace(_SPACE, " ").encode("utf-8", "replace")
-
-
-def decoder_section(tokenizer_json: str) -> Mapping[str, Any]:
-    """The `decoder` of a tokenizer.json that the library has already accepted."""
-    decoder = json.loads(tokenizer_json).get("decoder")
-    return decoder if isinstance(decoder, dict) else {}

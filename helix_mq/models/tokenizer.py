@@ -15,8 +15,8 @@ from helix_mq.errors import InvalidRequest, ModelFormatError
 from helix_mq.models.chat_template import ChatTemplate, Rendered
 from helix_mq.models.detokenizer import ByteDetokenizer, Detokenizer, PrefixDetokenizer
 from helix_mq.models.literal_text import LiteralEncoder
-from helix_mq.models.token_bytes import TokenBytes, decoder_section
-from helix_mq.models.tokenizer_files import read_tokenizer_files
+from helix_mq.models.token_bytes import TokenBytes
+from helix_mq.models.tokenizer_files import Sections, read_tokenizer_files
 
 MAX_TEXT_CHARS = 4 * 1024 * 1024
 
@@ -31,7 +31,8 @@ class Tokenizer:
         """
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-            self._literal = LiteralEncoder(tokenizer_json)
+            sections = Sections.of(tokenizer_json)
+            self._literal = LiteralEncoder(tokenizer_json, sections)
         except Exception as e:
             # The library raises plain Exception for whatever is wrong in the file.
             raise ModelFormatError(f"tokenizer.json cannot be used: {e}") from None
@@ -39,7 +40,9 @@ class Tokenizer:
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        self._bytes = TokenBytes.of(self._tokenizer, decoder_section(tokenizer_json))
+        # The one special token that any text may contain: what the vocabulary has no token for.
+        self._unknown = self._tokenizer.token_to_id(sections.unknown_token)
+        self._bytes = TokenBytes.of(self._tokenizer, sections.decoder)
         markup = sorted(token.content for token in added.values() if token.special)
         self._template = (
             ChatTemplate(chat_template, special, markup) if chat_template is not None else None
@@ -87,9 +90,9 @@ class Tokenizer:
 
     def _encode_template(self, prompt: Rendered) -> list[int]:
         ids = list(self._tokenizer.encode(prompt.text, add_special_tokens=False).ids)
-        read = sum(i in self.special_ids for i in ids)
+        read = sum(i in self.special_ids and i != self._unknown for i in ids)
         if read > self._literal.count_special(prompt.text):
-            # The tokenizer normalises text before it looks for special tokens.
+            # Some tokenizers normalise text before they look for special tokens.
             raise InvalidRequest(
                 "a message holds text that this model's tokenizer takes for a special token",
                 param="messages",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,32 @@ class TokenizerFiles:
     tokenizer_json: str
     special: Mapping[str, str]
     chat_template: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """What the library keeps to itself of a tokenizer.json that it has accepted.
+
+    unknown_token: what stands for text without a token, or empty. prefixes_first_word: only the
+    first word of a whole text gets a space before it (transformers' SentencePiece scheme).
+    """
+
+    decoder: Mapping[str, Any]
+    unknown_token: str
+    prefixes_first_word: bool
+
+    @classmethod
+    def of(cls, tokenizer_json: str) -> Sections:
+        data = json.loads(tokenizer_json)
+        decoder, model, first = (data.get(k) for k in ("decoder", "model", "pre_tokenizer"))
+        unknown = model.get("unk_token") if isinstance(model, dict) else None
+        return cls(
+            decoder=decoder if isinstance(decoder, dict) else {},
+            unknown_token=unknown if isinstance(unknown, str) else "",
+            prefixes_first_word=isinstance(first, dict)
+            and first.get("type") == "Metaspace"
+            and first.get("prepend_scheme") == "first",
+        )
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:

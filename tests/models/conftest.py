@@ -1,12 +1,20 @@
-"""Tokenizers trained on the spot, of both kinds that the Llama family uses, and texts to try."""
+"""Tokenizers trained on the spot, of both kinds that the Llama family uses, texts to try, and GGUF
+files of tiny models."""
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import tokenizers
+import torch
+import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TRAINING = [
@@ -141,3 +149,143 @@ def model_of_tokenizer() -> Any:
         return [by_id[i] for i in range(len(by_id))], merges
 
     return read
+
+
+@pytest.fixture(scope="session")
+def model_kinds() -> dict[str, Any]:
+    """GGUF architecture -> a tiny transformers configuration of it."""
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 8,
+    }
+    return {
+        "llama": transformers.LlamaConfig(
+            **shape, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
+        ),
+        "qwen2": transformers.Qwen2Config(**shape, tie_word_embeddings=True),
+        "qwen3": transformers.Qwen3Config(**shape, head_dim=16),
+    }
+
+
+@pytest.fixture(scope="session")
+def write_gguf(model_kinds: dict[str, Any]) -> Callable[..., dict[str, np.ndarray[Any, Any]]]:
+    """(path, architecture, tokens=..., changes=..., ...) -> the model's state by HF's names.
+
+    Writes a GGUF file as llama.cpp's converter lays it out. `changes` replaces metadata (None
+    leaves a key out), `tensors` adds or replaces tensors (None leaves one out), `quantise` stores
+    the matrices in that format.
+    """
+
+    def write(
+        path: Path,
+        architecture: str = "llama",
+        *,
+        tokens: Sequence[str] = ("<unk>", "<s>", "</s>", "a", "b", "ab", "c", "abc"),
+        types: Sequence[int] = (2, 3, 3, 1, 1, 1, 1, 1),
+        merges: Sequence[str] | None = None,
+        tokenizer: str = "llama",
+        pre: str | None = None,
+        changes: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Any] | None = None,
+        quantise: gguf.GGMLQuantizationType | None = None,
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        config = copy.deepcopy(model_kinds[architecture])
+        config.vocab_size = len(tokens)
+        torch.manual_seed(0)
+        auto: Any = transformers.AutoModelForCausalLM
+        model = auto.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter))
+        state = {name: value.numpy() for name, value in model.state_dict().items()}
+        if config.tie_word_embeddings:
+            del state["lm_head.weight"]
+        a = architecture
+        metadata: dict[str, Any] = {
+            f"{a}.block_count": config.num_hidden_layers,
+            f"{a}.context_length": config.max_position_embeddings,
+            f"{a}.embedding_length": config.hidden_size,
+            f"{a}.feed_forward_length": config.intermediate_size,
+            f"{a}.attention.head_count": config.num_attention_heads,
+            f"{a}.attention.head_count_kv": config.num_key_value_heads,
+            f"{a}.attention.key_length": model.model.layers[0].self_attn.head_dim,
+            f"{a}.attention.value_length": model.model.layers[0].self_attn.head_dim,
+            f"{a}.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+            f"{a}.rope.freq_base": float(config.rope_parameters["rope_theta"]),
+            "tokenizer.ggml.model": tokenizer,
+            "tokenizer.ggml.pre": pre,
+            "tokenizer.ggml.tokens": list(tokens),
+            "tokenizer.ggml.token_type": list(types),
+            "tokenizer.ggml.scores": [-float(i) for i in range(len(tokens))],
+            "tokenizer.ggml.merges": None if merges is None else list(merges),
+            "tokenizer.ggml.unknown_token_id": 0,
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            **(changes or {}),
+        }
+        writer = gguf.GGUFWriter(str(path), metadata.pop("general.architecture", a))
+        for key, value in metadata.items():
+            _add(writer, key, value)
+        stored = {
+            _gguf_name(name): _as_stored(name, value, config, a) for name, value in state.items()
+        }
+        stored.update(tensors or {})
+        for name, value in stored.items():
+            if value is None:
+                continue
+            if quantise is not None and value.ndim == 2:
+                quantised = gguf.quantize(value, quantise)
+                writer.add_tensor(name, quantised, raw_dtype=quantise)
+            else:
+                writer.add_tensor(name, np.ascontiguousarray(value))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return state
+
+    return write
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value) if value >= 0 else writer.add_int32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _gguf_name(name: str) -> str:
+    """By the `gguf` package's own table, the other way round than the importer's."""
+    table = gguf.TensorNameMap(gguf.MODEL_ARCH.LLAMA, 8)
+    qwen = gguf.TensorNameMap(gguf.MODEL_ARCH.QWEN3, 8)
+    found = table.get_name(name, (".weight", ".bias")) or qwen.get_name(name, (".weight", ".bias"))
+    assert found is not None, name
+    return found
+
+
+def _as_stored(name: str, value: Any, config: Any, architecture: str) -> Any:
+    """Queries and keys of the llama architecture with the halves of each head interleaved."""
+    if architecture != "llama":
+        return value
+    if "q_proj" in name:
+        heads = config.num_attention_heads
+    elif "k_proj" in name:
+        heads = config.num_key_value_heads
+    else:
+        return value
+    halves = value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
+    return halves.swapaxes(1, 2).reshape(value.shape)
