@@ -1,0 +1,21 @@
+"""`helix-mq plan CLUSTER` beside `helix-mq plan verify FILE`: a group with a command of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperGroup
+
+
+class WithDefault(TyperGroup):
+    """A group whose first argument, when it names no sub-command, goes to `default_command`."""
+
+    default_command = "make"
+
+    # typer brings its own copy of click under a private name, so the context has no public type.
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        first = next((a for a in args if not a.startswith("-")), None)
+        asks_for_help = bool({"--help"} & set(args)) and first is None
+        if args and not asks_for_help and first not in self.commands:
+            args = [self.default_command, *args]
+        return super().parse_args(ctx, args)
