@@ -31,7 +31,7 @@ class ClientStream:
         self.reference = reference
         self.request: RequestId | None = None
         self.name = secrets.token_urlsafe(24)
-        """What a Resume asks for. Random: whoever knows it may read the stream."""
+        """Random: whoever knows it may read the stream. Clients know it behind the request's id."""
         self.away_since_s = now_s
         """When the client went away; counts while `peer` is None."""
         self.ended_s: float | None = None
@@ -58,7 +58,9 @@ class ClientStream:
 
     def accept(self, request: RequestId, model: str, prompt_tokens: int) -> None:
         self.request = request
-        self._accepted = client.Accepted(self.reference, self.name, model, prompt_tokens)
+        # The id is what the router's log says; the name is what a Resume is found by.
+        shown = f"{request:x}.{self.name}"
+        self._accepted = client.Accepted(self.reference, shown, model, prompt_tokens)
         self._accept_due = True
 
     def record(self, event: StreamEvent, now_s: float) -> None:

@@ -180,7 +180,7 @@ class ClientSockets:
         )
 
     def _resume(self, peer: Peer, message: client.Resume) -> None:
-        stream = self._book.named(message.request, peer.user)
+        stream = self._book.named(message.request.rpartition(".")[2], peer.user)
         if stream is None:
             gone = ConnectionLost(
                 "the router does not know this stream any more: it restarted, or the connection "

@@ -77,7 +77,7 @@ class Completion:
     timings: Timings
     model: str
     request: str
-    """The router's name for it, for its logs."""
+    """The router's name for it: before the dot, its id in the router's log."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """One per output token where they were asked for."""
 
