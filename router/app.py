@@ -16,7 +16,7 @@ import msgspec
 
 from helix_mq.clock import Clock
 from helix_mq.dataplane import DataPlane, InLink, PeerAddress, PlaneHandlers, PlaneIdentity
-from helix_mq.errors import FrameError, HelixError, LocalError
+from helix_mq.errors import FrameError, HelixError, NotServing
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER, NodeId, RequestId
 from helix_mq.messages import control, data
@@ -113,7 +113,8 @@ class RouterApp:
         """Ends open streams with an error that says so, then closes the sockets."""
         self.closing = True
         for stream in list(self._streams.values()):
-            stream.push(Broken(LocalError("the router is shutting down")))
+            stopping = NotServing("the router is shutting down", retry_after_s=5.0)
+            stream.push(Broken(stopping))
         self._streams.clear()
         for task in list(self._tasks):
             task.cancel()
@@ -137,7 +138,7 @@ class RouterApp:
 
     def submit(self, generation: Generation) -> EventStream:
         if self.closing:
-            raise LocalError("the router is shutting down")
+            raise NotServing("the router is shutting down", retry_after_s=5.0)
         request = RequestId(self._next_request)
         self._next_request += 1
         stream = EventStream(request, len(generation.prompt_ids))

@@ -235,7 +235,14 @@ class ClientSockets:
         sampling = decide_sampling(
             service, submit.sampling, len(ids), seeded=submit.seeded, limited=submit.limited
         )
-        return Generation(tuple(ids), sampling, submit.stop, submit.deadline_s, submit.priority)
+        return Generation(
+            tuple(ids),
+            sampling,
+            submit.stop,
+            submit.deadline_s,
+            submit.priority,
+            continues_text=submit.messages is None,
+        )
 
     async def _prompt_ids(self, submit: client.Submit) -> list[int] | tuple[int, ...]:
         given = (submit.prompt, submit.messages, submit.token_ids)

@@ -24,6 +24,7 @@ from helix_mq.errors import (
     NotServing,
 )
 from helix_mq.ids import NodeId, RequestId
+from helix_mq.layers import Hop
 from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
 from helix_mq.models.config import ModelConfig
 from router import events as ev
@@ -41,6 +42,9 @@ _GIVE_UP_CODES = frozenset({"wrong_model", "context"})
 REMEMBERED_RELEASES = 1024
 """Per node: what may have been on its way when a link broke, and is said again."""
 
+AVOID_S = 0.5
+"""How long a node that refused rows gets no new ones; requests wait or go elsewhere meanwhile."""
+
 MAX_REROUTES = 64
 """A request that has been moved this often is not the victim of chance any more."""
 
@@ -53,7 +57,6 @@ class CoreSettings:
     max_context: int = 8192
     expected_output_tokens: int = 256
     default_deadline_s: float = 600.0
-    kv_high_water: float = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Core:
         self._meter = ThroughputMeter()
         self._sessions: dict[RequestId, Session] = {}
         self._released: dict[NodeId, deque[ReleaseItem]] = {}
+        self._avoid_until_s: dict[NodeId, float] = {}
         self._effects: list[ev.Effect] = []
 
     def handle(self, event: ev.Event) -> list[ev.Effect]:
@@ -121,6 +125,7 @@ class Core:
         change = self.cluster.handle(event)
         self._effects.extend(change.effects)
         for node in change.gone:
+            self._avoid_until_s.pop(node, None)
             self._books.drop_node(node)
             self._released.pop(node, None)
             self._reroute_node(node, "is gone")
@@ -181,7 +186,7 @@ class Core:
         while (request := self._queue.head()) is not None:
             session = self._sessions[request]
             tokens = session.expected_tokens(self._settings.expected_output_tokens)
-            room_for = partial(self._books.has_room, tokens=tokens)
+            room_for = partial(self._has_room, tokens=tokens)
             route = self._chooser.choose(session.length_tokens, room_for)
             if route is not None:
                 self._queue.remove(request)
@@ -195,6 +200,11 @@ class Core:
                 break
         for session in too_long:
             self._queue.push(session.request, session.generation.priority, session.arrived_s)
+
+    def _has_room(self, hop: Hop, tokens: int) -> bool:
+        if self._avoid_until_s.get(hop.node, 0.0) > self._clock.now_s():
+            return False
+        return self._books.has_room(hop, tokens)
 
     def _widest_tokens(self) -> int:
         """Longest sequence that the live cluster could hold if it had nothing else to do."""
@@ -229,6 +239,9 @@ class Core:
             return
         if item.code == "kv_exhausted":
             session.squeezed = True
+        else:
+            # What refuses at once would refuse all attempts within milliseconds.
+            self._avoid_until_s[NodeId(node)] = self._clock.now_s() + AVOID_S
         level = logging.INFO if item.code == "kv_exhausted" else logging.WARNING
         self._note(level, f"re-routed: {node}: {item.reason}", session)
         self._requeue(session)

@@ -88,7 +88,8 @@ def build_placer(settings: RouterSettings, config: ModelConfig) -> Placer:
 
 def text_factory(tokenizer: Tokenizer) -> Callable[[Generation], TextStream]:
     def new_text(generation: Generation) -> TextStream:
-        return TextStream(tokenizer.detokenizer(), generation.stop)
+        after = generation.prompt_ids if generation.continues_text else ()
+        return TextStream(tokenizer.detokenizer(after=after), generation.stop)
 
     return new_text
 

@@ -62,7 +62,7 @@ class HttpSection(Section):
 
 
 class AdmissionSection(Section):
-    max_waiting: int = Field(1024, ge=0, le=1_000_000)
+    max_waiting: int = Field(1024, ge=1, le=1_000_000)
     expected_output_tokens: int = Field(256, ge=1, le=1_000_000)
     default_deadline_s: float = Field(600.0, gt=0, le=86_400)
     kv_high_water: float = Field(0.9, gt=0, le=1)

@@ -21,6 +21,7 @@ def choices_of(
     sampling: SamplingParams,
     *,
     limited: bool,
+    continues_text: bool = False,
 ) -> list[Generation]:
     """`request.n` generations of the same prompt. Raises InvalidRequest or ContextExceeded."""
     seeded = request.seed is not None
@@ -34,6 +35,7 @@ def choices_of(
             stop=request.stop,
             deadline_s=request.deadline_s,
             priority=request.priority,
+            continues_text=continues_text,
         )
         for choice in range(request.n)
     ]

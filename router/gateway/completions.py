@@ -37,7 +37,9 @@ class CompletionDialect:
             else:
                 check_token_ids(prompt, service.vocab_size, "prompt")
                 ids = prompt
-            generations += choices_of(service, self.request, ids, sampling, limited=True)
+            generations += choices_of(
+                service, self.request, ids, sampling, limited=True, continues_text=True
+            )
         return generations
 
     def begin(self, stamp: Stamp) -> None:

@@ -267,8 +267,12 @@ def test_a_refused_deadline_is_the_requests_own(world: World) -> None:
 def test_refusals_without_end_are_given_up(world: World) -> None:
     request = world.submit()
     for _ in range(MAX_REROUTES):
+        refusing = world.in_flight[0].route.hops[0].node
         world.refuse(0, 0, "step_failed")
         assert world.streams[request].end is None
+        # The node that refused gets nothing for a moment; then it may be tried again.
+        assert refusing not in [row.route.hops[0].node for row in world.in_flight]
+        world.pass_time(1)
     world.refuse(0, 0, "step_failed")
     assert isinstance(broken(world, request), CapacityError)
 
