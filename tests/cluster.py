@@ -161,7 +161,10 @@ async def cluster(
     dead_after_s: float = 3.0,
     wait: bool = True,
 ) -> AsyncIterator[Cluster]:
-    """A running cluster with one node per entry of `placement` ("first:end")."""
+    """A running cluster with one node per entry of `placement` ("first:end").
+
+    With empty ranges the router splits the layers by memory once all nodes are there.
+    """
     transport: Transport = ZmqTransport() if zmq else MemoryTransport()
     settings = RouterSettings(
         model=folder,
@@ -169,7 +172,10 @@ async def cluster(
         control=endpoint(transport, "control"),
         clients=endpoint(transport, "clients"),
         data=endpoint(transport, "data"),
-        placement=PlacementSection(nodes={NodeId(n): r for n, r in placement.items()}),
+        placement=PlacementSection(
+            nodes={NodeId(n): r for n, r in placement.items() if r},
+            nodes_expected=len(placement),
+        ),
         admission=admission or AdmissionSection(),
         dead_after_s=dead_after_s,
     )

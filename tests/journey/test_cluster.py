@@ -46,3 +46,14 @@ async def test_greedy_tokens_equal_transformers(
         assert result.token_ids == reference(tiny_folder, prompt, 64)
         assert result.finish.finish_reason == "length"
         assert result.finish.output_tokens == 64
+
+
+async def test_without_a_placement_layers_are_split_by_memory(tiny_folder: Path) -> None:
+    prompt = tuple(range(20))
+    async with cluster(tiny_folder, {"a": "", "b": "", "c": ""}, wait=False) as c:
+        await c.ready()
+        layers = [node.layers for node in c.app.status().nodes]
+        assert layers == ["0-1", "2-3", "4-5"]
+        result = await c.run(greedy(prompt, 16))
+        await c.quiet()
+    assert result.token_ids == reference(tiny_folder, prompt, 16)
