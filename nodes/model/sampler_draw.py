@@ -64,7 +64,7 @@ def _draw(
     weights = torch.exp(scaled)
     floor = _floor(scaled, weights, params)
     if floor is not None:
-        weights.masked_fill_(scaled < floor, 0.0)
+        weights = weights * (scaled >= floor)
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     totals = cumulative[:, -1:].contiguous()
     targets = _column(logits, numbers, torch.float64) * totals
@@ -86,7 +86,10 @@ def _floor(
         return None
     # Against the best token's probability, which is exp(0).
     floor = _column(scaled, [math.log(p.min_p) if p.min_p else -math.inf for p in params])
-    if cut:
+    if len(cut) == len(params):
+        head = max(_HEAD, *(p.top_k for p in params))
+        floor = torch.maximum(floor, _top_floor(scaled, weights, params, head))
+    elif cut:
         some = [params[i] for i in cut]
         rows = torch.tensor(cut, device=scaled.device)
         head = max(_HEAD, *(p.top_k for p in some))
@@ -106,7 +109,8 @@ def _top_floor(
     ks = torch.tensor([[min(p.top_k or vocab, vocab)] for p in params], device=scaled.device)
     floor = torch.where(ks <= head, best.gather(1, (ks - 1).clamp_max(head - 1)), -torch.inf)
     ps = _column(scaled, [p.top_p for p in params], torch.float64)
-    totals = torch.where(scaled >= floor, weights, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
+    kept = weights if not any(p.top_k for p in params) else weights * (scaled >= floor)
+    totals = kept.sum(-1, keepdim=True, dtype=torch.float64)
     before = torch.exp(best).cumsum(-1, dtype=torch.float64)
     # The smallest set that reaches top_p: a token stays if what comes before it is below.
     before = torch.cat([torch.zeros_like(before[:, :1]), before[:, :-1]], dim=1)
