@@ -214,6 +214,11 @@ class Core:
         session = self._sessions.get(RequestId(item.request))
         if session is None or not session.expects(node, item):
             return
+        if max(item.token, *(top.token for top in item.top), 0) >= self.vocab_size:
+            # It has no text, and sent on it would cost the other rows of its frame theirs.
+            reason = f"it sampled token id {item.token} of a vocabulary of {self.vocab_size}"
+            self._refused(node, RefusedItem(item.request, item.attempt, "bad_token", reason))
+            return
         now_s = self._clock.now_s()
         delta, finish, stop = session.take(item, now_s)
         self._effects.append(ev.Emit(session.request, delta))
@@ -230,6 +235,9 @@ class Core:
         if session is None or session.state is not State.RUNNING:
             return
         if item.attempt != session.attempt:
+            return
+        if session.route is None or NodeId(node) not in session.route.nodes:
+            # Only who was given a request may refuse it: ids are easy to guess.
             return
         if item.code in _GIVE_UP_CODES or session.reroutes >= MAX_REROUTES:
             self._break(session, CapacityError(f"{node} refused the request: {item.reason}"))
