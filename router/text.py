@@ -1,12 +1,13 @@
-"""A request's output as text: detokenised bit by bit, cut at the first stop string. Pure.
+"""A request's output as text: detokenised bit by bit, ended by the first stop string. Pure.
 
-A tail that could still become a stop string is held back until it is certain. Whatever is pushed
-in whatever pieces, the texts given out add up to the whole text cut at the earliest match.
+A tail that could still become a stop string is held back until it is certain. Whatever the pieces
+in which a text comes, what is given out adds up to the whole text, cut where the stop string
+begins that is complete first; of several complete at one character, the longest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from helix_mq.models.detokenizer import Detokenizer
@@ -20,53 +21,65 @@ class TextDelta:
     finished_by_stop: str | None = None
 
 
+class _Search:
+    """Follows one string through a text by Knuth, Morris and Pratt: constant time a character
+    on average, also for a stop string and a text that repeat themselves for thousands of
+    characters."""
+
+    def __init__(self, wanted: str) -> None:
+        self.wanted = wanted
+        self.matched = 0
+        """How long a beginning of `wanted` the text ends with."""
+        self._shorter = [0] * (len(wanted) + 1)
+        """For a matched length, the next shorter beginning that the text then ends with, too."""
+        length = 0
+        for i in range(1, len(wanted)):
+            while length and wanted[i] != wanted[length]:
+                length = self._shorter[length]
+            length += wanted[i] == wanted[length]
+            self._shorter[i + 1] = length
+
+    def step(self, letter: str) -> bool:
+        """Takes one character; True when `wanted` is complete with it."""
+        matched = self.matched
+        while matched and self.wanted[matched] != letter:
+            matched = self._shorter[matched]
+        self.matched = matched + (self.wanted[matched] == letter)
+        return self.matched == len(self.wanted)
+
+
 class StopMatcher:
-    """Finds the earliest of several strings in a text that comes in pieces."""
+    """Ends a text that comes in pieces at the first of several strings; empty ones are ignored."""
 
     def __init__(self, stops: Iterable[str]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
+        # The longest first: of several complete at one character it cuts the most.
+        distinct = sorted({stop for stop in stops if stop}, key=lambda stop: (-len(stop), stop))
+        self._searches = [_Search(stop) for stop in distinct]
         self._held = ""
-        self._stopped = False
+        self._ended = False
 
     def push(self, text: str) -> TextDelta:
-        """What of the text so far is certain; after a match there is nothing more."""
-        if self._stopped:
+        """What of the text so far is certain; after a stop string there is nothing more."""
+        if self._ended:
             return TextDelta("")
         pending = self._held + text
-        found = min(
-            ((at, -len(stop), stop) for stop in self._stops if (at := pending.find(stop)) >= 0),
-            default=None,
-        )
-        held_from = _possible_start(pending, self._stops)
-        if found is not None and found[0] <= held_from:
-            self._stopped, self._held = True, ""
-            return TextDelta(pending[: found[0]], found[2])
-        self._held = pending[held_from:]
-        return TextDelta(pending[:held_from])
+        if not self._searches:
+            return TextDelta(pending)
+        for at, letter in enumerate(text, start=len(self._held) + 1):
+            # No short cut: every search must see every character.
+            complete = [search.wanted for search in self._searches if search.step(letter)]
+            if complete:
+                self._ended, self._held = True, ""
+                return TextDelta(pending[: at - len(complete[0])], complete[0])
+        certain = len(pending) - max(search.matched for search in self._searches)
+        self._held = pending[certain:]
+        return TextDelta(pending[:certain])
 
     def flush(self) -> TextDelta:
-        """The end of the text: what was held is given out, cut at a match that it completes."""
-        if self._stopped:
-            return TextDelta("")
-        self._stopped = True
+        """The end of the text: what was held is given out."""
+        self._ended = True
         text, self._held = self._held, ""
-        found = min(
-            ((at, -len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0),
-            default=None,
-        )
-        if found is not None:
-            return TextDelta(text[: found[0]], found[2])
         return TextDelta(text)
-
-
-def _possible_start(text: str, stops: Sequence[str]) -> int:
-    """Where the earliest proper prefix of a stop string begins that ends the text."""
-    longest = max((len(stop) for stop in stops), default=0)
-    for at in range(max(0, len(text) - longest + 1), len(text)):
-        tail = text[at:]
-        if any(len(stop) > len(tail) and stop.startswith(tail) for stop in stops):
-            return at
-    return len(text)
 
 
 class TextStream:
@@ -84,5 +97,4 @@ class TextStream:
         last = self._matcher.push(self._detokenizer.flush())
         if last.finished_by_stop is not None:
             return last
-        rest = self._matcher.flush()
-        return TextDelta(last.text + rest.text, rest.finished_by_stop)
+        return TextDelta(last.text + self._matcher.flush().text)
