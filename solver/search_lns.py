@@ -82,11 +82,8 @@ def _neighbourhood(
     core = core[: max(1, size // 2)]
     low = min((int(now.first[i]) for i in core), default=0)
     high = max((int(now.end[i]) for i in core), default=index.num_layers)
-    near = [
-        i
-        for i in range(len(index))
-        if i not in core
-        and (now.end[i] <= now.first[i] or now.first[i] <= high >= low <= now.end[i])
-    ]
+    idle = now.end <= now.first
+    touches = (now.first <= high) & (now.end >= low)
+    near = [i for i in np.flatnonzero(idle | touches).tolist() if i not in core]
     rng.shuffle(near)
     return np.array(sorted((core + near)[:size]), dtype=np.int64)
