@@ -21,6 +21,7 @@ from tokenizers import (
 
 from helix_mq.errors import ModelFormatError
 from helix_mq.models.gguf_vocabulary import CONTROL, UNKNOWN, USER_DEFINED, GgufVocabulary
+from helix_mq.models.library_failures import in_words
 
 _SPACE = "\u2581"
 
@@ -38,15 +39,10 @@ def build_tokenizer(vocabulary: GgufVocabulary) -> Tokenizer:
             f"tokenizer.ggml.model={vocabulary.model!r} is not supported (gpt2 and llama are): use "
             "the model's Hugging Face folder"
         )
-    try:
+    with in_words("the GGUF file's tokenizer cannot be built"):
         tokenizer = build(vocabulary)
         _mark_added(tokenizer, vocabulary)
         _begin_with_bos(tokenizer, vocabulary)
-    except ModelFormatError:
-        raise
-    except Exception as e:
-        # The library raises plain Exception, e.g. for a merge of tokens that do not exist.
-        raise ModelFormatError(f"the GGUF file's tokenizer cannot be built: {e}") from None
     return tokenizer
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import tokenizers
 
-from helix_mq.errors import InvalidRequest, ModelFormatError
+from helix_mq.errors import InvalidRequest
 from helix_mq.models.chat_template import ChatTemplate, Rendered
 from helix_mq.models.detokenizer import ByteDetokenizer, Detokenizer, PrefixDetokenizer
+from helix_mq.models.library_failures import in_words
 from helix_mq.models.literal_text import LiteralEncoder
 from helix_mq.models.token_bytes import TokenBytes
 from helix_mq.models.tokenizer_files import Sections, read_tokenizer_files
@@ -29,13 +30,10 @@ class Tokenizer:
 
         Raises ModelFormatError when the tokenizer or the template cannot be used.
         """
-        try:
+        with in_words("tokenizer.json cannot be used"):
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
             sections = Sections.of(tokenizer_json)
             self._literal = LiteralEncoder(tokenizer_json, sections)
-        except Exception as e:
-            # The library raises plain Exception for whatever is wrong in the file.
-            raise ModelFormatError(f"tokenizer.json cannot be used: {e}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()

@@ -345,6 +345,14 @@ def test_files_that_cannot_be_used_are_refused_in_words(
     assert len(refusal.value.message) < 600
 
 
+def test_a_file_that_breaks_the_library_is_refused_in_words(sentencepiece_json: str) -> None:
+    """A merge longer than its own result makes the library panic."""
+    merged = '"\u2581東京は日本の首都です。":'
+    assert merged in sentencepiece_json
+    with pytest.raises(ModelFormatError, match="cannot be used"):
+        Tokenizer(sentencepiece_json.replace(merged, merged.replace("日", "[")), {}, None)
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match=r"tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
