@@ -21,6 +21,7 @@ from helix_mq.errors import (
     ContextExceeded,
     DeadlineExceeded,
     HelixError,
+    InvalidRequest,
     NotServing,
 )
 from helix_mq.ids import NodeId, RequestId
@@ -170,6 +171,15 @@ class Core:
         wanted = generation.sampling.max_tokens
         if prompt < 1:
             raise ContextExceeded("the prompt is empty: give at least one token", param="prompt")
+        highest = max(generation.prompt_ids)
+        if highest >= self.vocab_size:
+            # A node would refuse the frame it comes in, with the rows of all others.
+            raise InvalidRequest(
+                f"the prompt has token id {highest}, which the model's vocabulary of "
+                f"{self.vocab_size} does not hold: the text names a token of the tokenizer that "
+                "the model was not made for",
+                param="prompt",
+            )
         if wanted > budget:
             raise ContextExceeded(
                 f"{prompt} prompt tokens and max_tokens={wanted} are {prompt + wanted} together, "
