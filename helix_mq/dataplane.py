@@ -38,7 +38,11 @@ log = logging.getLogger(__name__)
 DEFAULT_WINDOW_BYTES = 64 * 1024 * 1024
 """Bytes in flight per link: 16 chunks of 256 tokens of a 70B model's 8,192 bf16 activations."""
 
-MAX_FRAME_BYTES = 256 * 1024 * 1024
+_OVERDRAWN_WINDOWS = 4
+"""Room for a sender's own idea of the first window, and for overdrafts while all is blocked."""
+
+_MAX_BAD_KINDS = 1000
+"""Senders times reasons that are counted apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,12 @@ class InLink:
         self.link = hello.link
         self._plane = plane
         self._credit = CreditReceiver(window_bytes=window, incarnation=hello.link)
+        self._most_bytes = _OVERDRAWN_WINDOWS * max(window, DEFAULT_WINDOW_BYTES)
+
+    @property
+    def overdrawn(self) -> bool:
+        """More lies here unconsumed than any sender that minds its credit could have sent."""
+        return self._credit.outstanding_bytes > self._most_bytes
 
     def received(self, nbytes: int) -> None:
         self._credit.received(nbytes)
@@ -359,6 +369,9 @@ class DataPlane:
             # A valid key of one node must not speak in the name of another. Asked of the allow-list
             # and not of the peers: after an outage a link may be back before its node is listed.
             raise FrameError(f"{hello.sender} came with another's key", reason="identity")
+        if delivery.peer in self._in:
+            # A connection has one: counting anew would forget what lies here unconsumed.
+            raise FrameError(f"{hello.sender} greets twice on a connection", reason="hello")
         link = InLink(self, delivery, hello, self._window)
         self._in[delivery.peer] = link
         link.grant()
@@ -376,6 +389,9 @@ class DataPlane:
     def count_bad(self, who: str, error: FrameError) -> None:
         """Counts a bad message; logs the first of each kind per peer."""
         key = (who, error.reason)
+        if len(self.bad_messages) >= _MAX_BAD_KINDS and key not in self.bad_messages:
+            # On plain sockets a name costs nothing.
+            key = ("others", error.reason)
         self.bad_messages[key] += 1
         if self.bad_messages[key] == 1:
             log.warning("bad message from %s (%s): %s", who, error.reason, error)

@@ -24,7 +24,7 @@ from helix_mq.messages import control, data
 from helix_mq.transport import Connection, Delivery, LinkState, Transport
 from nodes.batching import BatchLimits
 from nodes.identity import NodeIdentity
-from nodes.inbox import NodeView
+from nodes.inbox import NodeView, check_sender
 from nodes.loading import Loaded, LoadRequest, load
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
@@ -344,29 +344,32 @@ class NodeDaemon:
     def _on_frame(
         self, sender: str, header: data.FrameHeader, message: Message, nbytes: int, link: InLink
     ) -> None:
-        if header.sender != sender:
-            link.consumed(nbytes)
-            self._plane.count_bad(sender, FrameError("another's name", reason="identity"))
-            return
-        if self.worker is None:
-            link.consumed(nbytes)
-            items = tuple(
-                data.RefusedItem(
-                    r.request, r.attempt, "not_ready", f"{self.settings.name} holds no layers"
-                )
-                for r in header.rows
-            )
-            self._plane.send(ROUTER, data.Refused(header.epoch, self.settings.name, items))
-            return
         try:
-            self.worker.on_frame(header, message.buffers, lambda: link.consumed(nbytes))
+            if header.sender != sender:
+                raise FrameError("another's name", reason="identity")
+            check_sender(header)
         except FrameError as e:
+            link.consumed(nbytes)
             self._plane.count_bad(sender, e)
-            items = tuple(
-                data.RefusedItem(r.request, r.attempt, "bad_frame", str(e)[:1024])
-                for r in header.rows
-            )
-            self._plane.send(ROUTER, data.Refused(header.epoch, self.settings.name, items))
+            return
+        worker = self.worker
+        if worker is None:
+            link.consumed(nbytes)
+            self._refuse(header, "not_ready", f"{self.settings.name} holds no layers")
+        elif link.overdrawn or worker.overloaded:
+            # Its sender counts wrong, or has counted on memory that is not there.
+            link.consumed(nbytes)
+            self._refuse(header, "overloaded", f"too much waits on {self.settings.name}")
+        else:
+            try:
+                worker.on_frame(header, message.buffers, lambda: link.consumed(nbytes))
+            except FrameError as e:
+                self._plane.count_bad(sender, e)
+                self._refuse(header, "bad_frame", str(e)[:1024])
+
+    def _refuse(self, header: data.FrameHeader, code: str, reason: str) -> None:
+        items = tuple(data.RefusedItem(r.request, r.attempt, code, reason) for r in header.rows)
+        self._plane.send(ROUTER, data.Refused(header.epoch, self.settings.name, items))
 
     def _on_link_lost(self, peer: str) -> None:
         if self.worker is not None:

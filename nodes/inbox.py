@@ -22,6 +22,10 @@ from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey, Work
 from nodes.ledger import Ledger, Verdict
 
+MAX_SEQUENCE_MS = 2 * 86_400_000
+"""Pages come back after this at the latest, whatever deadline a row names and whoever forgets to
+release them. A request may wait for a day; the other one is for clocks that differ."""
+
 IntArray = npt.NDArray[np.int32]
 
 
@@ -97,6 +101,20 @@ class Accepted:
     work: list[Work[Payload]]
     refused: list[RefusedItem]
     superseded: list[SeqKey]
+
+
+def check_sender(header: FrameHeader) -> None:
+    """Raises FrameError when a row does not come from the hop before, or from the router to a first
+    hop. Such a frame is nobody's to refuse to the router: its rows may name others' requests."""
+    routes = [unpack_route(blob) for blob in header.routes]
+    for row in header.rows:
+        due = routes[row.route].hops[row.hop - 1].node if row.hop else ROUTER
+        if due != header.sender:
+            raise FrameError(
+                f"request {row.request}: a row for hop {row.hop} from {header.sender}, due from "
+                f"{due}",
+                reason="identity",
+            )
 
 
 def accept_frame(
@@ -218,12 +236,16 @@ def _judge(
         return _refuse(row, "deadline", "the request's deadline has passed")
     seq = SeqKey(RequestId(row.request), Attempt(row.attempt))
     verdict = ledger.judge(seq, row.position, hop.layers)
+    if verdict is Verdict.FULL:
+        return _refuse(row, verdict, f"{len(ledger)} sequences are open on {view.node}")
     if verdict is Verdict.WRONG_LAYERS:
         return _refuse(row, verdict, f"the sequence was opened with other layers than {hop.layers}")
     if verdict in (Verdict.STALE, Verdict.OUT_OF_ORDER):
         return _refuse(row, verdict, f"position {row.position} does not follow what is here")
     if verdict is Verdict.OPEN:
-        superseded.extend(ledger.open(seq, hop.layers, row.deadline_ms))
+        latest_ms = now_ms + MAX_SEQUENCE_MS
+        deadline_ms = min(row.deadline_ms or latest_ms, latest_ms)
+        superseded.extend(ledger.open(seq, hop.layers, deadline_ms))
     ledger.advance(seq, row.count)
     return None
 

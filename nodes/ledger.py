@@ -18,6 +18,9 @@ from nodes.batching import SeqKey
 MAX_TOMBSTONES = 200_000
 """About 20 MiB; at 1,000 requests/s it remembers three minutes, far longer than a frame travels."""
 
+MAX_OPEN = 16_384
+"""Far more than there are pages for; each takes about 2 KiB here, and time in every step."""
+
 
 class Verdict(StrEnum):
     """What to do with an arriving row."""
@@ -29,6 +32,8 @@ class Verdict(StrEnum):
     OUT_OF_ORDER = "out_of_order"
     """A gap in the sequence: something was lost, the router must re-route."""
     WRONG_LAYERS = "wrong_layers"
+    FULL = "overloaded"
+    """MAX_OPEN sequences are open."""
 
 
 @dataclass(slots=True)
@@ -63,7 +68,9 @@ class Ledger:
             return Verdict.STALE
         known = self._open.get(seq)
         if known is None:
-            return Verdict.OPEN if position == 0 else Verdict.OUT_OF_ORDER
+            if position != 0:
+                return Verdict.OUT_OF_ORDER
+            return Verdict.OPEN if len(self._open) < MAX_OPEN else Verdict.FULL
         if known.layers != layers:
             return Verdict.WRONG_LAYERS
         if position != known.next_position:

@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 STALL_GRACE_S = 1.0
 """An idle node whose rows all wait for credit lets one row pass this often; see helix_mq.credit."""
 
+MAX_WAITING_ROWS = 131_072
+"""Credit counts bytes, but a row of one token takes some 2 KiB here and a few bytes on the wire."""
+
 Batch = list[Work[Payload]]
 
 
@@ -147,6 +150,11 @@ class Worker:
         self._step_s = 0.0
         self._tokens = 0
         self._layer_tokens = 0
+
+    @property
+    def overloaded(self) -> bool:
+        """More rows wait than any honest load brings: frames must be refused."""
+        return len(self._batcher) >= MAX_WAITING_ROWS
 
     def on_frame(
         self,

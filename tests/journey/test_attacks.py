@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from helix_mq.frames import Buffer, Message, decode, encode, pack_route
@@ -20,6 +21,7 @@ from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages import data
 from helix_mq.sampling import SamplingParams
 from helix_mq.transport import Connection, Delivery, LinkState, Transport
+from nodes import inbox
 from router.service import Broken, Delta, EventStream, Finished
 from tests.cluster import Cluster, cluster, greedy
 
@@ -148,3 +150,89 @@ async def test_tokens_of_no_vocabulary_move_the_request(tiny_folder: Path) -> No
             evil.say(data.Tokens(1, "b", tuple(wrong_top)))
 
         await undisturbed(c, lie)
+
+
+# -- the nodes' data sockets ------------------------------------------------------
+
+
+def token_frame(
+    c: Cluster, sender: str, rows: tuple[data.Row, ...], token: int = 7
+) -> tuple[data.FrameHeader, Buffer]:
+    """For node a, the first hop."""
+    header = data.FrameHeader(c.app.core.cluster.epoch, sender, "int32", 1, rows, (ROUTE,))
+    return header, np.full(sum(r.count for r in rows), token, "<i4").data.cast("B")
+
+
+def hidden_frame(
+    c: Cluster, rows: tuple[data.Row, ...], value: float
+) -> tuple[data.FrameHeader, Buffer]:
+    """For node b, from node a."""
+    header = data.FrameHeader(c.app.core.cluster.epoch, "a", "float32", 64, rows, (ROUTE,))
+    count = sum(r.count for r in rows)
+    return header, np.full((count, 64), value, "<f4").data.cast("B")
+
+
+def row(request: int, count: int = 1, *, attempt: int = 0, hop: int = 0) -> data.Row:
+    return data.Row(request, attempt, 0, count, 0, hop, data.SAMPLE, 0, SPEC)
+
+
+async def test_rows_come_from_the_hop_before_or_not_at_all(tiny_folder: Path) -> None:
+    """Else whoever connects could open, supersede or spoil any request of the cluster."""
+    async with (
+        cluster(tiny_folder, CHAIN) as c,
+        attacker(c, node_data(c, "a")) as at_a,
+        attacker(c, node_data(c, "b")) as at_b,
+    ):
+
+        def steal(stream: EventStream) -> None:
+            for attempt in (0, 1, (1 << 31) - 1):
+                mine = (row(stream.request, attempt=attempt),)
+                at_a.say(*token_frame(c, "evil", mine))
+                at_a.say(*token_frame(c, "@router", mine))
+                at_a.say(*token_frame(c, "evil", mine, token=1 << 30))
+                theirs = (row(stream.request, attempt=attempt, hop=1),)
+                at_b.say(*hidden_frame(c, theirs, 0.0))
+                at_b.say(data.Release((data.ReleaseItem(stream.request, attempt),)))
+
+        await undisturbed(c, steal)
+        assert (bad(c, "evil", "a"), bad(c, "evil", "b")) == (9, 6)
+
+
+async def test_open_sequences_are_bounded_and_end_by_themselves(tiny_folder: Path) -> None:
+    """Opened by thousands under the router's own name, without a deadline, never released."""
+    async with cluster(tiny_folder, CHAIN) as c:
+        worker = c.daemons["a"].worker
+        assert worker is not None
+        async with attacker(c, node_data(c, "a"), "@router") as evil:
+            for start in range(0, 32_768, 8192):
+                rows = tuple(row((1 << 50) + i) for i in range(start, start + 8192))
+                evil.say(*token_frame(c, "@router", rows))
+            await c.until(lambda: worker.statistics().open_requests >= 16_000, "many are open")
+            await asyncio.sleep(0)
+            assert worker.statistics().open_requests <= 16_384
+        later_ms = inbox.MAX_SEQUENCE_MS + int(worker._clock.wall_s() * 1000)
+        assert len(worker._ledger.expired(later_ms + 1)) == worker.statistics().open_requests
+        worker.close_all()
+        assert (await c.run(greedy(PROMPT, 5))).finish.output_tokens == 5
+
+
+async def test_a_sender_without_regard_for_credit_is_refused(tiny_folder: Path) -> None:
+    """64 MiB are granted; all beyond four times that is dropped at once, and takes no memory."""
+    async with cluster(tiny_folder, CHAIN) as c, attacker(c, node_data(c, "b"), "a") as evil:
+        daemon = c.daemons["b"]
+        links = daemon._plane._in
+        await c.until(lambda: any(x.link == 1 for x in links.values()), "it is greeted")
+        link = next(x for x in links.values() if x.link == 1)
+        rows = tuple(row((1 << 50) + i, 512, hop=1) for i in range(256))
+        header, buffer = hidden_frame(c, rows, 0.5)
+        most = 0
+        for number in range(20):
+            evil.say(header, buffer)
+            evil.say(data.LinkHello("a", 1, 2 + number))
+            await c.until(lambda n=number: bad(c, "a", "b") > n, "it came")
+            most = max(most, link._credit.outstanding_bytes)
+        assert 1 << 25 < most <= (5 << 26) + 4096 * len(rows)
+        assert bad(c, "a", "b") == 20
+        assert daemon.worker is not None
+        daemon.worker.close_all()
+        assert (await c.run(greedy(PROMPT, 5))).finish.output_tokens == 5
