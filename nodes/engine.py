@@ -22,7 +22,7 @@ from nodes.batching import SeqKey, Work
 from nodes.inbox import Payload
 from nodes.kv_cache import KvCache
 from nodes.model.batch import RowSpec, SliceBatch
-from nodes.model.sampler import Sampled, SamplerState, sample
+from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState, sample
 from nodes.model.slice import ModelSlice
 from nodes.worker import Batch, OutFrame, StepResult
 
@@ -104,11 +104,12 @@ class Engine:
                 ),
                 self._cache,
             )
-            tokens = self._sample(plan.works, output.logits)
+            tokens, refused = self._sample(plan.works, output.logits)
             frames = self._frames(plan.works, output.hidden, epoch)
         return StepResult(
             frames=frames,
             tokens=tokens,
+            refused=refused,
             seconds=time.perf_counter() - started_s,
             num_tokens=sum(w.count for w in batch),
             layer_tokens=sum(w.count * len(w.layers) for w in batch),
@@ -133,12 +134,25 @@ class Engine:
             [w for w in works if not w.payload.is_tokens],
         )
 
-    def _sample(self, works: Batch, logits: torch.Tensor) -> list[TokenItem]:
+    def _sample(
+        self, works: Batch, logits: torch.Tensor
+    ) -> tuple[list[TokenItem], list[RefusedItem]]:
+        """Tokens of the rows that end here; refusals of those whose logits are no numbers."""
         ending = [w for w in works if w.sample and w.next_hop == ROUTER]
         if not ending:
-            return []
+            return [], []
         if logits.shape[0] != len(ending):
             raise LocalError(f"the slice gave no logits for {len(ending)} ending rows")
+        try:
+            return self._tokens(ending, logits), []
+        except LogitsNotFinite as e:
+            # One request's overflow must not cost the others of the step theirs.
+            bad = set(e.rows)
+            refused = [_refuse(ending[i], e.code, f"{self._node}: {e.message}") for i in e.rows]
+            fine = [i for i in range(len(ending)) if i not in bad]
+            return self._tokens([ending[i] for i in fine], logits[fine]) if fine else [], refused
+
+    def _tokens(self, ending: Batch, logits: torch.Tensor) -> list[TokenItem]:
         states = [self._samplers[w.seq] for w in ending]
         positions = [w.position + w.count for w in ending]
         results = sample(logits, states, positions)

@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -62,6 +62,8 @@ class StepResult:
     seconds: float
     num_tokens: int
     layer_tokens: int
+    refused: list[RefusedItem] = field(default_factory=list)
+    """Rows that came to no token; the others of the step did."""
 
 
 class StepEngine(Protocol):
@@ -276,6 +278,10 @@ class Worker:
         self._step_s += result.seconds
         self._tokens += result.num_tokens
         self._layer_tokens += result.layer_tokens
+        for item in result.refused:
+            seq = SeqKey(RequestId(item.request), Attempt(item.attempt))
+            if seq in self._ledger:
+                self._give_up([seq], item.code, item.reason)
         for frame in result.frames:
             if not any(seq in self._ledger for seq in frame.sequences):
                 continue

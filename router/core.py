@@ -22,6 +22,7 @@ from helix_mq.errors import (
     DeadlineExceeded,
     HelixError,
     InvalidRequest,
+    LocalError,
     NotServing,
 )
 from helix_mq.ids import NodeId, RequestId
@@ -39,6 +40,10 @@ from router.text import TextStream
 
 _GIVE_UP_CODES = frozenset({"wrong_model", "context"})
 """Refusals that another route would meet again."""
+
+_NO_NUMBERS = "logits_not_finite"
+_TRIES_FOR_NUMBERS = 3
+"""Another route may compute in a wider dtype; the same one would overflow again and again."""
 
 REMEMBERED_RELEASES = 1024
 """Per node: what may have been on its way when a link broke, and is said again."""
@@ -257,6 +262,11 @@ class Core:
             return
         if item.code == "kv_exhausted":
             session.squeezed = True
+        elif item.code == _NO_NUMBERS:
+            # The request's doing more likely than the node's, which goes on serving the others.
+            if session.reroutes >= _TRIES_FOR_NUMBERS - 1:
+                self._break(session, LocalError(f"{node} refused the request: {item.reason}"))
+                return
         else:
             # What refuses at once would refuse all attempts within milliseconds.
             self._avoid_until_s[NodeId(node)] = self._clock.now_s() + AVOID_S

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from helix_mq.errors import LocalError
 from helix_mq.frames import Buffer, Message, decode, encode, pack_route
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
@@ -236,3 +237,35 @@ async def test_a_sender_without_regard_for_credit_is_refused(tiny_folder: Path) 
         assert daemon.worker is not None
         daemon.worker.close_all()
         assert (await c.run(greedy(PROMPT, 5))).finish.output_tokens == 5
+
+
+async def test_activations_that_are_no_numbers_cost_nobody_else_anything(tiny_folder: Path) -> None:
+    """They share steps, and later KV pages, with honest rows."""
+    async with cluster(tiny_folder, CHAIN) as c, attacker(c, node_data(c, "b"), "a") as evil:
+        prompts = [tuple(range(i, i + 40)) for i in range(6)]
+        wanted = [(await c.run(greedy(p, 40))).token_ids for p in prompts]
+        runs = [asyncio.create_task(c.run(greedy(p, 40))) for p in prompts]
+        for number, value in enumerate([float("nan"), float("inf"), float("-inf")] * 40):
+            evil.say(*hidden_frame(c, (row((1 << 50) + number, 64, hop=1),), value))
+            await asyncio.sleep(0.002)
+        results = [await run for run in runs]
+        assert [(r.token_ids, r.finish.reroutes) for r in results] == [(w, 0) for w in wanted]
+        worker = c.daemons["b"].worker
+        assert worker is not None
+        await c.until(lambda: worker.statistics().open_requests == 0, "all were refused")
+        assert sum(r.code == "logits_not_finite" for r in worker._refusals) == 120
+        assert [(await c.run(greedy(p, 40))).token_ids for p in prompts] == wanted
+
+
+async def test_a_model_that_gives_no_numbers_is_an_error_soon(tiny_folder: Path) -> None:
+    async with cluster(tiny_folder, CHAIN) as c:
+        loaded = c.daemons["b"].loaded
+        assert loaded is not None
+        norm = loaded.engine._model._weights.final_norm
+        assert norm is not None
+        kept = norm.clone()
+        norm.fill_(float("nan"))
+        with pytest.raises(LocalError, match="no numbers"):
+            await tokens_of(c.app.submit(greedy(PROMPT, 5)))
+        norm.copy_(kept)
+        assert (await c.run(greedy(PROMPT, 5))).finish.reroutes == 0
