@@ -255,11 +255,13 @@ class DataPlane:
         for link in links:
             try:
                 await self._connect(link)
-            except HelixError as e:
-                # A peer that advertises an address nobody can use must not cost the others
-                # theirs. It stays unreachable until the next list.
+            except Exception as e:
+                # A peer that advertises an address nobody can use, or that is one too many for
+                # this process's sockets, must not cost the others theirs. It stays unreachable
+                # until the next list.
                 self._out.pop(link.address.name, None)
-                log.error("cannot reach %s: %s", link.address.name, e)
+                known = isinstance(e, HelixError)
+                log.error("cannot reach %s: %s", link.address.name, e, exc_info=not known)
 
     async def _connect(self, link: OutLink) -> None:
         address = link.address

@@ -40,7 +40,6 @@ from router.status import service_status
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-_MAX_STRANGERS = 10_000
 _LONG_TEXT_CHARS = 4_000
 """Texts above this are tokenised off the event loop: about 1 ms on one core."""
 
@@ -195,6 +194,14 @@ class RouterApp:
             return
         if event is not None:
             self.apply(event)
+        self._forget_stranger(message.header)
+
+    def _forget_stranger(self, header: msgspec.Struct) -> None:
+        """Where to answer is kept of members only: names are free on plain sockets."""
+        if not isinstance(header, control.Register | control.Heartbeat):
+            return
+        if not self.core.cluster.membership.is_current(header.node, header.incarnation):
+            self._routing_ids.pop((header.node, header.incarnation), None)
 
     def _control_event(self, message: Message, delivery: Delivery) -> ev.Event | None:
         header = message.header
@@ -205,10 +212,8 @@ class RouterApp:
                 return ev.NodeRegistered(header)
             case control.Heartbeat():
                 key = (header.node, header.incarnation)
-                if len(self._routing_ids) < _MAX_STRANGERS:
-                    # Remembered so that a node the router does not know can be told so.
-                    self._routing_ids.setdefault(key, delivery.peer)
-                if self._routing_ids.get(key) != delivery.peer:
+                # Of strangers, too, so that a node the router does not know can be told so.
+                if self._routing_ids.setdefault(key, delivery.peer) != delivery.peer:
                     raise FrameError("a heartbeat in another's name", reason="identity")
                 return ev.NodeBeat(header)
             case control.Ready():
@@ -304,7 +309,11 @@ class RouterApp:
         ticks = 0
         while True:
             await asyncio.sleep(TICK_S)
-            self.apply(ev.Tick())
+            try:
+                self.apply(ev.Tick())
+            except Exception:
+                # Without ticks nothing expires and nobody is missed: worse than a tick that fails.
+                log.exception("a tick failed")
             ticks += 1
             if ticks % 4 == 0:
                 self._plane.refresh()

@@ -40,6 +40,8 @@ class ClusterChange:
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
     dead_after_s: float = 3.0
+    max_nodes: int = 256
+    """Everybody connects to everybody, at some five file descriptors and three sockets each."""
     recover_s: float = 30.0
     """After losing coverage new requests still queue this long, since a restart may bring it
     back; after that they are refused at once."""
@@ -126,6 +128,11 @@ class ClusterCore:
             # The same process, reconnected, with its slice still loaded.
             old.last_heard_s = now_s
             change.effects.append(ev.PeersChanged())
+            return
+        if old is None and len(self.membership) >= self._settings.max_nodes:
+            # No rejection, which would end the node: it asks again with every heartbeat.
+            text = f"not let in: there are {len(self.membership)} nodes already, which is the limit"
+            change.effects.append(ev.Note(logging.ERROR, text, node=name))
             return
         if old is not None and old.serves:
             # Until it has loaded again nothing may be routed there.

@@ -52,6 +52,9 @@ class Membership:
     def __contains__(self, node: str) -> bool:
         return node in self._members
 
+    def __len__(self) -> int:
+        return len(self._members)
+
     def __iter__(self) -> Iterator[Member]:
         return iter([self._members[name] for name in sorted(self._members)])
 

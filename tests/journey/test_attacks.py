@@ -7,21 +7,28 @@ leaving the cluster checks that no page, booking or sequence is left.
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+from helix_mq.clock import SystemClock
+from helix_mq.dataplane import DataPlane, PeerAddress, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import LocalError
 from helix_mq.frames import Buffer, Message, decode, encode, pack_route
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
-from helix_mq.messages import data
+from helix_mq.messages import control, data
+from helix_mq.process import OneLine
 from helix_mq.sampling import SamplingParams
-from helix_mq.transport import Connection, Delivery, LinkState, Transport
+from helix_mq.transport import Connection, Delivery, LinkState, MemoryTransport, Transport
 from nodes import inbox
 from router.service import Broken, Delta, EventStream, Finished
 from tests.cluster import Cluster, cluster, greedy
@@ -269,3 +276,102 @@ async def test_a_model_that_gives_no_numbers_is_an_error_soon(tiny_folder: Path)
             await tokens_of(c.app.submit(greedy(PROMPT, 5)))
         norm.copy_(kept)
         assert (await c.run(greedy(PROMPT, 5))).finish.reroutes == 0
+
+
+# -- the control socket -----------------------------------------------------------
+
+
+def register(c: Cluster, node: str, incarnation: int, **fields: object) -> control.Register:
+    values: dict[str, object] = {
+        "data_endpoint": "mem://nobody", "data_public_key": "", "device": "cpu",
+        "memory_bytes": 1 << 30, "dtype_bytes": 4, "model_digest": c.app.core.cluster._digest,
+        "version": "1",
+    } | fields  # fmt: skip
+    return control.Register(node, incarnation, **values)  # type: ignore[arg-type]
+
+
+def beat(node: str, incarnation: int) -> control.Heartbeat:
+    return control.Heartbeat(node, incarnation, 1, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, ())
+
+
+async def test_strangers_leave_nothing_behind(tiny_folder: Path) -> None:
+    async with cluster(tiny_folder, CHAIN) as c, attacker(c, c.app.control_endpoint) as evil:
+        for i in range(1000):
+            evil.say(register(c, f"wrong{i}", i, model_digest="another model's"))
+            evil.say(beat(f"unknown{i}", i))
+        for i, member in enumerate(c.app.core.cluster.membership):
+            # In a member's name, and as one who comes after it.
+            evil.say(beat(member.name, member.register.incarnation))
+            evil.say(beat(member.name, 100 + i))
+        evil.say(register(c, "@router", 7))
+        await c.until(lambda: bad(c, control_id(c)) == 3, "the lies were counted")
+        assert sorted(m.name for m in c.app.core.cluster.membership) == ["a", "b"]
+        assert len(c.app._routing_ids) == 2
+        await c.until(lambda: len(evil.heard) == 2002, "all were answered")
+        assert (await c.run(greedy(PROMPT, 5))).finish.output_tokens == 5
+
+
+def control_id(c: Cluster) -> str:
+    """Bad messages on the control socket are counted by connection."""
+    return next((who for who, _ in c.app.bad_messages), "")
+
+
+async def test_a_flood_of_nodes_stops_at_the_limit(tiny_folder: Path) -> None:
+    """Everybody connects to everybody: without a limit sockets run out, and processes end."""
+    async with (
+        cluster(tiny_folder, CHAIN, zmq=True, dead_after_s=1.0) as c,
+        attacker(c, c.app.control_endpoint) as evil,
+    ):
+        core = c.app.core.cluster
+        core._settings = replace(core._settings, max_nodes=20)
+        endpoints = [
+            "tcp://127.0.0.1:9",
+            "tcp://127.0.0.1:99999",
+            "",
+            "tcp://[::1]:9",
+            "inproc://x",
+        ]
+        for i in range(600):
+            evil.say(register(c, f"n{i}", i, data_endpoint=endpoints[i % 5]))
+        await c.until(lambda: len(core.membership) == 20, "it is full")
+        assert (await c.run(greedy(PROMPT, 5))).finish.output_tokens == 5
+        await c.until(lambda: len(core.membership) == 2, "the silent ones are forgotten")
+        await c.add_node("late")
+        peers = c.daemons["late"]._plane._out
+        await c.until(lambda: sorted(peers) == ["@router", "a", "b"], "it knows its peers")
+        assert (await c.run(greedy(PROMPT, 5))).finish.output_tokens == 5
+
+
+async def test_more_peers_than_sockets_cost_the_others_nothing() -> None:
+    """One peer too many is one that cannot be reached, whatever the transport raises."""
+    transport = MemoryTransport()
+    connect = transport.connect
+
+    async def connect_some(endpoint: str, *args: Any, **more: Any) -> Connection:
+        if endpoint == "mem://bad":
+            raise RuntimeError("too many open files")
+        return await connect(endpoint, *args, **more)
+
+    transport.connect = connect_some  # type: ignore[method-assign,assignment]
+    handlers = PlaneHandlers(lambda *_: None, lambda _: None, lambda: None)
+    plane = DataPlane(PlaneIdentity("me", 1), handlers, transport, SystemClock())
+    await plane.bind("mem://me", None)
+    names = ["first", "bad", "last"]
+    await plane.set_peers({n: PeerAddress(n, 1, f"mem://{n}") for n in names})
+    assert sorted(plane._out) == ["first", "last"]
+    await plane.close()
+    await transport.close()
+
+
+def test_what_peers_say_stays_on_its_line_of_the_log() -> None:
+    told = "cpu\n12:00:00.000 ERROR router: forged\x1b[2J\u2028\x9b31m \u00e9 \u4e2d"
+    try:
+        raise ValueError("a fault of our own")
+    except ValueError:
+        record = logging.LogRecord("r", logging.INFO, "", 1, "joined: %s", (told,), sys.exc_info())
+    line, *trace = OneLine("%(levelname)s %(message)s").format(record).split("\n")
+    assert line == (
+        r"INFO joined: cpu\x0a12:00:00.000 ERROR router: forged\x1b[2J\u2028\x9b31m"
+        " \u00e9 \u4e2d"
+    )
+    assert trace[-1] == "ValueError: a fault of our own"
