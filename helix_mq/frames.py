@@ -25,6 +25,8 @@ Buffer = bytes | bytearray | memoryview
 MAX_PARTS = 4
 _HOPS = tuple[tuple[Name, U31, U31], ...]
 _MAX_ROUTE_BYTES = 8 * 1024
+_CACHED_ROUTE_BYTES = 1024
+"""A route takes some twelve times its bytes; a cache of the longest would take 800 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +120,19 @@ def _pack_route(route: Route) -> bytes:
     return packed
 
 
-@lru_cache(maxsize=8192)
 def unpack_route(blob: bytes) -> Route:
     """The validated route in `blob`; FrameError if it is not contiguous from layer 0."""
     if len(blob) > _MAX_ROUTE_BYTES:
         raise FrameError(f"route of {len(blob)} bytes is too long", reason="route")
+    return _cached_route(blob) if len(blob) <= _CACHED_ROUTE_BYTES else _unpack_route(blob)
+
+
+@lru_cache(maxsize=8192)
+def _cached_route(blob: bytes) -> Route:
+    return _unpack_route(blob)
+
+
+def _unpack_route(blob: bytes) -> Route:
     try:
         plain = msgpack.unpackb(
             blob, raw=False, max_array_len=1024, max_str_len=64, max_map_len=0, max_ext_len=0

@@ -23,7 +23,10 @@ from helix_mq.messages.data import (
     ReleaseItem,
     Row,
 )
+from helix_mq.packing import MAX_HEADER_BYTES
 from router.events import SendRelease, SendRow
+
+_MOST_HEADER_BYTES = MAX_HEADER_BYTES // 2
 
 Send = Callable[[str, msgspec.Struct, Sequence[Buffer]], bool]
 
@@ -65,15 +68,30 @@ class Outgoing:
 def _frames_of(rows: list[SendRow]) -> list[list[SendRow]]:
     """Cuts a list of rows so that no frame passes the wire's limits."""
     frames: list[list[SendRow]] = [[]]
-    tokens = 0
+    tokens = header_bytes = 0
     for row in rows:
-        count = len(row.token_ids)
-        if frames[-1] and (len(frames[-1]) >= MAX_ROWS or tokens + count > MAX_FRAME_TOKENS):
+        count, nbytes = len(row.token_ids), _most_header_bytes(row)
+        if frames[-1] and (
+            len(frames[-1]) >= MAX_ROWS
+            or tokens + count > MAX_FRAME_TOKENS
+            or header_bytes + nbytes > _MOST_HEADER_BYTES
+        ):
             frames.append([])
-            tokens = 0
+            tokens = header_bytes = 0
         frames[-1].append(row)
         tokens += count
+        header_bytes += nbytes
     return frames
+
+
+def _most_header_bytes(row: SendRow) -> int:
+    """What a row may take in a header. A logit bias of a thousand tokens takes 16 KiB; a node drops
+    a header that is too long, with everybody's rows in it."""
+    nbytes = 128 + len(pack_route(row.route))
+    if row.spec is not None:
+        sampling = row.spec.sampling
+        nbytes += 128 + 16 * len(sampling.logit_bias) + 5 * len(sampling.stop_token_ids)
+    return nbytes
 
 
 def build_frame(rows: Sequence[SendRow], epoch: int) -> tuple[FrameHeader, list[Buffer]]:
