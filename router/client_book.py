@@ -17,9 +17,11 @@ class ClientBounds:
     """silent_s: a client not heard from for so long has its streams cancelled.
     replay_s: how long a stream that was delivered whole can still be resumed.
     max_streams: open and kept for replay together.
+    clients_per_user: connections with the same key; the others keep their share.
     """
 
     max_clients: int = 4096
+    clients_per_user: int = 1024
     streams_per_client: int = 256
     max_streams: int = 16_384
     silent_s: float = 30.0
@@ -65,9 +67,14 @@ class ClientBook:
         if peer is None:
             if len(self._peers) >= self._bounds.max_clients:
                 raise QueueFull("too many clients are connected", retry_after_s=10.0)
+            if user is not None and self._connections(user) >= self._bounds.clients_per_user:
+                raise QueueFull("too many clients are connected with this key", retry_after_s=10.0)
             peer = self._peers[peer_id] = Peer(peer_id, user, now_s)
         peer.heard_s = now_s
         return peer
+
+    def _connections(self, user: str) -> int:
+        return sum(peer.user == user for peer in self._peers.values())
 
     def named(self, name: str, user: str | None) -> ClientStream | None:
         """The stream of that name, if it is that user's."""
@@ -78,12 +85,12 @@ class ClientBook:
         return self._by_submission.get((user, reference))
 
     def add(self, peer: Peer, stream: ClientStream) -> None:
-        """Takes a new stream in. Raises QueueFull; ended ones give way."""
-        unfinished = sum(not s.ended for s in peer.streams.values())
-        if unfinished >= self._bounds.streams_per_client:
+        """Takes a new stream in. Raises QueueFull; ended ones that were delivered give way."""
+        # Ended ones that their client has not taken count: it may never take them.
+        if len(peer.streams) >= self._bounds.streams_per_client:
             raise QueueFull(
-                f"{unfinished} streams of this client are open; the limit is "
-                f"{self._bounds.streams_per_client}",
+                f"{len(peer.streams)} streams of this client are open or not yet read; the limit "
+                f"is {self._bounds.streams_per_client}",
                 retry_after_s=1.0,
             )
         if len(self._by_name) >= self._bounds.max_streams:

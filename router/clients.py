@@ -291,8 +291,15 @@ class ClientSockets:
     def _retry_stalled(self) -> None:
         self._retry = None
         stalled, self._stalled = self._stalled, {}
-        for stream in stalled.values():
+        full: set[bytes | None] = set()
+        for name, stream in stalled.items():
+            if stream.peer in full:
+                # One message shows that a connection takes no more; hundreds cost as much work.
+                self._stalled[name] = stream
+                continue
             self._flush(stream)
+            if name in self._stalled:
+                full.add(stream.peer)
 
     # -- clients that go away -----------------------------------------------
 
