@@ -18,6 +18,8 @@ from solver.search_pools import NodePool, pods_of
 from solver.search_types import Budget
 
 EVERY_SPLIT_UP_TO = 4
+CHAIN_SHARE = 0.4
+"""Of the time left, what one group may take."""
 
 Offer = Callable[[Candidate], None]
 Group = tuple[int, ...]
@@ -26,10 +28,13 @@ Group = tuple[int, ...]
 def decompose(
     index: ProblemIndex, judge: Judge, pools: Sequence[NodePool], budget: Budget, offer: Offer
 ) -> None:
-    """Hands `offer` a candidate for each way of grouping the pools that works, best-known first."""
+    """Hands `offer` a candidate for each way of grouping the pools that works.
+
+    Small groups come first: they are quick, and where a pool holds the model alone they are best.
+    """
     solver = _Groups(index, judge, pools, budget)
     splits = (
-        list(_splits(list(range(len(pools)))))
+        sorted(_splits(list(range(len(pools)))), key=lambda split: (-len(split), sorted(split)))
         if len(pools) <= EVERY_SPLIT_UP_TO
         else _merged_splits(index, pools)
     )
@@ -44,7 +49,7 @@ def decompose(
 
 
 def _splits(items: list[int]) -> Iterator[list[Group]]:
-    """Every partition of `items`, coarse ones first in each branch."""
+    """Every partition of `items`."""
     if not items:
         yield []
         return
@@ -99,7 +104,8 @@ class _Groups:
         layers = np.arange(self._index.rate.shape[1])
         work = float((self._index.rate[nodes] * layers).max(axis=1).sum())
         high = work / self._index.num_layers
-        return best_chain(self._index, self._judge, pools, high, self._budget)
+        part = self._budget.part(CHAIN_SHARE * self._budget.left_s)
+        return best_chain(self._index, self._judge, pools, high, part)
 
     def _pods(self, pods: Sequence[NodePool]) -> Candidate | None:
         """Each pod a chain of its own; pods of the same composition are solved once."""
