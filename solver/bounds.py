@@ -102,8 +102,12 @@ def _flow_capped(index: ProblemIndex) -> Bound:
     reason = "each layer can use at most the flow itself of any node's throughput"
     high = math.fsum(max(s.rates, default=0.0) * s.count for s in supplies)
     low = 0.0
-    if high <= 0:
-        return Bound(0.0, reason)
+    room = sum(
+        s.count * max((k for k, rate in enumerate(s.rates, 1) if rate > 0), default=0)
+        for s in supplies
+    )
+    if high <= 0 or room < index.num_layers:
+        return Bound(0.0, f"the nodes hold {room} of {index.num_layers} layers")
 
     def enough(flow: float) -> bool:
         work = math.fsum(

@@ -220,6 +220,8 @@ class _Search:
         if len(self._index) == 0:
             raise NoPlacement(self._why_not())
         known = self._bound or quick_bound(self._index)
+        if known.tokens_per_s <= MIN_FLOW:
+            raise NoPlacement(self._why_not())
         start = None
         if self._best is not None:
             start = self._index.placement(self._best.first, self._best.end)
@@ -257,7 +259,8 @@ class _Search:
         if self._done():
             return
         links = int((self._index.link > 0).sum())
-        if 0 < len(self._index) <= SMALL_NODES and links <= MAX_LINKS:
+        possible = quick_bound(self._index).tokens_per_s > MIN_FLOW
+        if possible and len(self._index) <= SMALL_NODES and links <= MAX_LINKS:
             self.milp(self._budget.left_s * 0.6)
             if self._done():
                 return

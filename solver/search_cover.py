@@ -55,17 +55,29 @@ def make_columns(pool: Pool, flow: float, num_layers: int, budget: Budget) -> Co
     width = min(num_layers, max(len(k.rates) for k in kinds))
     pricer = BlockPricer(kinds, flow, width)
     most = 0.0
+    worth = np.array([_worth(kind, flow) for kind in kinds])
     for _ in range(MAX_ROUNDS):
         most, prices = _most_layers(kinds, list(blocks))
+        priced = pricer.cheapest(prices)
+        if any(not _within(kinds, block) for _, block in priced):
+            # A node in surplus is free to the programme, and too many of it end up in one block.
+            priced += pricer.cheapest(np.maximum(prices, worth))
         fresh = [
             block
-            for cost, block in pricer.cheapest(prices)
-            if cost < block.width - 1e-7 and block not in blocks and _within(kinds, block)
+            for _, block in priced
+            if float(prices @ np.array(block.uses(len(kinds)))) < block.width - 1e-7
+            and block not in blocks
+            and _within(kinds, block)
         ]
         if not fresh or budget.over():
             break
         blocks.update(dict.fromkeys(fresh))
     return Columns(tuple(blocks), most)
+
+
+def _worth(kind: Kind, flow: float) -> float:
+    """Layers' worth of work a node of this kind does at most at this flow."""
+    return max(k * min(rate, flow) for k, rate in enumerate(kind.rates, 1)) / flow
 
 
 def _within(kinds: Sequence[Kind], block: Block) -> bool:
