@@ -17,6 +17,8 @@ from solver.problem import SINK, SOURCE, Problem, ProblemNode
 from solver.search_index import ProblemIndex
 
 MAX_NAMES = 4
+FULL = 0.999
+"""Share of its engine's throughput from which a node counts as full."""
 MAX_KINDS = 12
 """Types in regions for which one more node is tried."""
 
@@ -41,7 +43,10 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`bottleneck` names the min cut and its throughput; `advice` is best first, may be empty."""
+    """`bottleneck` names the min cut and its throughput; `advice` is best first, may be empty.
+
+    `as_full`: nodes outside the cut whose engines are at their limit, too.
+    """
 
     tokens_per_s: float
     bottleneck: str
@@ -49,6 +54,7 @@ class Explanation:
     cut: tuple[CutEdge, ...]
     advice: tuple[Advice, ...]
     idle: tuple[IdleNode, ...]
+    as_full: tuple[NodeId, ...] = ()
 
     def text(self) -> str:
         """Everything, a sentence a line."""
@@ -60,9 +66,10 @@ class Explanation:
                 f"{tip.tokens_per_s:,.0f} tokens/s."
             )
         if not self.advice:
+            tight = f": at their limit are also {_names(self.as_full)}" if self.as_full else ""
             lines.append(
-                "No single node more, with the rest as planned, raises that: other places are as "
-                "tight. Plan again with --add to see what more nodes bring."
+                f"No single node more, with the rest as planned, raises that{tight}. Plan again "
+                "with --add to see what more nodes bring."
             )
         reasons: dict[str, list[NodeId]] = {}
         for node in self.idle:
@@ -88,6 +95,19 @@ def explain(
         cut=flow.min_cut,
         advice=_advice(problem, placement, layers, partial_inference),
         idle=_idle(problem, placement, flow, layers, partial_inference),
+        as_full=_as_full(problem, placement, flow),
+    )
+
+
+def _as_full(problem: Problem, placement: Placement, flow: FlowSolution) -> tuple[NodeId, ...]:
+    cut = {edge.src for edge in flow.min_cut if edge.kind is CutKind.ENGINE}
+    speeds = {
+        n.name: n.tokens_per_s(len(placement.slices[n.name]))
+        for n in problem.nodes
+        if n.name in placement.slices and n.name not in cut
+    }
+    return tuple(
+        name for name in sorted(speeds) if flow.node_flow.get(name, 0.0) >= FULL * speeds[name] > 0
     )
 
 
