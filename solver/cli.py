@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solver.cli_group import WithDefault
+from solver.cli_ini import export_plan, import_solution
 
 if TYPE_CHECKING:
-    from solver.problem import Problem
-    from solver.search_types import PlanResult, Progress
+    from solver.search_types import Progress
 
 
 def register(app: typer.Typer) -> None:
@@ -32,11 +32,19 @@ def register(app: typer.Typer) -> None:
     )
     group.command(name="make")(make)
     group.command(name="verify")(verify_saved)
+    group.command(name="import")(import_solution)
+    group.command(name="export")(export_plan)
     app.add_typer(group)
 
 
 def make(
-    cluster: Annotated[Path, typer.Argument(help="Cluster file with measured tables (JSON).")],
+    cluster: Annotated[
+        Path, typer.Argument(help="Cluster file: TOML, or JSON with measured tables.")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="config.json, model folder or GGUF file; needed for TOML clusters."),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -44,37 +52,120 @@ def make(
             "or local."
         ),
     ] = "auto",
+    objective: Annotated[
+        str,
+        typer.Option(help="max-flow, or serving: what KV room, round trips and batches let pass."),
+    ] = "max-flow",
     time_limit: Annotated[float, typer.Option(help="Seconds for the whole search.")] = 60.0,
     seed: Annotated[int, typer.Option(help="For the methods that draw.")] = 0,
     partial_inference: Annotated[
         bool, typer.Option(help="Let a node run only part of its layers for a request.")
     ] = True,
-    save: Annotated[Path | None, typer.Option(help="Write the plan to this TOML file.")] = None,
-    warm_start: Annotated[Path | None, typer.Option(help="Begin from this saved plan.")] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(help="What if there were more nodes: TYPE@REGION=COUNT. May be repeated."),
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(help="What if this node were gone. May be repeated.")
+    ] = None,
+    input_tokens: Annotated[float, typer.Option(help="Mean length of a prompt.")] = 750.0,
+    output_tokens: Annotated[float, typer.Option(help="Mean length of an answer.")] = 240.0,
+    solver: Annotated[str, typer.Option(help="Of the milp method: highs or scip.")] = "highs",
+    rel_gap: Annotated[float, typer.Option(help="milp: stop at this gap.")] = 1e-6,
+    keep_links: Annotated[
+        int | None, typer.Option(help="milp: only each node's fastest links, so many each way.")
+    ] = None,
+    min_bandwidth: Annotated[
+        str | None, typer.Option(help='milp: drop slower links, e.g. "10 Mbit/s".')
+    ] = None,
+    redundant: Annotated[
+        bool, typer.Option(help="milp: with constraints that never change the optimum.")
+    ] = False,
+    symmetry: Annotated[bool, typer.Option(help="milp: order machines that are alike.")] = True,
+    warm_start: Annotated[
+        str | None, typer.Option(help="Begin from this saved plan, or from this method's.")
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the plan to this TOML file; what the MILP solver leaves goes into a "
+            "folder beside it, ending in .milp."
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the plan: .svg or .png.")] = None,
+    explain: Annotated[bool, typer.Option(help="Say what limits the plan, and what helps.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Place a model's layers on a cluster so that its max flow is as large as it can be.
 
     Ctrl-C ends the search; the best plan so far is verified, printed and saved.
     """
-    from solver.inputs import read_problem
-    from solver.plan_file import read_plan, write_plan
+    from helix_mq.errors import ConfigError
+    from helix_mq.ids import NodeId
+    from helix_mq.units import bits_per_s
+    from solver.cli_options import files_beside
+    from solver.cli_options import warm_start as starting_from
+    from solver.cli_show import as_dict, describe
+    from solver.explain import explain as explained
+    from solver.explain_what_if import parse_addition
+    from solver.inputs import Source, read_input
+    from solver.objective import ServingModel, Workload
+    from solver.plan_file import plan_of, write_plan
+    from solver.plots import plot_plan, require_plotting
     from solver.search import solve
-    from solver.search_types import SolveOptions
+    from solver.search_types import MilpOptions, SolveOptions
 
-    problem = read_problem(cluster)
+    if plot is not None:
+        require_plotting(plot)
+    source = Source(
+        cluster=cluster,
+        model=model,
+        add=tuple(parse_addition(text) for text in add or ()),
+        remove=tuple(NodeId(name) for name in remove or ()),
+    )
+    workload = Workload(input_tokens, output_tokens)
+    given = read_input(source, workload)
+    problem = given.problem
+    if min_bandwidth is not None and keep_links is None:
+        keep_links = len(problem.nodes)
+    try:
+        slowest = bits_per_s(min_bandwidth) / 8 if min_bandwidth is not None else 0.0
+    except ValueError as e:
+        raise ConfigError(f"--min-bandwidth {e}", param="min_bandwidth") from None
     options = SolveOptions(
         method=method,  # type: ignore[arg-type]  # SolveOptions checks it, in words
+        objective=objective,  # type: ignore[arg-type]  # likewise
         time_limit_s=time_limit,
         seed=seed,
         partial_inference=partial_inference,
-        warm_start=read_plan(warm_start).placement if warm_start is not None else None,
+        warm_start=starting_from(warm_start, problem, seed) if warm_start is not None else None,
+        serving=ServingModel(given.step_times, workload) if given.step_times is not None else None,
+        milp=MilpOptions(
+            solver=solver,  # type: ignore[arg-type]  # likewise
+            rel_gap=rel_gap,
+            keep_links=keep_links,
+            keep_links_at_least=1 if keep_links is not None else 0,
+            min_link_bytes_per_s=slowest,
+            remove_redundant=not redundant,
+            break_symmetry=symmetry,
+            output_dir=files_beside(save) if save is not None else None,
+        ),
     )
     with _stopped_by_signals() as stop:
         result = solve(problem, options, None if as_json else _show_progress, stop)
     if save is not None:
-        write_plan(save, problem.name, result, cluster)
-    typer.echo(json.dumps(as_dict(result)) if as_json else describe(problem, result))
+        write_plan(save, plan_of(problem.name, result, source))
+    if plot is not None:
+        plot_plan(problem, result, plot)
+    why = (
+        explained(problem, result.placement, result.flow, partial_inference=partial_inference)
+        if explain
+        else None
+    )
+    if as_json:
+        typer.echo(json.dumps(as_dict(result, why)))
+    else:
+        typer.echo(describe(problem, result, why))
 
 
 def verify_saved(
@@ -82,18 +173,22 @@ def verify_saved(
     cluster: Annotated[
         Path | None, typer.Option(help="Verify against this cluster, not the one it was made for.")
     ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The model, where the plan does not name it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Recompute a saved plan from scratch: layers, memory, links, max flow."""
-    from solver.inputs import read_problem
+    from solver.inputs import Source
     from solver.plan_file import PlanFileError, read_plan
     from solver.verify import verify
 
     file = read_plan(saved)
-    source = cluster or file.cluster
+    source = Source(cluster) if cluster is not None else file.source
     if source is None:
         raise PlanFileError(f"{saved} names no cluster: give one with --cluster", param="cluster")
-    problem = read_problem(source)
+    known = file.source.model if file.source is not None else None
+    problem = replace(source, model=model or source.model or known).problem()
     report = verify(problem, file.placement, claimed_tokens_per_s=file.claimed_tokens_per_s)
     if as_json:
         body = {"ok": report.ok, "tokens_per_s": report.tokens_per_s, "faults": report.faults}
@@ -104,61 +199,6 @@ def verify_saved(
         typer.echo("does not hold:\n" + "\n".join(f"  - {fault}" for fault in report.faults))
     if not report.ok:
         raise typer.Exit(1)
-
-
-def as_dict(result: PlanResult) -> dict[str, object]:
-    """The result as others check it; infinities become null."""
-    bound = result.upper_bound_tokens_per_s
-    slices = result.placement.slices
-    return {
-        "method": result.method,
-        "objective_tokens_per_s": result.objective_tokens_per_s,
-        "upper_bound_tokens_per_s": bound if math.isfinite(bound) else None,
-        "gap": result.gap if math.isfinite(result.gap) else None,
-        "seconds": result.seconds,
-        "proven_optimal": result.proven_optimal,
-        "bound_reason": result.bound_reason,
-        "notes": list(result.notes),
-        "placement": {n: [slices[n].first, slices[n].end] for n in result.placement},
-        "trace": [
-            {
-                "seconds": p.seconds,
-                "phase": p.phase,
-                "incumbent_tokens_per_s": p.incumbent_tokens_per_s,
-                "upper_bound_tokens_per_s": p.upper_bound_tokens_per_s,
-            }
-            for p in result.trace
-        ],
-    }
-
-
-def describe(problem: Problem, result: PlanResult) -> str:
-    """A table of nodes and layers, and the figures."""
-    lines = [f"{problem.name}: {result.objective_tokens_per_s:.1f} tokens/s by {result.method}"]
-    bound = result.upper_bound_tokens_per_s
-    if result.proven_optimal:
-        lines.append(f"proven optimal ({result.bound_reason})")
-    elif math.isfinite(bound):
-        lines.append(
-            f"no placement can pass {bound:.1f} ({result.bound_reason}): gap {result.gap:.1%}"
-        )
-    lines.append(f"{result.seconds:.1f} s")
-    lines.append("")
-    for node in sorted(result.placement, key=lambda n: (result.placement.slices[n].first, n)):
-        layers = result.placement.slices[node]
-        flow = result.flow.node_flow.get(node, 0.0)
-        capacity = problem.node(node).tokens_per_s(len(layers))
-        bar = " " * (60 * layers.first // problem.num_layers)
-        bar += "#" * max(1, 60 * len(layers) // problem.num_layers)
-        end = layers.end - 1
-        lines.append(
-            f"{node:>12.12} {problem.node(node).type_name:>8.8} {layers.first:>4}-{end:<4}"
-            f"|{bar:<60}| {flow:9.1f} of {capacity:9.1f}"
-        )
-    unused = [n.name for n in problem.nodes if n.name not in result.placement.slices]
-    if unused:
-        lines.append(f"unused: {', '.join(sorted(unused))}")
-    return "\n".join([*lines, *result.notes])
 
 
 def _show_progress(progress: Progress) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from helix_mq.errors import ConfigError
+from solver.cli_ini import export_cluster, import_cluster
 
 
 class Shape(StrEnum):
@@ -24,6 +25,8 @@ def register(app: typer.Typer) -> None:
     )
     group.command()(generate)
     group.command()(show)
+    group.command(name="import")(import_cluster)
+    group.command(name="export")(export_cluster)
     app.add_typer(group)
 
 

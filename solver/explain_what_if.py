@@ -26,6 +26,10 @@ class Addition:
     region: str
     count: int = 1
 
+    def __str__(self) -> str:
+        """As `parse_addition` reads it."""
+        return self.type_name + (f"@{self.region}" if self.region else "") + f"={self.count}"
+
 
 def parse_addition(text: str) -> Addition:
     """`L4@eu-west=2`, `L4@eu-west`, `L4=2` or `L4`. ProblemError in words if it is none of them."""

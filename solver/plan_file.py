@@ -1,7 +1,10 @@
 """A plan on disk: TOML with the placement and what is claimed for it.
 
     name = "single24_llama70b"
-    cluster = "clusters/single24.toml"
+    cluster = "clusters/single24.toml"           # relative to the plan's folder
+    model = "llama-70b/config.json"              # for clusters that describe machines only
+    add = ["L4@eu-west=2"]                       # nodes that the cluster file does not have yet
+    remove = ["t4-7"]
     num_layers = 80
     method = "blocks"
     objective_tokens_per_s = 2045.6
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,8 @@ from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange, Placement
 from helix_mq.settings import read_toml
+from solver.explain_what_if import parse_addition
+from solver.inputs import Source
 from solver.search_types import PlanResult
 
 _RANGE = re.compile(r"(\d{1,5}):(\d{1,5})", re.ASCII)
@@ -34,6 +40,9 @@ _KNOWN = {
     "objective_tokens_per_s",
     "upper_bound_tokens_per_s",
     "cluster",
+    "model",
+    "add",
+    "remove",
     "nodes",
 }
 
@@ -49,27 +58,38 @@ class PlanFile:
     """What a file says; `claimed_tokens_per_s` is for the verifier to check."""
 
     name: str
-    cluster: Path | None
-    """The cluster file it was made for, relative to the plan's folder."""
+    source: Source | None
+    """The cluster it was made for; None where the file names none."""
     placement: Placement
     method: str
     claimed_tokens_per_s: float | None
+    upper_bound_tokens_per_s: float | None = None
 
 
-def write_plan(path: Path, name: str, result: PlanResult, cluster: Path) -> None:
-    """Saves a result with what it was made for. ConfigError when the file cannot be written."""
-    lines = [
-        f"name = {_quoted(name)}",
-        f"cluster = {_quoted(str(cluster.resolve()))}",
-        f"num_layers = {result.placement.num_layers}",
-        f"method = {_quoted(result.method)}",
-        f"objective_tokens_per_s = {result.objective_tokens_per_s!r}",
-    ]
-    if math.isfinite(result.upper_bound_tokens_per_s):
-        lines.append(f"upper_bound_tokens_per_s = {result.upper_bound_tokens_per_s!r}")
+def plan_of(name: str, result: PlanResult, source: Source) -> PlanFile:
+    """A result as it is saved, with what it was made for."""
+    bound = result.upper_bound_tokens_per_s
+    return PlanFile(
+        name=name,
+        source=source,
+        placement=result.placement,
+        method=result.method,
+        claimed_tokens_per_s=result.objective_tokens_per_s,
+        upper_bound_tokens_per_s=bound if math.isfinite(bound) else None,
+    )
+
+
+def write_plan(path: Path, plan: PlanFile) -> None:
+    """Saves a plan. ConfigError when the file cannot be written."""
+    lines = [f"name = {_quoted(plan.name)}", *_source_lines(path, plan.source)]
+    lines += [f"num_layers = {plan.placement.num_layers}", f"method = {_quoted(plan.method)}"]
+    if plan.claimed_tokens_per_s is not None:
+        lines.append(f"objective_tokens_per_s = {plan.claimed_tokens_per_s!r}")
+    if plan.upper_bound_tokens_per_s is not None:
+        lines.append(f"upper_bound_tokens_per_s = {plan.upper_bound_tokens_per_s!r}")
     lines += ["", "[nodes]"]
-    for node in result.placement:
-        layers = result.placement.slices[node]
+    for node in plan.placement:
+        layers = plan.placement.slices[node]
         lines.append(f'{_quoted(node)} = "{layers.first}:{layers.end}"')
     try:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -85,23 +105,71 @@ def read_plan(path: Path) -> PlanFile:
     num_layers = _typed(path, data, "num_layers", int)
     nodes = _typed(path, data, "nodes", dict)
     slices = {NodeId(name): _layers(path, name, text) for name, text in sorted(nodes.items())}
-    claimed = data.get("objective_tokens_per_s")
-    if claimed is not None and not (isinstance(claimed, int | float) and math.isfinite(claimed)):
-        raise PlanFileError(
-            f"{path}: objective_tokens_per_s = {claimed!r} is not a number",
-            param="objective_tokens_per_s",
-        )
     try:
         placement = Placement(num_layers, slices)
     except ValueError as e:
         raise PlanFileError(f"{path}: {e}", param="nodes") from None
     return PlanFile(
         name=str(data.get("name", path.stem)),
-        cluster=_path(path, data, "cluster"),
+        source=_source(path, data),
         placement=placement,
         method=str(data.get("method", "")),
-        claimed_tokens_per_s=float(claimed) if claimed is not None else None,
+        claimed_tokens_per_s=_figure(path, data, "objective_tokens_per_s"),
+        upper_bound_tokens_per_s=_figure(path, data, "upper_bound_tokens_per_s"),
     )
+
+
+def _figure(path: Path, data: dict[str, Any], field: str) -> float | None:
+    value = data.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PlanFileError(f"{path}: {field} = {value!r:.40} is not a number", param=field)
+    return float(value)
+
+
+def _source_lines(plan: Path, source: Source | None) -> list[str]:
+    if source is None:
+        return []
+    lines = [f"cluster = {_quoted(_from(plan, source.cluster))}"]
+    if source.model is not None:
+        lines.append(f"model = {_quoted(_from(plan, source.model))}")
+    return [
+        *lines,
+        *_list("add", [str(addition) for addition in source.add]),
+        *_list("remove", source.remove),
+    ]
+
+
+def _source(path: Path, data: dict[str, Any]) -> Source | None:
+    cluster = _path(path, data, "cluster")
+    if cluster is None:
+        return None
+    return Source(
+        cluster=cluster,
+        model=_path(path, data, "model"),
+        add=tuple(parse_addition(text) for text in _texts(path, data, "add")),
+        remove=tuple(NodeId(text) for text in _texts(path, data, "remove")),
+    )
+
+
+def _texts(path: Path, data: dict[str, Any], field: str) -> list[str]:
+    value = data.get(field, [])
+    if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
+        raise PlanFileError(
+            f"{path}: {field} = {value!r:.40}: expected a list of texts", param=field
+        )
+    return value
+
+
+def _list(field: str, texts: Sequence[str]) -> list[str]:
+    return [f"{field} = [{', '.join(map(_quoted, texts))}]"] if texts else []
+
+
+def _from(plan: Path, path: Path) -> str:
+    """As seen from the plan's folder where it lies within, so that both can move together."""
+    folder, path = plan.resolve().parent, path.resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _path(path: Path, data: dict[str, Any], field: str) -> Path | None:

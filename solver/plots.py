@@ -8,6 +8,7 @@ the same bytes.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -136,23 +137,26 @@ def picture(problem: Problem, result: PlanResult) -> Picture:
     )
 
 
-def plot_plan(problem: Problem, result: PlanResult, path: Path) -> None:
-    """Draws `result` to `path`, SVG or PNG by its suffix.
-
-    ConfigError for another suffix, without matplotlib, or if the file cannot be written.
-    """
+def require_plotting(path: Path) -> None:
+    """ConfigError unless a plot could be drawn there: asked before a long search, not after."""
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
             f"plot={path}: the name must end in {' or '.join(SUFFIXES)}, as that is what is drawn",
             param="plot",
         )
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "plots need matplotlib: pip install 'helix-mq[plot]'", param="plot"
-        ) from None
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("plots need matplotlib: pip install 'helix-mq[plot]'", param="plot")
+
+
+def plot_plan(problem: Problem, result: PlanResult, path: Path) -> None:
+    """Draws `result` to `path`, SVG or PNG by its suffix.
+
+    ConfigError for another suffix, without matplotlib, or if the file cannot be written.
+    """
+    require_plotting(path)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     view = picture(problem, result)
     height = min(MAX_HEIGHT_IN, 1.9 + 0.24 * max(6, len(view.rows)))
     figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")

@@ -85,6 +85,11 @@ def read_reference_cluster(path: Path, *, simulator_sizes: bool = True) -> Refer
     return ReferenceCluster(problem, published)
 
 
+def read_model_name(path: Path) -> str:
+    """The model that a cluster file's tables are for. ReferenceFileError."""
+    return _text(_table(_load(path), "model"), "name", "model")
+
+
 def read_reference_profiles(path: Path) -> Mapping[str, Mapping[str, StepTimes]]:
     """`profiles.json`: measured step times by model, then machine type. ReferenceFileError."""
     models = _table(_load(path), "models")

@@ -21,9 +21,11 @@ needs_reference = pytest.mark.skipif(
 )
 
 
-def helix(*arguments: str) -> subprocess.CompletedProcess[str]:
+def helix(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "helix_mq", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=100, check=False, cwd=folder
+    )
 
 
 @needs_reference
@@ -46,6 +48,77 @@ def test_a_plan_is_printed_saved_and_verified(tmp_path: Path) -> None:
     assert json.loads(wrong.stdout)["ok"] is False
 
 
+CONFIG = """{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
+"intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32,
+"num_hidden_layers": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+"rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": false,
+"torch_dtype": "float16"}"""
+
+
+def test_a_described_cluster_is_planned_changed_and_taken_elsewhere(tmp_path: Path) -> None:
+    """As a newcomer would: generate, plan, what if, draw, verify, to and from ini files."""
+    cluster, model = tmp_path / "c.toml", tmp_path / "config.json"
+    model.write_text(CONFIG)
+    made = helix("cluster", "generate", "single", "--nodes", "L4=2,T4=3", "-o", str(cluster))
+    assert made.returncode == 0, made.stderr
+    saved, picture = tmp_path / "plan.toml", tmp_path / "plan.svg"
+    first = helix(
+        *("plan", str(cluster), "--model", str(model), "--time-limit", "10"),
+        *("--save", str(saved), "--plot", str(picture)),
+    )
+    assert first.returncode == 0, first.stderr
+    assert "you at" in first.stdout, "the min cut is told in words"
+    assert "expected to serve" in first.stdout
+    assert picture.read_text().startswith("<?xml")
+    assert helix("plan", "verify", str(saved)).returncode == 0
+    more = helix(
+        *("plan", str(cluster), "--model", str(model), "--time-limit", "10", "--json"),
+        *("--add", "A100@local=1", "--remove", "t4-0", "--method", "blocks"),
+    )
+    assert more.returncode == 0, more.stderr
+    plan = json.loads(more.stdout)
+    assert "new-a100-1" in plan["placement"]
+    assert "t4-0" not in plan["placement"]
+    assert plan["explanation"]["min_cut"]
+    solution, back = tmp_path / "solution.ini", tmp_path / "back.toml"
+    simulator = tmp_path / "simulator.ini"
+    out = helix(
+        *("plan", "export", str(saved), "--solution", str(solution)),
+        *("--simulator", str(simulator)),
+    )
+    assert out.returncode == 0, out.stderr
+    again = helix(
+        *("plan", "import", str(solution), "--cluster", str(cluster)),
+        *("--model", str(model), "--save", str(back)),
+    )
+    assert again.returncode == 0, again.stderr
+    assert read_plan(back).placement == read_plan(saved).placement
+    ini, profile, copy = tmp_path / "c.ini", tmp_path / "p.ini", tmp_path / "copy.toml"
+    taken = helix("cluster", "export", str(cluster), "--to", str(ini), "--profile", str(profile))
+    assert taken.returncode == 0, taken.stderr
+    assert helix("cluster", "import", str(ini), str(profile), "-o", str(copy)).returncode == 0
+    assert helix("cluster", "show", str(copy)).returncode == 0
+
+
+def test_the_solver_leaves_its_files_beside_the_plan(tmp_path: Path) -> None:
+    cluster, model = tmp_path / "c.toml", tmp_path / "config.json"
+    model.write_text(CONFIG)
+    assert (
+        helix("cluster", "generate", "single", "--nodes", "A100=2", "-o", str(cluster)).returncode
+        == 0
+    )
+    saved = tmp_path / "plan.toml"
+    made = helix(
+        *("plan", str(cluster), "--model", str(model), "--method", "milp", "--time-limit", "30"),
+        *("--warm-start", "swarm", "--save", str(saved), "--json"),
+    )
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["proven_optimal"] is True
+    kept = sorted(path.name for path in (tmp_path / "plan.milp").iterdir())
+    assert kept == ["helix.lp", "solution.json", "trace.csv"]
+    assert helix("plan", str(saved.with_name("c.toml")), "--model", str(model)).returncode == 0
+
+
 @needs_reference
 def test_ctrl_c_gives_the_best_so_far(tmp_path: Path) -> None:
     cluster = str(REFERENCE / "3cluster24_llama70b.json")
@@ -64,11 +137,30 @@ def test_ctrl_c_gives_the_best_so_far(tmp_path: Path) -> None:
     assert "tokens/s by" in out
 
 
-def test_refusals_are_one_line(tmp_path: Path) -> None:
-    missing = helix("plan", str(tmp_path / "none.json"))
-    assert missing.returncode == 2
-    assert missing.stderr.count("\n") == 1
-    assert "Traceback" not in missing.stderr
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("none.json",), "none.json"),
+        (("c.toml",), "--model"),
+        (("c.toml", "--plot", "a.pdf"), ".svg or .png"),
+        (("c.toml", "--warm-start", "x", "--model", "config.json"), "--warm-start x"),
+        (("c.toml", "--min-bandwidth", "3", "--model", "config.json"), "--min-bandwidth"),
+        (("c.toml", "--method", "foo", "--model", "config.json"), "foo"),
+        (("c.toml", "--objective", "foo", "--model", "config.json"), "foo"),
+        (("verify", "c.toml"), "there is no such field in a plan"),
+        (("export", "none.toml", "--solution", "s.ini"), "none.toml"),
+    ],
+)
+def test_refusals_are_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    (tmp_path / "config.json").write_text(CONFIG)
+    (tmp_path / "c.toml").write_text(
+        'name = "c"\nrouter = "r"\n[[nodes]]\nname = "a"\ntype = "A100"\nregion = "r"\n'
+    )
+    refused = helix("plan", *arguments, folder=tmp_path)
+    assert refused.returncode == 2
+    assert says in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize(
