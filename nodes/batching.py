@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
 
 from helix_mq.ids import Attempt, RequestId
 from helix_mq.layers import LayerRange
@@ -29,9 +31,12 @@ class SeqKey(NamedTuple):
     attempt: Attempt
 
 
-@dataclass(frozen=True, slots=True)
-class Work(Generic[P]):
-    """`count` consecutive tokens of a sequence from `position` on, to run through `layers`."""
+class Work(msgspec.Struct, Generic[P], frozen=True):
+    """`count` consecutive tokens of a sequence from `position` on, to run through `layers`.
+
+    A struct, since one is made for every row at every hop: a frozen dataclass takes ten times as
+    long to make.
+    """
 
     seq: SeqKey
     position: int
@@ -75,24 +80,33 @@ class Batcher(Generic[P]):
         """`cut(payload, start, stop)` gives the part of a payload for those tokens of a Work."""
         self._cut = cut
         self.limits = limits or BatchLimits()
-        self._queues: OrderedDict[SeqKey, deque[Work[P]]] = OrderedDict()
+        # The next work of each sequence, oldest turn first; decodes and prefills apart, so that
+        # a step looks only at what it takes. What a sequence has behind it is rare.
+        self._decodes: OrderedDict[SeqKey, Work[P]] = OrderedDict()
+        self._prefills: OrderedDict[SeqKey, Work[P]] = OrderedDict()
+        self._behind: dict[SeqKey, deque[Work[P]]] = {}
         self._waiting_tokens = 0
         self._waiting_rows = 0
         self._batches = self._rows = self._decode_rows = 0
 
     def add(self, work: Work[P]) -> None:
-        self._queues.setdefault(work.seq, deque()).append(work)
+        seq = work.seq
+        if seq in self._decodes or seq in self._prefills:
+            self._behind.setdefault(seq, deque()).append(work)
+        else:
+            self._enqueue(work)
         self._waiting_tokens += work.count
         self._waiting_rows += 1
 
     def remove(self, seq: SeqKey) -> list[Work[P]]:
         """Takes a sequence out, e.g. released; gives back what it had waiting."""
-        queue = self._queues.pop(seq, None)
-        if queue is None:
+        work = self._decodes.pop(seq, None) or self._prefills.pop(seq, None)
+        if work is None:
             return []
-        self._waiting_tokens -= sum(w.count for w in queue)
-        self._waiting_rows -= len(queue)
-        return list(queue)
+        works = [work, *self._behind.pop(seq, ())]
+        self._waiting_tokens -= sum(w.count for w in works)
+        self._waiting_rows -= len(works)
+        return works
 
     def __len__(self) -> int:
         return self._waiting_rows
@@ -110,30 +124,18 @@ class Batcher(Generic[P]):
         `blocked`: next hops whose link has no credit; their prefill stays, their decodes go, since
         a decode is a few KiB and waiting for it stalls a whole pipeline round.
         """
+        if not self._waiting_rows:
+            return []
         limits = self.limits
         cap = max(limits.min_decodes, -(-open_requests // max(1, depth)))
-        cap = min(cap, limits.max_rows)
-        batch: list[Work[P]] = []
-        budget = limits.step_tokens
-        for seq in [s for s, q in self._queues.items() if q[0].is_decode]:
-            if len(batch) >= cap or budget <= 0:
-                break
-            batch.append(self._take(seq, 1))
-            budget -= 1
+        cap = min(cap, limits.max_rows, limits.step_tokens)
+        more_behind = bool(self._behind)
+        batch = self._take_decodes(cap)
         decodes = len(batch)
-        # Tokens of one sequence depend on each other: never two rows of it in one step.
-        taken = {work.seq for work in batch}
-        prefills = (
-            s
-            for s, q in list(self._queues.items())
-            if s not in taken and not q[0].is_decode and q[0].next_hop not in blocked
-        )
-        for seq in prefills:
-            if budget <= 0 or len(batch) >= limits.max_rows:
-                break
-            piece = self._take(seq, min(budget, limits.chunk_tokens))
-            batch.append(piece)
-            budget -= piece.count
+        if self._prefills:
+            # Tokens of one sequence depend on each other: never two rows of it in one step.
+            taken = {work.seq for work in batch} if more_behind else ()
+            self._take_prefills(batch, limits.step_tokens - decodes, taken, blocked)
         if batch:
             self._batches += 1
             self._rows += len(batch)
@@ -142,7 +144,7 @@ class Batcher(Generic[P]):
 
     def statistics(self) -> BatcherStatistics:
         return BatcherStatistics(
-            waiting_requests=len(self._queues),
+            waiting_requests=len(self._decodes) + len(self._prefills),
             waiting_rows=self._waiting_rows,
             waiting_tokens=self._waiting_tokens,
             batches=self._batches,
@@ -150,27 +152,66 @@ class Batcher(Generic[P]):
             decode_rows=self._decode_rows,
         )
 
-    def _take(self, seq: SeqKey, tokens: int) -> Work[P]:
-        queue = self._queues[seq]
-        work = queue[0]
+    def _enqueue(self, work: Work[P]) -> None:
+        """Puts a sequence's next work at the end of its line."""
+        if work.is_decode:
+            self._decodes[work.seq] = work
+        else:
+            self._prefills[work.seq] = work
+
+    def _take_decodes(self, most: int) -> list[Work[P]]:
+        line = self._decodes
+        batch = [line.popitem(last=False)[1] for _ in range(min(most, len(line)))]
+        self._waiting_rows -= len(batch)
+        self._waiting_tokens -= len(batch)
+        if self._behind:
+            for work in batch:
+                self._follow(work.seq)
+        return batch
+
+    def _take_prefills(
+        self,
+        batch: list[Work[P]],
+        budget: int,
+        taken: Container[SeqKey],
+        blocked: Container[str],
+    ) -> None:
+        limits = self.limits
+        for seq, work in list(self._prefills.items()):
+            if budget <= 0 or len(batch) >= limits.max_rows:
+                break
+            if work.next_hop in blocked or seq in taken:
+                continue
+            piece = self._take_piece(work, min(budget, limits.chunk_tokens))
+            batch.append(piece)
+            budget -= piece.count
+
+    def _take_piece(self, work: Work[P], tokens: int) -> Work[P]:
+        """So many tokens of a waiting prefill at most; the rest goes to the end of the line, so
+        that prompts share the budget in turn."""
+        del self._prefills[work.seq]
         if work.count <= tokens:
-            queue.popleft()
             self._waiting_rows -= 1
-            taken = work
-        else:
-            taken = replace(
-                work, count=tokens, sample=False, payload=self._cut(work.payload, 0, tokens)
-            )
-            queue[0] = replace(
-                work,
-                position=work.position + tokens,
-                count=work.count - tokens,
-                payload=self._cut(work.payload, tokens, work.count),
-            )
-        self._waiting_tokens -= taken.count
-        if queue:
-            # Served sequences go to the back, so that prompts share the budget in turn.
-            self._queues.move_to_end(seq)
-        else:
-            del self._queues[seq]
-        return taken
+            self._waiting_tokens -= work.count
+            self._follow(work.seq)
+            return work
+        self._waiting_tokens -= tokens
+        rest = msgspec.structs.replace(
+            work,
+            position=work.position + tokens,
+            count=work.count - tokens,
+            payload=self._cut(work.payload, tokens, work.count),
+        )
+        self._enqueue(rest)
+        return msgspec.structs.replace(
+            work, count=tokens, sample=False, payload=self._cut(work.payload, 0, tokens)
+        )
+
+    def _follow(self, seq: SeqKey) -> None:
+        """What a sequence has behind the work just taken is next."""
+        behind = self._behind.get(seq)
+        if behind is None:
+            return
+        self._enqueue(behind.popleft())
+        if not behind:
+            del self._behind[seq]
