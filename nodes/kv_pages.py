@@ -43,18 +43,19 @@ class PoolStatistics:
 class _Sequence:
     """Pages of one sequence: `table[layer, i]` holds tokens i*page_tokens... of that layer."""
 
-    __slots__ = ("layers", "pages", "table")
+    __slots__ = ("layers", "num_layers", "pages", "table")
 
     def __init__(self, layers: LayerRange) -> None:
         self.layers = layers
+        self.num_layers = len(layers)
         self.pages = 0
         self.table: PageTable = np.empty((len(layers), 0), np.int32)
 
     def reserve(self, pages: int) -> None:
-        if pages > self.table.shape[1]:
-            grown = np.empty((len(self.layers), max(4, 2 * pages)), np.int32)
-            grown[:, : self.pages] = self.table[:, : self.pages]
-            self.table = grown
+        """A table for more pages than there is room for."""
+        grown = np.empty((self.num_layers, max(4, 2 * pages)), np.int32)
+        grown[:, : self.pages] = self.table[:, : self.pages]
+        self.table = grown
 
 
 class LayerPagePool:
@@ -100,18 +101,25 @@ class LayerPagePool:
         have, need = sequence.pages, -(-tokens // self.page_tokens)
         if need <= have:
             return
-        count = (need - have) * len(sequence.layers)
-        if count > self._free:
+        pages, layers, free = need - have, sequence.num_layers, self._free
+        count = pages * layers
+        if count > free:
             raise KvExhausted(
                 f"{tokens} tokens in {sequence.layers} need {count} more KV pages, "
                 f"{self._free} of {self.total_pages} are free"
             )
-        sequence.reserve(need)
-        taken = self._stack[self._free - count : self._free][::-1]
-        sequence.table[:, have:need] = taken.reshape(len(sequence.layers), need - have)
+        if need > sequence.table.shape[1]:
+            sequence.reserve(need)
+        taken = self._stack[free - count : free][::-1]
+        if pages == 1:
+            # What a decode takes: a page for each layer, thousands of times a second.
+            sequence.table[:, have] = taken
+        else:
+            sequence.table[:, have:need] = taken.reshape(layers, pages)
         sequence.pages = need
-        self._free -= count
-        self._least_free = min(self._least_free, self._free)
+        self._free = free = free - count
+        if free < self._least_free:
+            self._least_free = free
 
     def sequences(self) -> tuple[SeqKey, ...]:
         """The open sequences, oldest first."""
