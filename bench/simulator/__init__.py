@@ -1,0 +1,1 @@
+"""The simulator: production scheduling and batching, or the published one's, on virtual time."""
