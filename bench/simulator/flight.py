@@ -1,0 +1,74 @@
+"""One attempt of a request on its way: the legs of its route, as rows carry them. Plain data.
+
+Takes the place of what travels in a frame's header: each row points at the leg it is on, the leg at
+the next. Made once per attempt, so that passing a row on costs no lookup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from helix_mq.ids import ROUTER, NodeId
+from helix_mq.layers import Hop, Route
+from nodes.batching import SeqKey, Work
+
+if TYPE_CHECKING:
+    from bench.simulator.node import SimNode
+    from bench.simulator.wires import Wire, Wires
+
+
+class Leg:
+    """One hop of one attempt. `next` is None on the last, whose `wire` leads to the router."""
+
+    __slots__ = (
+        "closed",
+        "deadline_ms",
+        "layers",
+        "next",
+        "next_hop",
+        "node",
+        "opened",
+        "room",
+        "seq",
+        "wire",
+    )
+
+    def __init__(self, seq: SeqKey, hop: Hop, node: SimNode, deadline_ms: int) -> None:
+        self.seq = seq
+        self.layers = node.same(hop.layers)
+        self.node = node
+        self.deadline_ms = deadline_ms
+        self.room = 0
+        """Tokens that the node's pool has pages for."""
+        self.opened = False
+        """Its first row has come, so the node knows it."""
+        self.closed = False
+        """Released or refused on this node: its rows are dropped."""
+        self.next: Leg | None = None
+        self.next_hop: str = ROUTER
+        self.wire: Wire | None = None
+        """To the next hop; None where the problem has no such link."""
+
+
+Row = Work[Leg]
+
+
+def legs_of(
+    seq: SeqKey, route: Route, nodes: Mapping[NodeId, SimNode], wires: Wires, deadline_ms: int
+) -> Leg:
+    """The first leg of a route, linked to those behind it."""
+    behind: Leg | None = None
+    for hop in reversed(route.hops):
+        leg = Leg(seq, hop, nodes[hop.node], deadline_ms)
+        if behind is not None:
+            leg.next, leg.next_hop = behind, behind.node.name
+        leg.wire = wires.between(hop.node, leg.next_hop)
+        behind = leg
+    assert behind is not None
+    return behind
+
+
+def whole(leg: Leg, start: int, stop: int) -> Leg:
+    """A batcher's `cut`: rows here carry no data that would have to be cut."""
+    return leg

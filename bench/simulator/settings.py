@@ -1,0 +1,126 @@
+"""What a simulation is run with: frozen values, checked when made. No behaviour.
+
+Defaults are the production defaults where there are any, so that a run without options answers what
+the system would do as it is shipped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from bench.simulator.step_times import ChunkCost
+from helix_mq.errors import ConfigError
+from nodes.batching import BatchLimits
+from nodes.kv_pages import DEFAULT_PAGE_TOKENS
+from router.cluster_core import ClusterSettings
+from router.core import CoreSettings
+
+
+def _at_least(value: float, least: float, name: str) -> None:
+    if not (math.isfinite(value) and value >= least):
+        raise ConfigError(f"{name}={value} must be finite and at least {least:g}", param=name)
+
+
+class Mode(StrEnum):
+    OFFLINE = "offline"
+    """As many requests as the KV books admit, all the time."""
+    ONLINE = "online"
+    """Requests come when they come."""
+
+
+class FaultKind(StrEnum):
+    KILL = "kill"
+    """`node` falls silent; it and all it holds are gone."""
+    CUT = "cut"
+    """The links between `node` and `peer`, both ways, go down; frames on them are lost."""
+    SLOW = "slow"
+    """Steps of `node` take `factor` times as long; 1 is normal."""
+    RESTORE = "restore"
+    """`node` starts anew; with a `peer`, their links come back."""
+    JOIN = "join"
+    """`node`, not there at the start, joins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    at_s: float
+    kind: FaultKind
+    node: str
+    peer: str = ""
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least(self.at_s, 0.0, "fault.at_s")
+        if not (math.isfinite(self.factor) and self.factor > 0):
+            raise ConfigError(f"fault.factor={self.factor} must be positive", param="factor")
+        if self.kind is FaultKind.CUT and not self.peer:
+            raise ConfigError("fault.peer: a cut names both ends of the link", param="peer")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What every node runs with. `overhead_s` is added to each step: launches, copies, the loop.
+
+    `load_s`: from being given a slice to being ready, for nodes that come after the start.
+    """
+
+    limits: BatchLimits = BatchLimits()
+    page_tokens: int = DEFAULT_PAGE_TOKENS
+    chunk_cost: ChunkCost = ChunkCost()
+    overhead_s: float = 0.0
+    load_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        _at_least(self.overhead_s, 0.0, "node.overhead_s")
+        _at_least(self.load_s, 0.0, "node.load_s")
+        if not 1 <= self.page_tokens <= 4096:
+            raise ConfigError(
+                f"node.page_tokens={self.page_tokens} is not in 1..4096", param="page_tokens"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SimSettings:
+    """One run. The recorder measures `duration_s` seconds after `warmup_s`.
+
+    `max_prefilling`: offline, requests without a first token at any time; all at once would begin
+    with minutes of nothing but prompts. `drain`: run on after the last arrival until all ended.
+    """
+
+    mode: Mode = Mode.OFFLINE
+    scheduler: str = "maxflow"
+    duration_s: float = 600.0
+    warmup_s: float = 60.0
+    seed: int = 0
+    max_requests: int | None = None
+    max_prefilling: int = 20
+    kv_high_water: float = 0.9
+    node: NodeSettings = NodeSettings()
+    core: CoreSettings = CoreSettings(
+        max_waiting=1_000_000, max_context=1 << 20, default_deadline_s=86_400.0
+    )
+    cluster: ClusterSettings = ClusterSettings(max_nodes=100_000)
+    heartbeat_s: float = 1.0
+    drain: bool = False
+    faults: tuple[Fault, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        _at_least(self.duration_s, 0.0, "duration_s")
+        _at_least(self.warmup_s, 0.0, "warmup_s")
+        if self.max_prefilling < 1:
+            raise ConfigError(
+                f"max_prefilling={self.max_prefilling} must be at least 1", param="max_prefilling"
+            )
+        if not 0 < self.heartbeat_s < self.cluster.dead_after_s:
+            raise ConfigError(
+                f"heartbeat_s={self.heartbeat_s} must be positive and less than dead_after_s="
+                f"{self.cluster.dead_after_s}",
+                param="heartbeat_s",
+            )
+
+    @property
+    def end_s(self) -> float:
+        """Virtual seconds from the start to the end of the measurement."""
+        return self.warmup_s + self.duration_s
