@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from helix_mq.clock import Clock
-from helix_mq.credit import CreditReceiver, CreditSender
+from helix_mq.credit import CreditReceiver
 from helix_mq.errors import FrameError, HelixError
 from helix_mq.frames import Buffer, Message, decode, encode, frame_bytes
 from helix_mq.messages import Kind
 from helix_mq.messages.data import FrameHeader, Grant, LinkHello
+from helix_mq.outlink import OutLink, OutLinkStatistics, PeerAddress
 from helix_mq.transport import (
     AllowList,
     ClientSecurity,
-    Connection,
     Delivery,
     KeyPair,
     LinkState,
@@ -38,30 +38,15 @@ log = logging.getLogger(__name__)
 DEFAULT_WINDOW_BYTES = 64 * 1024 * 1024
 """Bytes in flight per link: 16 chunks of 256 tokens of a 70B model's 8,192 bf16 activations."""
 
+ACKNOWLEDGE_BYTES = 32 * 1024
+"""A third of what a sender may have under way at least (pacing.MIN_WINDOW_BYTES). On fast links
+frames are larger than that, so this is one small message per frame at most."""
+
 _OVERDRAWN_WINDOWS = 4
 """Room for a sender's own idea of the first window, and for overdrafts while all is blocked."""
 
 _MAX_BAD_KINDS = 1000
 """Senders times reasons that are counted apart."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerAddress:
-    """Where a peer's data socket is; `incarnation` tells a restarted peer from its predecessor."""
-
-    name: str
-    incarnation: int
-    endpoint: str
-    public_key: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OutLinkStatistics:
-    peer: str
-    sent_bytes: int
-    sent_frames: int
-    backlog_bytes: int
-    blocked_s: float
 
 
 class InLink:
@@ -76,6 +61,8 @@ class InLink:
         self._plane = plane
         self._credit = CreditReceiver(window_bytes=window, incarnation=hello.link)
         self._most_bytes = _OVERDRAWN_WINDOWS * max(window, DEFAULT_WINDOW_BYTES)
+        self._received_bytes = 0
+        self._told_bytes = 0
 
     @property
     def overdrawn(self) -> bool:
@@ -83,7 +70,11 @@ class InLink:
         return self._credit.outstanding_bytes > self._most_bytes
 
     def received(self, nbytes: int) -> None:
+        """Counts a frame; acknowledges it when enough has come for the sender's pace."""
         self._credit.received(nbytes)
+        self._received_bytes += nbytes
+        if self._received_bytes - self._told_bytes >= ACKNOWLEDGE_BYTES:
+            self.announce()
 
     def consumed(self, nbytes: int) -> None:
         """The bytes left the inbox: gives the sender credit back when that is worth a message."""
@@ -100,76 +91,9 @@ class InLink:
         self._tell(self._credit.announce().total_bytes)
 
     def _tell(self, total_bytes: int) -> None:
-        self._plane.answer(self.routing_id, Grant(self._plane.me, self.link, total_bytes))
-
-
-class OutLink:
-    """The sending end towards one peer: waits for credit, keeps order, counts."""
-
-    def __init__(self, address: PeerAddress, clock: Clock, window: int) -> None:
-        self.address = address
-        self.connection: Connection | None = None
-        self.connected = False
-        self.link = 0
-        self._clock = clock
-        self._window = window
-        self._credit = CreditSender(window_bytes=window, clock=clock)
-        self._backlog: deque[tuple[list[Buffer], int]] = deque()
-        self._backlog_bytes = 0
-        self._sent_bytes = 0
-        self._sent_frames = 0
-
-    def begin(self, link: int) -> None:
-        """A new connection: fresh counts. Frames that wait for it go when credit comes."""
-        self.link = link
-        self._credit = CreditSender(window_bytes=self._window, clock=self._clock)
-
-    def lose(self) -> None:
-        """The connection broke: what was in it is lost, so what waited behind it goes too."""
-        self.link = 0
-        self._backlog.clear()
-        self._backlog_bytes = 0
-
-    def enqueue(self, parts: list[Buffer]) -> None:
-        nbytes = frame_bytes(parts)
-        self._backlog.append((parts, nbytes))
-        self._backlog_bytes += nbytes
-        self.flush()
-
-    def granted(self, grant: Grant) -> None:
-        if grant.link == self.link:
-            self._credit.granted(grant.total_bytes, grant.link)
-            self.flush()
-
-    def flush(self) -> None:
-        while self._backlog and self.connection is not None and self.connected:
-            parts, nbytes = self._backlog[0]
-            if not self._credit.may_send(nbytes) or not self.connection.send(parts):
-                return
-            self._credit.sent(nbytes)
-            self._backlog.popleft()
-            self._backlog_bytes -= nbytes
-            self._sent_bytes += nbytes
-            self._sent_frames += 1
-
-    @property
-    def blocked(self) -> bool:
-        return bool(self._backlog)
-
-    def overdraft(self) -> None:
-        """Lets one waiting frame go without credit: breaks a cyclic wait between nodes."""
-        if self._backlog:
-            self._credit.overdraft()
-            self.flush()
-
-    def statistics(self) -> OutLinkStatistics:
-        return OutLinkStatistics(
-            peer=self.address.name,
-            sent_bytes=self._sent_bytes,
-            sent_frames=self._sent_frames,
-            backlog_bytes=self._backlog_bytes,
-            blocked_s=self._credit.blocked_s,
-        )
+        self._told_bytes = self._received_bytes
+        grant = Grant(self._plane.me, self.link, total_bytes, self._received_bytes)
+        self._plane.answer(self.routing_id, grant)
 
 
 MessageHandler = Callable[[str, Message, int, InLink], None]
@@ -307,11 +231,10 @@ class DataPlane:
         link = self._out.get(peer)
         if link is None:
             return False
-        parts = encode(header, buffers)
         if isinstance(header, FrameHeader):
-            link.enqueue(parts)
+            link.send(header, buffers)
             return True
-        return link.connection is not None and link.connection.send(parts)
+        return link.connection is not None and link.connection.send(encode(header, buffers))
 
     def answer(self, routing_id: bytes, header: msgspec.Struct) -> None:
         if self._listener is not None:

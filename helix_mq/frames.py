@@ -17,7 +17,7 @@ from helix_mq.errors import FrameError
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages import KIND_OF, KINDS, WIRE_VERSION, Kind
-from helix_mq.messages.data import DTYPES, MAX_FRAME_TOKENS, FrameHeader
+from helix_mq.messages.data import DTYPES, MAX_FRAME_TOKENS, SAMPLE, FrameHeader, Row
 from helix_mq.packing import U31, Name, pack, unpack
 
 Buffer = bytes | bytearray | memoryview
@@ -147,6 +147,58 @@ def _unpack_route(blob: bytes) -> Route:
         msgspec.ValidationError,
     ) as e:
         raise FrameError(f"bad route: {e}", reason="route") from None
+
+
+def split_frame(
+    header: FrameHeader, buffers: Sequence[Buffer], max_bytes: int
+) -> list[tuple[FrameHeader, Sequence[Buffer]]]:
+    """The frame as frames of at most `max_bytes` of payload, or of one token, each; only views.
+
+    A row that is cut keeps its flags and sampling parameters with its last part. Positions stay in
+    order over the frames.
+    """
+    payload = memoryview(buffers[0]).cast("B")
+    if payload.nbytes <= max_bytes:
+        return [(header, buffers)]
+    token_bytes = header.width * DTYPES[header.dtype]
+    history = memoryview(buffers[1]).cast("B") if len(buffers) > 1 else None
+    most = max(1, max_bytes // token_bytes)
+    frames: list[tuple[FrameHeader, Sequence[Buffer]]] = []
+    rows: list[Row] = []
+    held = at = history_at = history_from = 0
+
+    def close() -> None:
+        nonlocal held, at, rows, history_from
+        parts: list[Buffer] = [payload[at : at + held * token_bytes]]
+        if history is not None and history_at > history_from:
+            parts.append(history[history_from:history_at])
+        frames.append((msgspec.structs.replace(header, rows=tuple(rows)), parts))
+        at += held * token_bytes
+        held, rows, history_from = 0, [], history_at
+
+    for row in header.rows:
+        done = 0
+        while done < row.count:
+            count = min(row.count - done, most - held)
+            last = done + count == row.count
+            rows.append(
+                msgspec.structs.replace(
+                    row,
+                    position=row.position + done,
+                    count=count,
+                    flags=row.flags if last else row.flags & ~SAMPLE,
+                    spec=row.spec if last else None,
+                )
+            )
+            if last and row.spec is not None:
+                history_at += 4 * row.spec.history_tokens
+            held += count
+            done += count
+            if held == most:
+                close()
+    if rows:
+        close()
+    return frames
 
 
 def frame_bytes(parts: Sequence[Buffer]) -> int:

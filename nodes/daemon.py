@@ -15,12 +15,13 @@ import msgspec
 
 import helix_mq
 from helix_mq.clock import Clock
-from helix_mq.dataplane import DataPlane, InLink, PeerAddress, PlaneHandlers, PlaneIdentity
+from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import ConfigError, FrameError, HelixError
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER
 from helix_mq.layers import LayerRange
 from helix_mq.messages import control, data
+from helix_mq.outlink import PeerAddress
 from helix_mq.transport import Connection, Delivery, LinkState, Transport
 from nodes.batching import BatchLimits
 from nodes.identity import NodeIdentity

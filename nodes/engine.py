@@ -116,7 +116,7 @@ class Engine:
         )
 
     def _plan(self, batch: Batch) -> _Plan:
-        works = sorted(batch, key=lambda w: (w.next_hop, w.payload.is_tokens))
+        works = sorted(batch, key=lambda w: (*_frame_of(w), w.payload.is_tokens))
         rows = [
             RowSpec(
                 seq=w.seq,
@@ -159,17 +159,17 @@ class Engine:
         return [_token_item(w, p, r) for w, p, r in zip(ending, positions, results, strict=True)]
 
     def _frames(self, works: Batch, hidden: torch.Tensor, epoch: int) -> list[OutFrame]:
-        groups: dict[str, list[Work[Payload]]] = defaultdict(list)
+        groups: dict[tuple[str, bool], list[Work[Payload]]] = defaultdict(list)
         for work in works:
             if work.next_hop != ROUTER:
-                groups[work.next_hop].append(work)
+                groups[_frame_of(work)].append(work)
         if not groups:
             return []
         on_host = hidden.contiguous().cpu()
         frames, at = [], 0
-        for peer in sorted(groups):
-            count = sum(w.count for w in groups[peer])
-            frames.append(self._frame(peer, groups[peer], on_host[at : at + count], epoch))
+        for key in sorted(groups):
+            count = sum(w.count for w in groups[key])
+            frames.append(self._frame(key[0], groups[key], on_host[at : at + count], epoch))
             at += count
         return frames
 
@@ -208,6 +208,11 @@ class Engine:
         if histories:
             buffers += (histories[0] if len(histories) == 1 else memoryview(b"".join(histories)),)
         return OutFrame(peer, header, buffers, frozenset(w.seq for w in works))
+
+
+def _frame_of(work: Work[Payload]) -> tuple[str, bool]:
+    """Rows with the same answer leave in one frame: decodes apart, so that they can go first."""
+    return work.next_hop, not work.is_decode
 
 
 def _token_ids(works: Batch) -> torch.Tensor | None:

@@ -16,12 +16,13 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from helix_mq.clock import Clock
-from helix_mq.dataplane import DataPlane, InLink, PeerAddress, PlaneHandlers, PlaneIdentity
+from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import FrameError, HelixError, NotServing, QueueFull
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER, NodeId, RequestId
 from helix_mq.messages import control, data
 from helix_mq.models.tokenizer import Tokenizer
+from helix_mq.outlink import PeerAddress
 from helix_mq.transport import Delivery, Listener, ServerSecurity, Transport
 from router import events as ev
 from router.core import Core

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from helix_mq.dataplane import OutLinkStatistics
+from helix_mq.outlink import OutLinkStatistics
 from router.core import Core
 from router.membership import Member
 from router.service import LinkStatus, NodeStatus, ServiceStatus

@@ -130,8 +130,12 @@ class LinkHello(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Grant(msgspec.Struct, array_like=True, frozen=True):
-    """Receiver -> sender: bytes the sender may have sent in total since `link` began."""
+    """Receiver -> sender: bytes the sender may have sent in total since `link` began.
+
+    `received_bytes`: of frames that are here, in total; 0 where a receiver does not say.
+    """
 
     receiver: Name
     link: U63
     total_bytes: U63
+    received_bytes: U63 = 0

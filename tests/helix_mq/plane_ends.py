@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from helix_mq.clock import SystemClock
-from helix_mq.dataplane import DataPlane, InLink, PeerAddress, PlaneHandlers, PlaneIdentity
+from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
 from helix_mq.frames import Message, pack_route
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
@@ -19,6 +19,7 @@ from helix_mq.messages.data import (
     ReleaseItem,
     Row,
 )
+from helix_mq.outlink import PeerAddress
 from helix_mq.transport import (
     AllowList,
     Connection,

@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
+from msgspec import structs
 
-from helix_mq.dataplane import PeerAddress
 from helix_mq.frames import decode, encode
 from helix_mq.messages.data import (
+    SAMPLE,
     FrameHeader,
     Grant,
     LinkHello,
     Release,
 )
+from helix_mq.outlink import PeerAddress
 from helix_mq.transport import (
     AllowList,
     Delivery,
@@ -26,6 +28,7 @@ from helix_mq.transport import (
     ZmqTransport,
 )
 from tests.helix_mq.plane_ends import RELEASE, WAIT_S, WIDTH, Net, frame
+from tests.helix_mq.slow_link import SlowLink
 
 
 @pytest.fixture(params=["mem", "tcp"])
@@ -292,3 +295,38 @@ async def test_a_hello_ahead_of_the_list_of_peers_counts(net: Net) -> None:
     a.send("b", 1)
     await b.until(lambda: b.requests == [1])
     assert not b.plane.bad_messages
+
+
+async def test_a_decode_passes_the_chunks_that_wait_for_a_slow_link() -> None:
+    """8 MB of prompt activations on a link of 4 MB/s, then one decode: it must not come last."""
+    transport = ZmqTransport()
+    net = Net(transport, [], "tcp")
+    a, b = await net.bound("a", window=64 << 20), await net.bound("b", window=64 << 20)
+    link = SlowLink(int(b.endpoint.rpartition(":")[2]), 4e6)
+    try:
+        endpoint = await link.start()
+        address = PeerAddress("b", b.address.incarnation, endpoint)
+        await a.plane.set_peers({"b": address})
+        await a.until(lambda: a.credits > 0)
+        tokens = 8_000_000 // (WIDTH * 4)
+        a.send("b", 1, tokens=tokens)
+        assert a.plane.blocked_peers() == {"b"}, "more prefill for this link had better wait"
+        await b.until(lambda: len(b.requests) > 0)
+        header, buffer = frame(2, 1, "a")
+        decode_row = structs.replace(header.rows[0], position=7, flags=SAMPLE)
+        a.plane.send("b", structs.replace(header, rows=(decode_row,)), (buffer,))
+        await b.until(lambda: 2 in b.requests)
+        before = sum(
+            m.header.rows[0].count
+            for _, m in b.messages
+            if isinstance(m.header, FrameHeader) and m.header.rows[0].request == 1
+        )
+        assert before < tokens / 4
+        await b.until(lambda: a.plane.statistics()[0].backlog_bytes == 0)
+        (statistics,) = a.plane.statistics()
+        assert 1e6 < statistics.bytes_per_s < 1.6e7
+    finally:
+        for end in net.ends:
+            await end.plane.close()
+        await transport.close()
+        await link.close()

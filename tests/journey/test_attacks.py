@@ -22,7 +22,8 @@ import pytest
 
 from helix_mq.client import Client
 from helix_mq.clock import SystemClock
-from helix_mq.dataplane import DataPlane, PeerAddress, PlaneHandlers, PlaneIdentity
+from helix_mq.dataplane import DataPlane, PlaneHandlers, PlaneIdentity
+from helix_mq.outlink import PeerAddress
 from helix_mq.errors import LocalError
 from helix_mq.frames import Buffer, Message, decode, encode, pack_route, unpack_route
 from helix_mq.ids import NodeId

@@ -1,0 +1,148 @@
+"""The sending end of one data link: two lines, credit, pacing, counts.
+
+Frames wait here, never in ZeroMQ: decodes before prompt chunks, all of them for the receiver's
+credit, chunks also for their turn on the wire (pacing). Large chunks leave in pieces, so that a
+decode never waits for more than one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from helix_mq.clock import Clock
+from helix_mq.credit import CreditSender
+from helix_mq.frames import Buffer, encode, frame_bytes, split_frame
+from helix_mq.link_queue import LinkQueue
+from helix_mq.messages.data import SAMPLE, FrameHeader, Grant
+from helix_mq.pacing import QUEUE_S, LinkPacer
+from helix_mq.transport import Connection
+
+FIRST_PIECE_BYTES = 256 * 1024
+"""While the link's rate is not known."""
+MIN_PIECE_BYTES = 32 * 1024
+"""Smaller pieces would cost more in headers and steps than they save in waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a peer's data socket is; `incarnation` tells a restarted peer from its predecessor."""
+
+    name: str
+    incarnation: int
+    endpoint: str
+    public_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutLinkStatistics:
+    peer: str
+    sent_bytes: int
+    sent_frames: int
+    backlog_bytes: int
+    blocked_s: float
+    bytes_per_s: float
+    """As acknowledged lately; 0 where nothing was."""
+    round_trip_s: float
+    """The shortest lately; 0 where none was seen."""
+
+
+def is_urgent(header: FrameHeader) -> bool:
+    """True if every row is one token of a running request, as far as a header tells."""
+    return all(row.count == 1 and row.flags & SAMPLE and row.position for row in header.rows)
+
+
+class OutLink:
+    """The sending end towards one peer."""
+
+    def __init__(self, address: PeerAddress, clock: Clock, window: int) -> None:
+        self.address = address
+        self.connection: Connection | None = None
+        self.connected = False
+        self.link = 0
+        self._clock = clock
+        self._window = window
+        self._credit = CreditSender(window_bytes=window, clock=clock)
+        self._pacer = LinkPacer(clock)
+        self._queue: LinkQueue[list[Buffer]] = LinkQueue()
+        self._sent_bytes = 0
+        self._sent_frames = 0
+
+    def begin(self, link: int) -> None:
+        """A new connection: fresh counts. Frames that wait for it go when credit comes."""
+        self.link = link
+        self._credit = CreditSender(window_bytes=self._window, clock=self._clock)
+        self._pacer = LinkPacer(self._clock)
+
+    def lose(self) -> None:
+        """The connection broke: what was in it is lost, so what waited behind it goes too."""
+        self.link = 0
+        self._queue.clear()
+
+    def send(self, header: FrameHeader, buffers: Sequence[Buffer]) -> None:
+        """Puts a frame in line, in pieces where it is a large one."""
+        if is_urgent(header):
+            self._enqueue(header, buffers, urgent=True)
+        else:
+            for piece, parts in split_frame(header, buffers, self._piece_bytes()):
+                self._enqueue(piece, parts, urgent=False)
+        self.flush()
+
+    def _piece_bytes(self) -> int:
+        rate = self._pacer.bytes_per_s
+        return max(MIN_PIECE_BYTES, int(rate * QUEUE_S / 2)) if rate else FIRST_PIECE_BYTES
+
+    def _enqueue(self, header: FrameHeader, buffers: Sequence[Buffer], *, urgent: bool) -> None:
+        parts = encode(header, buffers)
+        keys = frozenset((row.request, row.attempt) for row in header.rows)
+        self._queue.push(parts, frame_bytes(parts), keys, urgent=urgent)
+
+    def granted(self, grant: Grant) -> None:
+        if grant.link == self.link:
+            self._credit.granted(grant.total_bytes, grant.link)
+            self._pacer.acknowledged(grant.received_bytes)
+            self.flush()
+
+    def flush(self) -> None:
+        self._flush(paced=True)
+
+    def _flush(self, *, paced: bool) -> None:
+        allows = self._pacer.allows if paced else _always
+        while self.connection is not None and self.connected:
+            found = self._queue.next_frame(self._credit.may_send, allows)
+            if found is None:
+                return
+            parts, nbytes = found
+            if not self.connection.send(parts):
+                return
+            self._queue.sent()
+            self._credit.sent(nbytes)
+            self._pacer.sent(nbytes)
+            self._sent_bytes += nbytes
+            self._sent_frames += 1
+
+    @property
+    def blocked(self) -> bool:
+        """New prefill had better wait: decodes wait here, or a piece has another one before it."""
+        return self._queue.urgent_frames > 0 or self._queue.bulk_frames > 1
+
+    def overdraft(self) -> None:
+        """Lets one waiting frame go without credit: breaks a cyclic wait between nodes."""
+        if len(self._queue):
+            self._credit.overdraft()
+            self._flush(paced=False)
+
+    def statistics(self) -> OutLinkStatistics:
+        return OutLinkStatistics(
+            peer=self.address.name,
+            sent_bytes=self._sent_bytes,
+            sent_frames=self._sent_frames,
+            backlog_bytes=self._queue.waiting_bytes,
+            blocked_s=self._credit.blocked_s,
+            bytes_per_s=self._pacer.bytes_per_s,
+            round_trip_s=self._pacer.round_trip_s,
+        )
+
+
+def _always(nbytes: int) -> bool:
+    return True

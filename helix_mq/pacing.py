@@ -1,0 +1,142 @@
+"""How many bytes may be under way on a link, so that what goes next does not stand in a long queue.
+
+Pure, with an injected clock. ZeroMQ and the kernel buffer megabytes and send them in order: once
+a prompt's chunks are in there, a decode behind them waits for all of them. So bulk is handed over
+only while about as much is under way as the link carries in a round trip and a little more. Rate
+and round trip are taken from the receiver's acknowledgements, the rate as in BBR (Cardwell et al.,
+ACM Queue 2016): what was delivered between a message's sending and its acknowledgement, per time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, NamedTuple
+
+from helix_mq.clock import Clock
+
+FIRST_WINDOW_BYTES: Final = 512 * 1024
+"""Under way while the link's rate is not known."""
+MIN_WINDOW_BYTES: Final = 96 * 1024
+"""Never less, however slow the link: two pieces, and what a receiver may not have told yet."""
+GAIN: Final = 1.25
+"""Of the round trip: more than one, so that a rate that was too low can rise."""
+QUEUE_S: Final = 0.020
+"""What bulk may add to the wait of a decode behind it."""
+BURST_S: Final = 2 * QUEUE_S
+"""Bulk that an empty link takes at once, in seconds of its rate."""
+RATE_MEMORY_S: Final = 10.0
+TRIP_MEMORY_S: Final = 60.0
+PROBE_S: Final = 20.0
+"""A link that is always full shows its queue as round trip. So this often it is let run nearly
+empty, until one round trip has been seen."""
+_MAX_SENT: Final = 4096
+
+
+class _Sent(NamedTuple):
+    total_bytes: int
+    at_s: float
+    delivered_bytes: int
+    delivered_at_s: float
+    calm: bool
+    """Nothing to speak of was under way before it."""
+
+
+class LinkPacer:
+    """One connection's estimate. `sent` and `acknowledged` take running totals of its bytes."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._sent_bytes = 0
+        self._delivered_bytes = 0
+        self._delivered_at_s = clock.now_s()
+        self._log: deque[_Sent] = deque(maxlen=_MAX_SENT)
+        self._probe_at_s = clock.now_s() + PROBE_S
+        # Acknowledged since the link was last empty: an empty link takes little at once, then as
+        # much more as comes through, or the whole window would stand in its queue.
+        self._ramp_bytes = 0
+        self._rates = _Best(RATE_MEMORY_S, largest=True)
+        self._trips = _Best(TRIP_MEMORY_S, largest=False)
+
+    @property
+    def under_way_bytes(self) -> int:
+        return self._sent_bytes - self._delivered_bytes
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The link's rate as seen lately; 0 where nothing was acknowledged yet."""
+        return self._rates.value or 0.0
+
+    @property
+    def round_trip_s(self) -> float:
+        """The shortest round trip seen lately; 0 where none was."""
+        return self._trips.value or 0.0
+
+    @property
+    def window_bytes(self) -> float:
+        rate = self._rates.value
+        if rate is None:
+            return float(FIRST_WINDOW_BYTES)
+        if self._clock.now_s() >= self._probe_at_s:
+            return float(MIN_WINDOW_BYTES)
+        full = rate * (GAIN * self.round_trip_s + QUEUE_S)
+        return max(float(MIN_WINDOW_BYTES), min(full, rate * BURST_S + self._ramp_bytes))
+
+    def allows(self, nbytes: int) -> bool:
+        """Whether bulk of this size may go now; always, when nothing is under way."""
+        return self.under_way_bytes <= 0 or self.under_way_bytes + nbytes <= self.window_bytes
+
+    def sent(self, nbytes: int) -> None:
+        now = self._clock.now_s()
+        under_way = self.under_way_bytes
+        if under_way <= 0:
+            # A rate must not count the time in which there was nothing to send.
+            self._delivered_at_s = now
+            self._ramp_bytes = 0
+        self._sent_bytes += nbytes
+        calm = under_way <= MIN_WINDOW_BYTES
+        self._log.append(
+            _Sent(self._sent_bytes, now, self._delivered_bytes, self._delivered_at_s, calm)
+        )
+
+    def acknowledged(self, total_bytes: int) -> None:
+        """The receiver has so many bytes in all. Late, repeated and impossible totals are passed
+        over."""
+        if not self._delivered_bytes < total_bytes <= self._sent_bytes:
+            return
+        now = self._clock.now_s()
+        last: _Sent | None = None
+        while self._log and self._log[0].total_bytes <= total_bytes:
+            last = self._log.popleft()
+        self._ramp_bytes += total_bytes - self._delivered_bytes
+        self._delivered_bytes, self._delivered_at_s = total_bytes, now
+        if last is None:
+            return
+        self._trips.add(now, now - last.at_s)
+        if last.calm:
+            if now >= self._probe_at_s:
+                self._ramp_bytes = 0
+            self._probe_at_s = now + PROBE_S
+        taken_s = now - last.delivered_at_s
+        if taken_s > 0:
+            self._rates.add(now, (total_bytes - last.delivered_bytes) / taken_s)
+
+
+class _Best:
+    """The largest or smallest value of the last `memory_s` seconds."""
+
+    def __init__(self, memory_s: float, *, largest: bool) -> None:
+        self._memory_s = memory_s
+        self._sign = 1.0 if largest else -1.0
+        self._kept: deque[tuple[float, float]] = deque()
+
+    def add(self, now_s: float, value: float) -> None:
+        kept, sign = self._kept, self._sign
+        while kept and sign * kept[-1][1] <= sign * value:
+            kept.pop()
+        kept.append((now_s, value))
+        while kept[0][0] < now_s - self._memory_s:
+            kept.popleft()
+
+    @property
+    def value(self) -> float | None:
+        return self._kept[0][1] if self._kept else None

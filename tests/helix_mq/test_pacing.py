@@ -1,0 +1,93 @@
+"""What is under way on a link follows its rate and round trip, on a simulated wire."""
+
+from __future__ import annotations
+
+import heapq
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helix_mq.clock import VirtualClock
+from helix_mq.outlink import FIRST_PIECE_BYTES, MIN_PIECE_BYTES
+from helix_mq.pacing import MIN_WINDOW_BYTES, QUEUE_S, LinkPacer
+
+PIECE = 256 * 1024
+
+
+def piece_bytes(pacer: LinkPacer) -> int:
+    """As the sending end of a link cuts them."""
+    rate = pacer.bytes_per_s
+    return max(MIN_PIECE_BYTES, int(rate * QUEUE_S / 2)) if rate else FIRST_PIECE_BYTES
+
+
+def run(rate: float, latency_s: float, seconds: float) -> tuple[LinkPacer, float, float]:
+    """A sender that always has bulk, a FIFO wire, acknowledgements half a trip later.
+
+    Gives the pacer, bytes delivered per second in the second half, and the longest a piece stood
+    in the wire's queue then.
+    """
+    clock = VirtualClock()
+    pacer = LinkPacer(clock)
+    acks: list[tuple[float, int]] = []
+    free_s, sent, before, delivered, longest_s = 0.0, 0, 0, 0, 0.0
+    while clock.now_s() < seconds:
+        while pacer.allows(size := piece_bytes(pacer)):
+            now = clock.now_s()
+            start = max(now, free_s)
+            if now > seconds / 2:
+                longest_s = max(longest_s, start - now)
+            free_s = start + size / rate
+            sent += size
+            pacer.sent(size)
+            heapq.heappush(acks, (free_s + 2 * latency_s, sent))
+        at_s, total = heapq.heappop(acks)
+        clock.advance(at_s - clock.now_s())
+        pacer.acknowledged(total)
+        if at_s <= seconds / 2:
+            before = total
+        delivered = total
+    return pacer, (delivered - before) / (seconds / 2), longest_s
+
+
+@pytest.mark.parametrize("rate", [1.25e6, 12.5e6, 125e6, 1.25e9])
+@pytest.mark.parametrize("latency_s", [0.0001, 0.005, 0.05, 0.15])
+def test_a_link_is_kept_full_with_a_short_queue(rate: float, latency_s: float) -> None:
+    """For four minutes, in which what is remembered of the round trip is forgotten four times."""
+    pacer, reached, longest_s = run(rate, latency_s, 240.0)
+    assert reached >= 0.9 * rate
+    floor_s = MIN_WINDOW_BYTES / rate
+    assert longest_s <= 2 * 0.25 * latency_s + 5 * QUEUE_S + floor_s
+    assert pacer.bytes_per_s == pytest.approx(rate, rel=0.25)
+    assert 2 * latency_s <= pacer.round_trip_s <= 2 * latency_s + QUEUE_S + floor_s
+
+
+def test_an_idle_link_takes_any_piece_and_idle_time_is_no_slowness() -> None:
+    clock = VirtualClock()
+    pacer = LinkPacer(clock)
+    assert pacer.allows(1 << 40)
+    pacer.sent(1 << 20)
+    assert not pacer.allows(PIECE)
+    clock.advance(0.1)
+    pacer.acknowledged(1 << 20)
+    assert pacer.under_way_bytes == 0
+    rate = pacer.bytes_per_s
+    assert rate == pytest.approx((1 << 20) / 0.1)
+    clock.advance(5)
+    pacer.sent(1 << 20)
+    clock.advance(0.1)
+    pacer.acknowledged(2 << 20)
+    assert pacer.bytes_per_s == pytest.approx(rate)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 21), st.integers(-10, 1 << 22))))
+def test_impossible_acknowledgements_do_nothing(steps: list[tuple[int, int]]) -> None:
+    clock = VirtualClock()
+    pacer = LinkPacer(clock)
+    for nbytes, total in steps:
+        clock.advance(0.01)
+        pacer.sent(nbytes)
+        before = pacer.under_way_bytes
+        pacer.acknowledged(total)
+        assert 0 <= pacer.under_way_bytes <= before
+        assert pacer.window_bytes >= MIN_WINDOW_BYTES
