@@ -135,8 +135,7 @@ class Machines:
         return [wire for wire in both if wire is not None]
 
     def _cut(self, wire: Wire) -> None:
-        wire.up = False
-        wire.life += 1
+        wire.go_down()
         if wire.src == ROUTER:
             self._control.handle(ev.LinkLost(NodeId(wire.dst)))
         else:

@@ -79,6 +79,7 @@ class SimNode:
         self._frees: list[SeqKey] = []
         self._depth = depth
         self._busy = False
+        self._blocked: set[str] = set()
 
     def same(self, layers: LayerRange) -> LayerRange:
         """One object for equal ranges, so that a batch's rows compare by identity."""
@@ -185,7 +186,9 @@ class SimNode:
         batch: list[Row] = []
         # Again while all that was picked is refused: what waits behind it may run.
         while not batch and (
-            picked := self._batcher.next_batch(open_requests=len(self._ledger), depth=self._depth)
+            picked := self._batcher.next_batch(
+                open_requests=len(self._ledger), depth=self._depth, blocked=self._blocked
+            )
         ):
             batch = self._admit(picked)
         if not batch:
@@ -296,9 +299,29 @@ class SimNode:
             why = f"{self.name} has no link to {hop}"
             self._refuse([(row.seq, "no_peer", why) for row in rows])
             return
-        following = rows[0].payload.node
-        size = sum([row.count for row in rows]) * parts.wires.activation_bytes
-        parts.wires.send(wire, size, following.on_rows, rows)
+        on_rows = rows[0].payload.node.on_rows
+        token_bytes = parts.wires.activation_bytes
+        # Decodes and prefill leave in frames of their own, the latter in pieces, as on the wire.
+        decodes = [row for row in rows if row.is_decode]
+        if decodes:
+            keys = [row.seq for row in decodes]
+            parts.wires.send(wire, len(decodes) * token_bytes, on_rows, decodes, keys=keys)
+        if len(decodes) == len(rows):
+            return
+        prefill = [row for row in rows if not row.is_decode]
+        for piece in pieces_of(prefill, max(1, wire.piece_bytes // token_bytes)):
+            size = sum([row.count for row in piece]) * token_bytes
+            keys = [row.seq for row in piece]
+            parts.wires.send(wire, size, on_rows, piece, keys=keys, urgent=False)
+        if wire.congested:
+            self._blocked.add(hop)
+            wire.on_room = self._has_room
+
+    def _has_room(self, hop: str) -> None:
+        """A link that prefill was held back for can take more."""
+        self._blocked.discard(hop)
+        if self.alive and not self._busy:
+            self._start()
 
     def _send_tokens(self, items: tuple[TokenItem, ...]) -> None:
         parts = self._parts
@@ -306,3 +329,33 @@ class SimNode:
         if wire is not None and wire.up:
             size = len(items) * parts.wires.token_bytes
             parts.wires.send(wire, size, parts.to_router, NodeTokens(self.name, items))
+
+
+def pieces_of(rows: list[Row], most: int) -> list[list[Row]]:
+    """Rows in lists of at most `most` tokens each, rows cut where need be."""
+    if sum([row.count for row in rows]) <= most:
+        return [rows]
+    pieces: list[list[Row]] = [[]]
+    held = 0
+    for row in rows:
+        done = 0
+        while done < row.count:
+            if held == most:
+                pieces.append([])
+                held = 0
+            count = min(row.count - done, most - held)
+            last = done + count == row.count
+            pieces[-1].append(
+                Work(
+                    row.seq,
+                    row.position + done,
+                    count,
+                    row.layers,
+                    row.next_hop,
+                    row.sample and last,
+                    row.payload,
+                )
+            )
+            held += count
+            done += count
+    return pieces

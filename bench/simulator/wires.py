@@ -1,18 +1,26 @@
 """Links and network cards on the virtual clock: who waits for whose bytes.
 
-A frame passes the sender's NIC, the link and the receiver's NIC; each sends one frame at a time,
-first in, first out, and begins with a frame as soon as its first byte is there (cut-through), so an
-idle way takes size / (slowest rate) + latency. A link that is down loses what is on it.
+A frame passes the sender's NIC, the link and the receiver's NIC; each sends one frame at a time and
+begins with a frame as soon as its first byte is there (cut-through), so an idle way takes size /
+(slowest rate) + latency. What waits for a link waits in production's queue (helix_mq.link_queue):
+decodes pass prompt chunks, first in, first out otherwise, as at the NICs. A link that is down loses
+what is on it and what waits for it.
+
+Production hands a link a little more than it carries in a round trip (helix_mq.pacing); here the
+next frame is chosen when the link is free, which is that without its last 20 ms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 from bench.simulator.records import Recorder
 from bench.simulator.timeline import Timeline
 from helix_mq.ids import ROUTER, NodeId
+from helix_mq.link_queue import LinkQueue
+from helix_mq.outlink import MIN_PIECE_BYTES
+from helix_mq.pacing import QUEUE_S
 from solver.problem import SINK, SOURCE, Problem
 
 
@@ -27,15 +35,31 @@ class Nic:
         self.in_free_s = self.out_free_s = 0.0
 
 
+class Frame(NamedTuple):
+    """What to do when its last byte is there, and whose rows it holds."""
+
+    size_bytes: int
+    handler: Callable[[Any], None]
+    argument: Any
+
+
 class Wire:
-    """One directed link between two machines; `life` rises when it goes down."""
+    """One directed link between two machines; `life` rises when it goes down.
+
+    `piece_bytes`: bulk goes in pieces of so many bytes, or of one token. `on_room`: called when the
+    link can take prefill again that it was `congested` for.
+    """
 
     __slots__ = (
+        "awake",
         "dst",
         "dst_nic",
         "free_s",
         "latency_s",
         "life",
+        "on_room",
+        "piece_bytes",
+        "queue",
         "s_per_byte",
         "src",
         "src_nic",
@@ -52,6 +76,20 @@ class Wire:
         self.free_s = 0.0
         self.up = True
         self.life = 0
+        self.queue: LinkQueue[Frame] = LinkQueue()
+        self.awake = False
+        self.piece_bytes = max(MIN_PIECE_BYTES, int(QUEUE_S / 2 / s_per_byte))
+        self.on_room: Callable[[str], None] | None = None
+
+    @property
+    def congested(self) -> bool:
+        """As a sender sees it: new prefill had better wait (helix_mq.outlink)."""
+        return self.queue.urgent_frames > 0 or self.queue.bulk_frames > 1
+
+    def go_down(self) -> None:
+        self.up = False
+        self.life += 1
+        self.queue.clear()
 
 
 class Wires:
@@ -90,24 +128,62 @@ class Wires:
         return wire.latency_s if wire is not None else 0.0
 
     def send(
-        self, wire: Wire, size_bytes: int, handler: Callable[[Any], None], argument: Any
+        self,
+        wire: Wire,
+        size_bytes: int,
+        handler: Callable[[Any], None],
+        argument: Any,
+        *,
+        keys: Collection[Any] = (),
+        urgent: bool = True,
     ) -> None:
-        """Runs `handler(argument)` when the last byte is there; never, if the link goes down."""
+        """Runs `handler(argument)` when the last byte is there; never, if the link goes down.
+
+        `keys`: the sequences with rows in the frame. Frames that are not `urgent` let others pass.
+        """
+        frame = Frame(size_bytes, handler, argument)
+        if not wire.awake and wire.free_s <= self._timeline.now:
+            self._start(wire, frame)
+            return
+        wire.queue.push(frame, size_bytes, keys, urgent=urgent)
+        if not wire.awake:
+            wire.awake = True
+            self._timeline.at(wire.free_s, self._next, (wire, wire.life))
+
+    def _next(self, woken: tuple[Wire, int]) -> None:
+        """The link is free and frames wait for it."""
+        wire, life = woken
+        found = wire.queue.next_frame(_always, _always) if life == wire.life else None
+        if found is None:
+            wire.awake = len(wire.queue) > 0
+            if wire.awake:
+                self._timeline.at(wire.free_s, self._next, (wire, wire.life))
+            return
+        congested = wire.congested
+        wire.queue.sent()
+        self._start(wire, found[0])
+        wire.awake = len(wire.queue) > 0
+        if wire.awake:
+            self._timeline.at(wire.free_s, self._next, (wire, wire.life))
+        if congested and not wire.congested and wire.on_room is not None:
+            wire.on_room(wire.dst)
+
+    def _start(self, wire: Wire, sent: Frame) -> None:
+        """Puts a frame on the link, which is free."""
+        size_bytes = sent.size_bytes
         now = self._timeline.now
         nic = wire.src_nic
         start_s = nic.out_free_s
         if start_s < now:
             start_s = now
         nic.out_free_s = out_end_s = start_s + size_bytes * nic.out_s_per_byte
-        if start_s < wire.free_s:
-            start_s = wire.free_s
         end_s = start_s + size_bytes * wire.s_per_byte
         if end_s < out_end_s:
             end_s = out_end_s
         wire.free_s = end_s
         self.frames += 1
         self._on_link(wire.src, wire.dst, start_s, end_s, size_bytes)
-        frame = (wire, end_s + wire.latency_s, size_bytes, wire.life, handler, argument)
+        frame = (wire, end_s + wire.latency_s, size_bytes, wire.life, sent.handler, sent.argument)
         self._timeline.at(start_s + wire.latency_s, self._reaches_nic, frame)
 
     def _reaches_nic(self, frame: tuple[Wire, float, int, int, Callable[[Any], None], Any]) -> None:
@@ -128,3 +204,7 @@ def _delivered(frame: tuple[Wire, float, int, int, Callable[[Any], None], Any]) 
     wire, _, _, life, handler, argument = frame
     if wire.life == life:
         handler(argument)
+
+
+def _always(nbytes: int) -> bool:
+    return True
