@@ -105,7 +105,9 @@ class Recorder:
         self.waiting = Series(window)
         self.running = Series(window)
         self.in_system = Series(window)
-        """Requests arrived and not ended, exact (not sampled)."""
+        """Requests arrived and not ended."""
+        self.sampled = False
+        """Whether on_waiting was ever called."""
         self.queues: dict[str, Series] = {}
 
     @property
@@ -197,11 +199,12 @@ class Recorder:
             tally.decode_steps += 1
             tally.decode_rows += decode_rows
             tally.decode_rows_squared += decode_rows * decode_rows
+            tally.decode_row_s += decode_rows * (end_s - start_s)
         if prefill_tokens:
             tally.prefill_steps += 1
             tally.prefill_tokens += prefill_tokens
             tally.prefill_s += end_s - start_s
-            tally.mixed_s += decode_rows * (end_s - start_s)
+            tally.mixed_row_s += decode_rows * (end_s - start_s)
 
     def on_link(self, src: str, dst: str, start_s: float, end_s: float, size_bytes: int) -> None:
         """A frame holds the link from `start_s` to `end_s`."""
@@ -237,6 +240,7 @@ class Recorder:
 
     def on_waiting(self, at_s: float, waiting_requests: int, running_requests: int) -> None:
         """From `at_s` on, so many wait for admission and so many run."""
+        self.sampled = True
         self.waiting.set(at_s, waiting_requests)
         self.running.set(at_s, running_requests)
 

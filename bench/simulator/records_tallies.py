@@ -140,11 +140,12 @@ class NodeTally:
 
     __slots__ = (
         "busy",
+        "decode_row_s",
         "decode_rows",
         "decode_rows_squared",
         "decode_steps",
         "layer_rows",
-        "mixed_s",
+        "mixed_row_s",
         "prefill_s",
         "prefill_steps",
         "prefill_tokens",
@@ -164,8 +165,10 @@ class NodeTally:
         self.layer_rows = 0
         self.prefill_s = 0.0
         """Of steps with prompt tokens."""
-        self.mixed_s = 0.0
-        """Decode rows × seconds of steps that also had prompt tokens: time behind prompts."""
+        self.decode_row_s = 0.0
+        """Decode rows × seconds of their steps."""
+        self.mixed_row_s = 0.0
+        """Of it, in steps that also had prompt tokens: decodes held up by prompts."""
 
 
 class LinkTally:
