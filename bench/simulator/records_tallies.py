@@ -89,10 +89,24 @@ class Histogram:
 class Series:
     """A value that holds until the next: its integral over the window, as a whole and by bin."""
 
-    __slots__ = ("_at_s", "_bin_s", "_end_s", "_start_s", "_value", "by_bin", "integral", "peak")
+    __slots__ = (
+        "_at_s",
+        "_bin",
+        "_bin_end_s",
+        "_bin_s",
+        "_bin_start_s",
+        "_end_s",
+        "_start_s",
+        "_value",
+        "by_bin",
+        "integral",
+        "peak",
+    )
 
     def __init__(self, window: Window) -> None:
         self._start_s, self._end_s, self._bin_s = window.start_s, window.end_s, window.bin_s
+        # The bin of the last call: the next is nearly always in the same.
+        self._bin, self._bin_start_s, self._bin_end_s = 0, 0.0, 0.0
         self._at_s = 0.0
         self._value = 0.0
         self.integral = 0.0
@@ -108,17 +122,21 @@ class Series:
 
     def hold(self, start_s: float, end_s: float, value: float) -> None:
         """Adds `value` over [start_s, end_s), what of it lies inside the window."""
-        first, last = self._start_s, self._end_s
-        if start_s < first:
-            start_s = first
-        if end_s > last:
-            end_s = last
+        if value > self.peak and end_s > self._start_s and start_s < self._end_s:
+            self.peak = value
+        if self._bin_start_s <= start_s and end_s <= self._bin_end_s:
+            amount = value * (end_s - start_s)
+            self.integral += amount
+            self.by_bin[self._bin] += amount
+        else:
+            self._hold_across(max(start_s, self._start_s), min(end_s, self._end_s), value)
+
+    def _hold_across(self, start_s: float, end_s: float, value: float) -> None:
+        """As `hold`, of what is inside the window, bin by bin."""
         if end_s <= start_s:
             return
         self.integral += value * (end_s - start_s)
-        if value > self.peak:
-            self.peak = value
-        bins, bin_s = self.by_bin, self._bin_s
+        first, bins, bin_s = self._start_s, self.by_bin, self._bin_s
         index = int((start_s - first) / bin_s)
         # Rounding may put a time just below the end one bin too far.
         final = len(bins) - 1
@@ -127,7 +145,10 @@ class Series:
                 bins[index] += value * (edge - start_s)
                 start_s = edge
             index += 1
-        bins[min(index, final)] += value * (end_s - start_s)
+        index = min(index, final)
+        bins[index] += value * (end_s - start_s)
+        self._bin, self._bin_start_s = index, start_s
+        self._bin_end_s = min(first + (index + 1) * bin_s, self._end_s)
 
     def close(self) -> None:
         """Extends the last value to the window's end; may be called again."""
