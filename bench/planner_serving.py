@@ -108,7 +108,7 @@ def main() -> None:
     pairs, by_estimate, by_flow = ordered_alike(rows)
     print(f"of {pairs} pairs on one cluster {by_estimate} are in order; by max flow {by_flow}")
     if arguments.out is not None:
-        body = {
+        body: dict[str, object] = {
             "machine": machine_summary(),
             "rows": [{**asdict(row), "error": row.error} for row in rows],
             "pairs": {"all": pairs, "by_estimate": by_estimate, "by_max_flow": by_flow},

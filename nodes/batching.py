@@ -2,8 +2,9 @@
 
 A node's waiting work is a queue per request, because the tokens of one sequence must run in order.
 A step takes decodes first, then prefill chunks up to a token budget, so that one long prompt never
-holds up the decodes behind it. Decodes are spread: with `depth` stages in a route, a batch takes
-about open/depth of them, because decodes that all travel in one batch leave every other stage idle.
+holds up the decodes behind it. Decodes are spread: with `depth` stages in a route, a batch takes no
+more than a few times open/depth of them, because decodes that all travel in one batch leave every
+other stage idle (docs/simulator.md has the measurements).
 
 Guarantees: tokens of a request are handed out once and in order; a request whose next hop is
 blocked keeps its place; with anything runnable waiting, `next_batch` is never empty.
@@ -11,6 +12,7 @@ blocked keeps its place; with anything runnable waiting, `next_batch` is never e
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -56,13 +58,19 @@ class Work(msgspec.Struct, Generic[P], frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """`step_tokens`: all tokens of a step; `chunk_tokens`: of one prompt in a step."""
+    """How much runs in one step.
 
-    step_tokens: int = 256
-    chunk_tokens: int = 128
+    `prefill_tokens`: of all prompts together, beside the decodes; see `nodes.step_budget` for how
+    many suit a machine. `max_rows`: decodes, and prompts beside them. `spread`: decodes of a step,
+    as a multiple of an even share of those open over the stages. 1 keeps decodes waiting that
+    would cost next to nothing more; without a bound they end up in one convoy, and every stage but
+    one idles. `min_decodes`: below it a step costs the same anyway.
+    """
+
+    prefill_tokens: int = 128
     max_rows: int = 256
     min_decodes: int = 4
-    """Spreading never makes batches smaller than this: below it a step costs the same anyway."""
+    spread: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +135,15 @@ class Batcher(Generic[P]):
         if not self._waiting_rows:
             return []
         limits = self.limits
-        cap = max(limits.min_decodes, -(-open_requests // max(1, depth)))
-        cap = min(cap, limits.max_rows, limits.step_tokens)
+        share = math.ceil(limits.spread * open_requests / max(1, depth))
+        cap = min(limits.max_rows, max(limits.min_decodes, share))
         more_behind = bool(self._behind)
         batch = self._take_decodes(cap)
         decodes = len(batch)
         if self._prefills:
             # Tokens of one sequence depend on each other: never two rows of it in one step.
             taken = {work.seq for work in batch} if more_behind else ()
-            self._take_prefills(batch, limits.step_tokens - decodes, taken, blocked)
+            self._take_prefills(batch, taken, blocked)
         if batch:
             self._batches += 1
             self._rows += len(batch)
@@ -172,17 +180,17 @@ class Batcher(Generic[P]):
     def _take_prefills(
         self,
         batch: list[Work[P]],
-        budget: int,
         taken: Container[SeqKey],
         blocked: Container[str],
     ) -> None:
-        limits = self.limits
+        budget, room = self.limits.prefill_tokens, self.limits.max_rows
         for seq, work in list(self._prefills.items()):
-            if budget <= 0 or len(batch) >= limits.max_rows:
+            if budget <= 0 or room <= 0:
                 break
             if work.next_hop in blocked or seq in taken:
                 continue
-            piece = self._take_piece(work, min(budget, limits.chunk_tokens))
+            piece = self._take_piece(work, budget)
+            room -= 1
             batch.append(piece)
             budget -= piece.count
 

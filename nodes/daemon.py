@@ -304,7 +304,10 @@ class NodeDaemon:
                 order.epoch,
                 order.depth,
                 BatchLimits(
-                    batch.step_tokens, batch.chunk_tokens, batch.max_rows, batch.min_decodes
+                    batch.prefill_tokens or loaded.prefill_budget(batch.prefill_objective_s),
+                    batch.max_rows,
+                    batch.min_decodes,
+                    batch.spread,
                 ),
             ),
             clock=self._clock,

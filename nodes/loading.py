@@ -6,6 +6,7 @@ Blocking work, run on the device thread; reports progress in words through a cal
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.batch import RowSpec, SliceBatch
 from nodes.model.slice import ModelSlice
 from nodes.model.weights import held_bytes
+from nodes.step_budget import StepProfile, prefill_tokens
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,10 @@ Report = Callable[[str], None]
 
 _WARM_UP_TOKENS = 64
 _WARM_UP_STEPS = 3
+_PROFILE_TOKENS = (16, 32, 64, 128, 256, 512)
+_PROFILE_TRIES = 2
+_LONG_STEP = 4.0
+"""Times a pass of one token, after which longer prefills need not be measured."""
 _WORKSPACE_SHARE = 0.05
 """Of the memory budget, for a step's own tensors."""
 
@@ -56,7 +62,12 @@ class Loaded:
     page_tokens: int
     load_s: float
     layer_tokens_per_s: float
+    profile: StepProfile
     notes: str
+
+    def prefill_budget(self, objective_s: float | None) -> int:
+        """Prompt tokens per step that suit this device and slice."""
+        return prefill_tokens(self.profile, objective_s)
 
 
 def kv_pages_within(request: LoadRequest, config: ModelConfig, page_tokens: int) -> int:
@@ -105,6 +116,7 @@ def load(request: LoadRequest, report: Report) -> Loaded:
     cache = model.new_cache(pages, page_tokens)
     report("warming up")
     rate = _measure(model, cache)
+    profile = measure_profile(model, cache)
     return Loaded(
         engine=Engine(request.node, model, cache),
         layers=request.layers,
@@ -113,6 +125,7 @@ def load(request: LoadRequest, report: Report) -> Loaded:
         page_tokens=page_tokens,
         load_s=time.perf_counter() - started_s,
         layer_tokens_per_s=rate,
+        profile=profile,
         notes=f"{str(request.dtype).removeprefix('torch.')} on {request.device}, "
         f"{model.attention.reason}",
     )
@@ -145,6 +158,39 @@ def _measure(model: ModelSlice, cache: KvCache) -> float:
         finally:
             cache.pool.free(seq)
     return best
+
+
+def measure_profile(model: ModelSlice, cache: KvCache) -> StepProfile:
+    """Seconds of steps of one token and of prefills, the best of a few tries each."""
+    room = min(
+        model.config.max_context,
+        cache.pool.total_pages // len(model.layers) * cache.page_tokens,
+    )
+    pass_s = _step_s(model, cache, 1)
+    prefill: list[tuple[float, float]] = []
+    for tokens in [n for n in _PROFILE_TOKENS if n <= room] or [1]:
+        prefill.append((float(tokens), _step_s(model, cache, tokens)))
+        if prefill[-1][1] > _LONG_STEP * pass_s and len(prefill) > 1:
+            break
+    return StepProfile(pass_s, tuple(prefill))
+
+
+def _step_s(model: ModelSlice, cache: KvCache, tokens: int) -> float:
+    best_s = math.inf
+    for _ in range(_PROFILE_TRIES):
+        seq = ("profile", tokens)
+        cache.pool.open(seq, model.layers)
+        try:
+            cache.pool.ensure(seq, tokens)
+            batch = _warm_batch(model, seq, 0, tokens)
+            started_s = time.perf_counter()
+            model.forward(batch, cache)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            best_s = min(best_s, time.perf_counter() - started_s)
+        finally:
+            cache.pool.free(seq)
+    return max(best_s, 1e-9)
 
 
 def _warm_batch(model: ModelSlice, seq: object, position: int, count: int) -> SliceBatch:

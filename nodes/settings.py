@@ -16,10 +16,15 @@ NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]
 class BatchSection(Section):
     """How much runs in one step; see nodes.batching.BatchLimits."""
 
-    step_tokens: int = Field(256, ge=1, le=65_536)
-    chunk_tokens: int = Field(128, ge=1, le=65_536)
+    prefill_tokens: int | None = Field(
+        None, ge=1, le=65_536, description="of prompts per step; default: from measured step times"
+    )
+    prefill_objective_s: float | None = Field(
+        None, gt=0, le=60, description="the longest that prompts may make a step"
+    )
     max_rows: int = Field(256, ge=1, le=8_192)
     min_decodes: int = Field(4, ge=1, le=8_192)
+    spread: float = Field(5.0, gt=0, le=1e6)
 
 
 class SecuritySection(Section):

@@ -98,7 +98,6 @@ class Simulation:
             recorder=recorder,
             to_router=self._on_tokens,
             refuse=self._on_refusals,
-            limits=settings.node.limits,
             overhead_s=settings.node.overhead_s,
         )
         placed = [node for node in problem.nodes if node.name in placement.slices]
@@ -107,6 +106,7 @@ class Simulation:
             [node.type_name for node in placed],
             settings.node.limits,
             settings.node.chunk_cost,
+            derive_budget=settings.node.derive_budget,
         )
         self.nodes = {n.name: SimNode(n.name, tables[n.type_name], parts) for n in placed}
         self.control = Control(

@@ -19,7 +19,7 @@ from helix_mq.errors import KvExhausted
 from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
 from helix_mq.layers import LayerRange
 from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
-from nodes.batching import Batcher, BatchLimits, SeqKey, Work
+from nodes.batching import Batcher, SeqKey, Work
 from nodes.kv_pages import LayerPagePool
 from nodes.ledger import Ledger, Verdict
 
@@ -39,7 +39,6 @@ class NodeParts:
     recorder: Recorder
     to_router: Callable[[NodeTokens], None]
     refuse: Callable[[NodeRefusals], None]
-    limits: BatchLimits
     overhead_s: float
 
 
@@ -73,7 +72,7 @@ class SimNode:
 
     def _clear(self, pages: int, page_tokens: int, depth: int) -> None:
         self._ledger = Ledger()
-        self._batcher: Batcher[Leg] = Batcher(whole, self._parts.limits)
+        self._batcher: Batcher[Leg] = Batcher(whole, self._table.limits)
         self.pool = LayerPagePool(pages, page_tokens)
         self._legs: dict[SeqKey, Leg] = {}
         self._frees: list[SeqKey] = []

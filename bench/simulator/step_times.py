@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
 from nodes.batching import BatchLimits
+from nodes.step_budget import StepProfile, prefill_tokens
 from solver.objective import Points, StepTimes
 
 
@@ -46,9 +47,10 @@ class StepTable:
     `both_s` is what a layer with prefill and decodes takes less than their sum.
     """
 
-    __slots__ = ("both_s", "decode_s", "prefill_s")
+    __slots__ = ("both_s", "decode_s", "limits", "prefill_s")
 
     def __init__(self, times: StepTimes, limits: BatchLimits, cost: ChunkCost) -> None:
+        self.limits = limits
         pass_s = one_token_pass_s(times)
         floor_s = pass_s if cost.floor else 0.0
         self.decode_s = [0.0] + [
@@ -56,7 +58,7 @@ class StepTable:
         ]
         self.prefill_s = [0.0] + [
             max(floor_s, interpolated(times.prefill, tokens)) + cost.per_chunk_s
-            for tokens in range(1, limits.step_tokens + 1)
+            for tokens in range(1, limits.prefill_tokens + 1)
         ]
         self.both_s = pass_s if cost.shared_weights else 0.0
 
@@ -84,6 +86,13 @@ def one_token_pass_s(times: StepTimes) -> float:
     return next(seconds for size, seconds in times.decode if size > 0)
 
 
+def budget_of(times: StepTimes) -> int:
+    """Prompt tokens per step as a node with these times would choose them. They are of one layer,
+    and all layers of a slice take alike, so its length makes no difference."""
+    sizes = tuple((size, seconds) for size, seconds in times.prefill if size > 0)
+    return prefill_tokens(StepProfile(one_token_pass_s(times), sizes))
+
+
 def interpolated(points: Points, size: float) -> float:
     """Linear between points; beyond the last, on with the mean rate there."""
     last_size, last_s = points[-1]
@@ -98,8 +107,14 @@ def step_tables(
     types: Sequence[str],
     limits: BatchLimits,
     cost: ChunkCost,
+    *,
+    derive_budget: bool,
 ) -> dict[str, StepTable]:
-    """One table per machine type in `types`; ConfigError if one has no step times."""
+    """One table per machine type in `types`; ConfigError if one has no step times.
+
+    `derive_budget`: each type's prefill budget follows from its own times, as nodes derive theirs
+    from what they measure.
+    """
     tables: dict[str, StepTable] = {}
     for name in sorted(set(types)):
         if name not in step_times:
@@ -108,5 +123,7 @@ def step_tables(
                 f"machine type {name} has no step times (there are some for: {known})",
                 param="step_times",
             )
-        tables[name] = StepTable(step_times[name], limits, cost)
+        times = step_times[name]
+        own = replace(limits, prefill_tokens=budget_of(times)) if derive_budget else limits
+        tables[name] = StepTable(times, own, cost)
     return tables

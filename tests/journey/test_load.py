@@ -66,7 +66,7 @@ async def test_64_streams_at_once_equal_one_by_one(tiny_folder: Path, zmq: bool)
 async def test_small_steps_and_chunks_change_nothing(tiny_folder: Path) -> None:
     requests = mixed(12, seed=2)
     expected = await one_by_one(tiny_folder, requests)
-    batch = BatchSection(step_tokens=9, chunk_tokens=7, max_rows=3, min_decodes=1)
+    batch = BatchSection(prefill_tokens=7, max_rows=3, min_decodes=1, spread=1)
     async with cluster(tiny_folder, PLACEMENT, batch=batch) as c:
         results = await asyncio.gather(*(c.run(request) for request in requests))
     assert tokens(results) == tokens(expected)

@@ -22,7 +22,7 @@ def work(request: int, position: int, count: int, *, sample: bool = True, to: st
 
 
 def test_decodes_go_before_prefill_chunks() -> None:
-    batcher = Batcher(cut, BatchLimits(step_tokens=10, chunk_tokens=8, min_decodes=4))
+    batcher = Batcher(cut, BatchLimits(prefill_tokens=8))
     batcher.add(work(1, 0, 100))
     batcher.add(work(2, 50, 1))
     batch = batcher.next_batch(open_requests=2, depth=1)
@@ -30,7 +30,7 @@ def test_decodes_go_before_prefill_chunks() -> None:
 
 
 def test_a_long_prompt_is_cut_and_only_its_last_piece_samples() -> None:
-    batcher = Batcher(cut, BatchLimits(step_tokens=64, chunk_tokens=64))
+    batcher = Batcher(cut, BatchLimits(prefill_tokens=64))
     batcher.add(work(1, 0, 150))
     pieces = []
     while batch := batcher.next_batch(open_requests=1, depth=1):
@@ -48,21 +48,23 @@ def test_a_long_prompt_is_cut_and_only_its_last_piece_samples() -> None:
 
 
 def test_prompts_share_the_budget_in_turn() -> None:
-    batcher = Batcher(cut, BatchLimits(step_tokens=64, chunk_tokens=64))
+    batcher = Batcher(cut, BatchLimits(prefill_tokens=64))
     batcher.add(work(1, 0, 200))
     batcher.add(work(2, 0, 10))
     first = batcher.next_batch(open_requests=2, depth=1)
     second = batcher.next_batch(open_requests=2, depth=1)
     assert [w.seq.request for w in first] == [1]
-    assert [w.seq.request for w in second] == [2, 1]
+    assert [(w.seq.request, w.count) for w in second] == [(2, 10), (1, 54)]
 
 
 def test_decodes_are_spread_over_the_stages() -> None:
-    batcher = Batcher(cut, BatchLimits(min_decodes=2))
-    for request in range(12):
-        batcher.add(work(request, 9, 1))
-    sizes = [len(batcher.next_batch(open_requests=12, depth=3)) for _ in range(4)]
-    assert sizes == [4, 4, 4, 0]
+    """No more in a step than `spread` even shares of those open, so that no convoy forms."""
+    for spread, expected in ((1.0, [4, 4, 4, 0]), (2.5, [10, 2, 0, 0]), (0.1, [2, 2, 2, 2])):
+        batcher = Batcher(cut, BatchLimits(min_decodes=2, spread=spread))
+        for request in range(12):
+            batcher.add(work(request, 9, 1))
+        sizes = [len(batcher.next_batch(open_requests=12, depth=3)) for _ in range(4)]
+        assert sizes == expected
 
 
 def test_a_blocked_link_holds_prefill_but_not_decodes() -> None:
@@ -90,14 +92,14 @@ def test_removing_gives_back_what_waited() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(1, 70)), max_size=30),
     st.integers(1, 40),
-    st.integers(1, 40),
     st.integers(1, 8),
     st.integers(1, 6),
+    st.floats(0.1, 10),
 )
 def test_every_token_comes_out_once_in_order_and_within_budget(
-    arrivals: list[tuple[int, int]], step: int, chunk: int, rows: int, depth: int
+    arrivals: list[tuple[int, int]], budget: int, rows: int, depth: int, spread: float
 ) -> None:
-    limits = BatchLimits(step_tokens=step, chunk_tokens=chunk, max_rows=rows, min_decodes=1)
+    limits = BatchLimits(prefill_tokens=budget, max_rows=rows, min_decodes=1, spread=spread)
     batcher = Batcher(cut, limits)
     position: dict[int, int] = {}
     for request, count in arrivals:
@@ -106,11 +108,12 @@ def test_every_token_comes_out_once_in_order_and_within_budget(
         position[request] = at + count
     seen: dict[int, int] = {}
     while batch := batcher.next_batch(open_requests=len(position), depth=depth):
-        assert sum(w.count for w in batch) <= step
-        assert len(batch) <= rows
+        decodes = [w for w in batch if w.is_decode]
+        assert len(decodes) <= rows
+        assert len(batch) - len(decodes) <= rows
+        assert sum(w.count for w in batch) - len(decodes) <= budget
         assert len({w.seq for w in batch}) == len(batch)
         for w in batch:
-            assert w.count <= max(chunk, 1)
             assert w.position == seen.get(w.seq.request, 0)
             assert list(w.payload) == list(range(w.position, w.position + w.count))
             seen[w.seq.request] = w.position + w.count

@@ -75,7 +75,7 @@ async def test_a_batch_refused_whole_does_not_hold_up_what_waits(
 ) -> None:
     """No grace period, no overdraft: the next batch follows at once."""
     monkeypatch.setattr(nodes.worker, "STALL_GRACE_S", 3600.0)
-    async with bench(pages=4, limits=BatchLimits(step_tokens=8, chunk_tokens=8)) as b:
+    async with bench(pages=4, limits=BatchLimits(prefill_tokens=8)) as b:
         b.frame(prompt(1, 8), prompt(2, 4))
         await b.until(lambda: len(b.tokens) == 1)
         assert b.refused == [(1, "kv_exhausted")]

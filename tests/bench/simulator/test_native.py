@@ -90,12 +90,11 @@ def test_random_clusters_serve_everything(
         first = data.draw(st.integers(0, layers - 1))
         slices[f"x{i}"] = (first, data.draw(st.integers(first + 1, layers)))
     limits = BatchLimits(
-        step_tokens=data.draw(st.integers(1, 300)),
-        chunk_tokens=data.draw(st.integers(1, 200)),
+        prefill_tokens=data.draw(st.integers(1, 300)),
         max_rows=data.draw(st.integers(1, 64)),
     )
     requests = some_lengths(data.draw(st.integers(1, 25)), data.draw(st.integers(0, 99)))
-    chosen = replace(OFFLINE, node=NodeSettings(limits=limits, page_tokens=8))
+    chosen = replace(OFFLINE, node=NodeSettings(limits=limits, derive_budget=False, page_tokens=8))
     cluster = make_cluster(slices, kv_tokens=float(data.draw(st.sampled_from([4000, 100_000]))))
     run = Simulation(*cluster, chosen, recorder())
     result = run.run(Workload(requests))
