@@ -287,6 +287,7 @@ def _timeline(recorder: Recorder) -> Timeline:
     def means(parts: Iterable[float]) -> tuple[float, ...]:
         return tuple(_per(part, bin_s) for part in parts)
 
+    sampled = [total > 0 for total in recorder.kv_total_by_bin]
     kv = zip(recorder.kv_used_by_bin, recorder.kv_total_by_bin, strict=True)
     return Timeline(
         start_s=recorder.window.start_s,
@@ -294,7 +295,15 @@ def _timeline(recorder: Recorder) -> Timeline:
         output_tokens_per_s=means(recorder.tokens_by_bin),
         running=means(recorder.running.by_bin),
         waiting=means(recorder.waiting.by_bin),
-        kv=tuple(_per(used, total) for used, total in kv),
-        kv_fullest=tuple(recorder.kv_peak_by_bin),
+        kv=_carried([_per(used, total) for used, total in kv], sampled),
+        kv_fullest=_carried(recorder.kv_peak_by_bin, sampled),
         utilisation={n: means(t.busy.by_bin) for n, t in sorted(recorder.nodes.items())},
     )
+
+
+def _carried(values: Sequence[float], sampled: Sequence[bool]) -> tuple[float, ...]:
+    """Parts without a sample, where they are shorter than its interval, take the last one's."""
+    carried: list[float] = []
+    for value, known in zip(values, sampled, strict=True):
+        carried.append(value if known or not carried else carried[-1])
+    return tuple(carried)
