@@ -189,7 +189,8 @@ def _draw_heat(figure: Figure, axes: Axes, report: Report, nodes: Sequence[str])
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(fontsize=8, loc="lower right", ncols=2, framealpha=0.85, edgecolor="none")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, loc="lower right", ncols=2, framealpha=0.85, edgecolor="none")
 
 
 def _empty(axes: Axes, text: str) -> None:

@@ -60,6 +60,7 @@ def save(figure: Figure, path: Path) -> None:
     """Writes the figure as its name's suffix says. ConfigError if the file cannot be written."""
     from matplotlib import rc_context
 
+    _settle(figure)
     with rc_context({"svg.hashsalt": "helix-mq", "svg.fonttype": "none"}):
         kind = path.suffix.lower()[1:]
         stamp = {"Date": None} if kind == "svg" else {"Software": None}
@@ -69,6 +70,19 @@ def save(figure: Figure, path: Path) -> None:
             raise ConfigError(
                 f"plot={path}: cannot be written: {e.strerror or e}", param="plot"
             ) from None
+
+
+def _settle(figure: Figure) -> None:
+    """Lays the figure out and rounds the result.
+
+    The layout's solver orders its terms by address, so positions differ in their last bits from run
+    to run, and ids in an SVG are hashes of positions.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        x, y, width, height = axes.get_position().bounds
+        axes.set_position((round(x, 5), round(y, 5), round(width, 5), round(height, 5)))
 
 
 def style(axes: Axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
