@@ -38,9 +38,17 @@ class StepTimes:
             sizes = [size for size, _ in points]
             if len(points) < 2 or sizes != sorted(set(sizes)) or points[-1][1] <= 0:
                 raise ConfigError(
-                    f"step_times.{name}: needs two points or more with rising batch sizes",
+                    f"step_times.{name}: needs two points or more with rising batch sizes, the "
+                    "last of which takes time",
                     param=name,
                 )
+            for size, seconds in points:
+                if not (0 <= size < math.inf and 0 <= seconds < math.inf):
+                    raise ConfigError(
+                        f"step_times.{name}: {seconds} seconds for a batch of {size}; both must "
+                        "be finite and not negative",
+                        param=name,
+                    )
 
 
 @dataclass(frozen=True, slots=True)
