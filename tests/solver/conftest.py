@@ -7,11 +7,14 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helix_mq.ids import NodeId
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
 from solver.reference_json import ReferenceCluster, read_reference_cluster
+from solver.search_index import ProblemIndex
+from solver.search_judge import Judge
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 WIDE_BYTES_PER_S = 1e9
@@ -88,3 +91,36 @@ def make_problem() -> MakeProblem:
         return Problem(f"random-{seed}", layers, 2, 100, tuple(machines), tuple(links))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def optimum() -> Callable[[Problem, bool], float]:
+    """The largest max flow of any placement, by trying all that hold every layer."""
+
+    def best(problem: Problem, partial: bool) -> float:
+        index = ProblemIndex(problem)
+        if len(index) == 0:
+            return 0.0
+        judge = Judge(index, partial_inference=partial)
+        ways = [_slices(int(most), problem.num_layers) for most in index.max_layers]
+        masks = np.zeros(1, dtype=np.int64)
+        for slices in ways:
+            held = np.array([(1 << end) - (1 << first) for first, end in slices])
+            masks = (masks[:, None] | held[None, :]).reshape(-1)
+        most = 0.0
+        shape = [len(slices) for slices in ways]
+        for number in np.flatnonzero(masks == (1 << problem.num_layers) - 1):
+            pick = np.unravel_index(number, shape)
+            chosen = [slices[int(i)] for slices, i in zip(ways, pick, strict=True)]
+            first, end = np.array(chosen, dtype=np.int64).T
+            most = max(most, judge.tokens_per_s(first, end))
+        return most
+
+    return best
+
+
+def _slices(most: int, num_layers: int) -> list[tuple[int, int]]:
+    slices = [(0, 0)]
+    for size in range(1, most + 1):
+        slices += [(first, first + size) for first in range(num_layers - size + 1)]
+    return slices

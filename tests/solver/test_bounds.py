@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +13,6 @@ from solver.bounds_configurations import Supply, is_feasible
 from solver.problem import Problem
 from solver.reference_json import ReferenceCluster
 from solver.search_index import ProblemIndex
-from solver.search_judge import Judge
 
 MakeProblem = Callable[..., Problem]
 
@@ -24,31 +21,18 @@ def never() -> bool:
     return False
 
 
-def optimum(index: ProblemIndex, judge: Judge) -> float:
-    """The largest max flow of any placement, by trying all."""
-    ways = []
-    for most in index.max_layers:
-        slices = [(0, 0)]
-        for size in range(1, int(most) + 1):
-            slices += [(a, a + size) for a in range(index.num_layers - size + 1)]
-        ways.append(slices)
-    best = 0.0
-    for pick in itertools.product(*ways):
-        first, end = np.array(pick, dtype=np.int64).T
-        best = max(best, judge.tokens_per_s(first, end))
-    return best
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), wide=st.booleans())
-def test_no_placement_beats_the_bounds(make_problem: MakeProblem, seed: int, wide: bool) -> None:
+def test_no_placement_beats_the_bounds(
+    make_problem: MakeProblem, optimum: Callable[[Problem, bool], float], seed: int, wide: bool
+) -> None:
     problem = make_problem(seed, nodes=4, layers=4, max_layers=3, wide=wide)
     index = ProblemIndex(problem)
     if len(index) == 0:
         return
-    best = optimum(index, Judge(index))
+    best = optimum(problem, True)
     assert quick_bound(index).tokens_per_s >= best * (1 - 1e-9)
-    for known in (best, best / 2, best / 10):
+    for known in (best, best / 3):
         bound = best_bound(index, known, stop=never)
         assert bound.tokens_per_s >= best * (1 - 1e-9)
         assert bound.tokens_per_s <= quick_bound(index).tokens_per_s
