@@ -75,12 +75,12 @@ def draw_cdfs(
     style(axes, label)
     axes.set_ylim(0, 1.02)
     if any(spread.count for spread in spreads.values()):
-        _seconds_axis(axes)
+        label_seconds(axes)
     else:
         _empty(axes, "none in the window")
 
 
-def _seconds_axis(axes: Axes) -> None:
+def label_seconds(axes: Axes) -> None:
     """Few labels, each with its unit: 200 ms, 1 s, 20 s. Logarithmic unless the span is short."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
