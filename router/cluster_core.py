@@ -22,9 +22,10 @@ from helix_mq.messages.control import (
 )
 from helix_mq.models.config import ModelConfig
 from router import events as ev
-from router.flows import LiveFlow, LiveNode, live_flow
+from router.flows import LiveFlow, LiveNode, PlannedSpeeds, live_flow
 from router.membership import Member, Membership, NodeState
 from router.placing import Candidate, Placer
+from solver.problem import Problem
 
 
 @dataclass(slots=True)
@@ -56,10 +57,14 @@ class ClusterCore:
         placer: Placer,
         clock: Clock,
         first_epoch: Epoch,
+        problem: Problem | None = None,
     ) -> None:
+        """`problem`: what a plan knows of nodes and links; without it, or for nodes it does not
+        know, flows follow what nodes have measured."""
         self.membership = Membership(config.num_layers)
         self.epoch = first_epoch
-        self.flow: LiveFlow = live_flow(config.num_layers, config.activation_bytes_per_token(2), ())
+        self.flow: LiveFlow = live_flow(config.num_layers, ())
+        self._planned = PlannedSpeeds(problem) if problem is not None else None
         self._config = config
         self._digest = model_digest
         self._settings = settings
@@ -239,9 +244,7 @@ class ClusterCore:
     def _reflow(self, change: ClusterChange) -> None:
         was_serving = self.serving
         nodes = [_live(m) for m in self.membership.serving()]
-        self.flow = live_flow(
-            self._config.num_layers, self._config.activation_bytes_per_token(2), nodes
-        )
+        self.flow = live_flow(self._config.num_layers, nodes, self._planned)
         change.flow_changed = True
         if self.serving:
             self._uncovered_since_s = None

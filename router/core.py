@@ -33,7 +33,9 @@ from router import events as ev
 from router.admission import ThroughputMeter, WaitingQueue
 from router.cluster_core import ClusterCore
 from router.kv_books import KvBooks
-from router.routes import RouteChooser, widest_route_tokens
+from router.routes import widest_route_tokens
+from router.schedulers import new_scheduler
+from router.schedulers_base import Scheduling
 from router.service import Broken, Generation, StreamEvent
 from router.sessions import Session, State
 from router.text import TextStream
@@ -63,6 +65,7 @@ class CoreSettings:
     max_context: int = 8192
     expected_output_tokens: int = 256
     default_deadline_s: float = 600.0
+    scheduling: Scheduling = Scheduling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +91,17 @@ class Core:
         self._clock = clock
         self._new_text = new_text
         self._books = books
-        self._chooser = RouteChooser(cluster.flow.weights)
+        self._scheduler = new_scheduler(settings.scheduling, cluster.flow.weights)
         self._queue = WaitingQueue(settings.max_waiting)
         self._meter = ThroughputMeter()
         self._sessions: dict[RequestId, Session] = {}
         self._released: dict[NodeId, deque[ReleaseItem]] = {}
         self._avoid_until_s: dict[NodeId, float] = {}
         self._effects: list[ev.Effect] = []
+        self._may_start = False
+        """Something has happened that may let a waiting request start. Tokens come far more often
+        than room, and looking for a route costs more than a token."""
+        self._widest: int | None = None
 
     def handle(self, event: ev.Event) -> list[ev.Effect]:
         """What follows from an event. Raises only for Submitted, when it is refused at once."""
@@ -138,7 +145,13 @@ class Core:
         for node, ready in change.ready:
             self._books.set_node(node, ready.kv_pages, ready.page_tokens)
         if change.flow_changed:
-            self._chooser.replace(self.cluster.flow.weights)
+            self._scheduler.replace(self.cluster.flow.weights)
+        if change.gone or change.ready or change.flow_changed:
+            self._widest, self._may_start = None, True
+        if isinstance(event, ev.NodeBeat):
+            beat = event.beat
+            if self.cluster.membership.is_current(beat.node, beat.incarnation):
+                self._scheduler.on_beat(beat)
 
     def output_budget(self, prompt_tokens: int) -> int:
         """Most output tokens a prompt of this length may get; < 1 if it does not fit at all."""
@@ -165,6 +178,7 @@ class Core:
         )
         self._sessions[session.request] = session
         self._queue.push(session.request, generation.priority, now_s)
+        self._may_start = True
 
     def _sessions_can_wait(self) -> bool:
         """New requests wait only while an outage may pass by itself; see ClusterCore."""
@@ -195,14 +209,16 @@ class Core:
 
     def _pump(self) -> None:
         """Admits waiting requests while the next one finds a route with room."""
-        if not self.cluster.serving:
+        self._forget_avoided()
+        if not (self._may_start and self.cluster.serving):
             return
+        self._may_start = False
         too_long: list[Session] = []
         while (request := self._queue.head()) is not None:
             session = self._sessions[request]
             tokens = session.expected_tokens(self._settings.expected_output_tokens)
             room_for = partial(self._has_room, tokens=tokens)
-            route = self._chooser.choose(session.length_tokens, room_for)
+            route = self._scheduler.choose(session.length_tokens, room_for)
             if route is not None:
                 self._queue.remove(request)
                 self._books.reserve(request, route, tokens)
@@ -216,14 +232,23 @@ class Core:
         for session in too_long:
             self._queue.push(session.request, session.generation.priority, session.arrived_s)
 
+    def _forget_avoided(self) -> None:
+        if self._avoid_until_s:
+            now_s = self._clock.now_s()
+            for node in [n for n, until_s in self._avoid_until_s.items() if until_s <= now_s]:
+                del self._avoid_until_s[node]
+                self._may_start = True
+
     def _has_room(self, hop: Hop, tokens: int) -> bool:
-        if self._avoid_until_s.get(hop.node, 0.0) > self._clock.now_s():
-            return False
-        return self._books.has_room(hop, tokens)
+        return hop.node not in self._avoid_until_s and self._books.has_room(hop, tokens)
 
     def _widest_tokens(self) -> int:
         """Longest sequence that the live cluster could hold if it had nothing else to do."""
-        return widest_route_tokens(self.cluster.flow.weights, self._books.capacity_tokens)
+        if self._widest is None:
+            self._widest = widest_route_tokens(
+                self.cluster.flow.weights, self._scheduler.next_nodes, self._books.capacity_tokens
+            )
+        return self._widest
 
     def _token(self, node: str, item: TokenItem) -> None:
         session = self._sessions.get(RequestId(item.request))
@@ -235,13 +260,15 @@ class Core:
             self._refused(node, RefusedItem(item.request, item.attempt, "bad_token", reason))
             return
         now_s = self._clock.now_s()
+        assert session.route is not None
+        if not session.prefilling:
+            self._scheduler.on_token(session.route, now_s - session.sent_s)
         delta, finish, stop = session.take(item, now_s)
         self._effects.append(ev.Emit(session.request, delta))
         if finish is not None:
             self._meter.finished(now_s)
             self._end(session, session.finished(finish, now_s, stop))
             return
-        assert session.route is not None
         self._books.grow(session.request, session.route, session.length_tokens + 1)
         self._effects.append(session.decode_row())
 
@@ -301,12 +328,14 @@ class Core:
         self._release(session)
         session.requeue()
         self._queue.push(session.request, session.generation.priority, session.arrived_s)
+        self._may_start = True
 
     def _release(self, session: Session) -> None:
         """Frees the request's pages on every hop that is still there, and its bookings."""
         self._books.release(session.request)
         if session.route is None:
             return
+        self._scheduler.on_left(session.route, session.routed_tokens)
         item = ReleaseItem(session.request, session.attempt)
         for node in sorted(set(session.route.nodes)):
             if node in self.cluster.membership:
@@ -318,6 +347,7 @@ class Core:
         self._queue.remove(session.request)
         session.move(State.ENDED)
         del self._sessions[session.request]
+        self._may_start = True
         self._effects.append(ev.Emit(session.request, last))
 
     def _break(self, session: Session, error: HelixError) -> None:

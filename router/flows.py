@@ -1,23 +1,32 @@
-"""From what the live nodes hold and measure to the weights that routes are chosen by.
+"""From what the live nodes hold to the graph that routes are chosen on, and the flow over it. Pure.
 
-The max flow itself is `solver.flow`'s; this module only puts the live cluster into its terms. A
-node that holds k layers and runs `layer_tokens_per_s` tokens of one layer per second passes
-`layer_tokens_per_s / k` tokens/s. Links count as wide here until they are measured.
+The graph is `solver.flow`'s: Helix's (ASPLOS '25, section 4.2), with partial inference. Nodes that
+a plan knows have its speeds, and links among them and to the router are the plan's; a node that it
+does not know passes `layer_tokens_per_s / k` tokens/s with k layers, as it has measured, over links
+that count as wide. The flow is computed by scipy's Dinic in whole multiples of a 2^-30th of all
+nodes' rates together: exact enough for shares, and some 200 times faster than exact arithmetic,
+which would hold up the router's loop for seconds in large clusters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
 
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import LayerRange, Placement
 from router.routes import FlowWeights
-from solver.flow import max_flow
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
 
-WIDE_BYTES_PER_S = 1e12
-"""An unmeasured link: never the bottleneck."""
+WIDE = float("inf")
+"""Tokens/s of a link that nobody has measured: never the bottleneck."""
+_UNITS = 2**30
+_LEAST_TOKENS_PER_S = 1e-3
+"""A node that measured next to nothing may still be the only one with its layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,48 +44,224 @@ class LiveFlow:
     weights: FlowWeights
 
 
-def live_flow(num_layers: int, activation_bytes: int, nodes: Sequence[LiveNode]) -> LiveFlow:
+class PlannedSpeeds:
+    """A problem's nodes by name and its links by their ends: made once, looked into often."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.nodes: Mapping[NodeId, ProblemNode] = {n.name: n for n in problem.nodes}
+        self._links: dict[NodeId, dict[NodeId, ProblemLink]] = {}
+        for link in problem.links:
+            if link.bytes_per_s > 0:
+                self._links.setdefault(link.src, {})[link.dst] = link
+
+    def links_from(self, source: NodeId) -> Mapping[NodeId, ProblemLink]:
+        """Links with bandwidth out of a node, or out of SOURCE, by their other end."""
+        return self._links.get(source, {})
+
+
+def live_flow(
+    num_layers: int, nodes: Sequence[LiveNode], planned: PlannedSpeeds | None = None
+) -> LiveFlow:
     """Max flow over the live nodes; zero, with no edges, when they do not cover the model."""
     placement = Placement(num_layers, {n.name: n.layers for n in nodes})
     ends = {n.name: n.layers.end for n in nodes}
     if placement.missing():
         return LiveFlow(0.0, FlowWeights(num_layers, {}, ends))
-    solution = max_flow(_problem(num_layers, activation_bytes, nodes), placement)
-    edges: dict[NodeId, list[tuple[NodeId, float]]] = {}
-    for edge in solution.edges:
-        if edge.tokens_per_s > 0 and edge.dst != SINK:
-            source = ROUTER if edge.src == SOURCE else NodeId(edge.src)
-            edges.setdefault(source, []).append((NodeId(edge.dst), edge.tokens_per_s))
-    weights = FlowWeights(num_layers, {s: tuple(sorted(e)) for s, e in edges.items()}, ends)
-    return LiveFlow(solution.tokens_per_s, weights)
+    return _Graph(num_layers, nodes, planned).solve()
 
 
-def _problem(num_layers: int, activation_bytes: int, nodes: Sequence[LiveNode]) -> Problem:
-    problem_nodes = tuple(
-        ProblemNode(
-            name=n.name,
-            type_name="live",
-            region="",
-            max_layers=len(n.layers),
-            tokens_per_s_by_layers=tuple(
-                max(n.layer_tokens_per_s, 1e-3) / k for k in range(1, len(n.layers) + 1)
-            ),
-            kv_tokens_by_layers=(),
-            nic_in_bytes_per_s=WIDE_BYTES_PER_S,
-            nic_out_bytes_per_s=WIDE_BYTES_PER_S,
-            vram_bytes=0,
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """Tokens/s that a link passes, and the seconds that one token takes over it."""
+
+    rate: float
+    hop_s: float
+
+
+_WIDE_LINK = _Link(WIDE, 0.0)
+
+
+class _Graph:
+    """Each node is `in -> start -> end -> out`: NIC, engine, NIC. Ids enter at start, leave at end.
+
+    Vertices: 0 is the source, 1 the sink, 2 + 4i to 5 + 4i those of node i, in the order of names.
+    """
+
+    def __init__(
+        self, num_layers: int, nodes: Sequence[LiveNode], planned: PlannedSpeeds | None
+    ) -> None:
+        self._num_layers = num_layers
+        self._nodes = sorted(nodes, key=lambda n: n.name)
+        self._planned = planned
+        self._rates = [self._rate(node) for node in self._nodes]
+        self._rate_of = {n.name: r for n, r in zip(self._nodes, self._rates, strict=True)}
+        self._tails: list[int] = []
+        self._heads: list[int] = []
+        self._caps: list[float] = []
+        self._links: dict[tuple[NodeId, NodeId], _Link] = {}
+        self._next: dict[NodeId, list[NodeId]] = {}
+
+    def solve(self) -> LiveFlow:
+        self._add_nodes()
+        self._add_links()
+        names = {n.name: n.layers.end for n in self._nodes}
+        flows = self._flows()
+        edges: dict[NodeId, list[tuple[NodeId, float]]] = {}
+        hop_s: dict[tuple[NodeId, NodeId], float] = {}
+        for (source, target), rate in flows.items():
+            if target != SINK:
+                edges.setdefault(source, []).append((target, rate))
+                hop_s[source, target] = self._hop_s(source, target)
+        weights = FlowWeights(
+            num_layers=self._num_layers,
+            edges={source: tuple(sorted(out)) for source, out in sorted(edges.items())},
+            end_of=names,
+            transitions=self._transitions(),
+            hop_s=hop_s,
         )
-        for n in nodes
-    )
-    names = [n.name for n in nodes]
-    links = [ProblemLink(SOURCE, b, WIDE_BYTES_PER_S, 0.0) for b in names]
-    links += [ProblemLink(a, SINK, WIDE_BYTES_PER_S, 0.0) for a in names]
-    links += [ProblemLink(a, b, WIDE_BYTES_PER_S, 0.0) for a in names for b in names if a != b]
-    return Problem(
-        name="live",
-        num_layers=num_layers,
-        token_bytes=4,
-        activation_bytes=activation_bytes,
-        nodes=problem_nodes,
-        links=tuple(links),
-    )
+        total = sum(rate for (source, _), rate in sorted(flows.items()) if source == ROUTER)
+        return LiveFlow(total, weights)
+
+    # -- the parts --------------------------------------------------------------
+
+    def _known(self, name: NodeId) -> ProblemNode | None:
+        return self._planned.nodes.get(name) if self._planned is not None else None
+
+    def _rate(self, node: LiveNode) -> float:
+        known, held = self._known(node.name), len(node.layers)
+        if known is not None and held <= len(known.tokens_per_s_by_layers):
+            return max(known.tokens_per_s(held), _LEAST_TOKENS_PER_S)
+        return max(node.layer_tokens_per_s, _LEAST_TOKENS_PER_S) / held
+
+    def _add_nodes(self) -> None:
+        for i, node in enumerate(self._nodes):
+            known = self._known(node.name)
+            nic_in = nic_out = WIDE
+            if known is not None and self._planned is not None:
+                size = self._planned.problem.activation_bytes
+                nic_in, nic_out = known.nic_in_bytes_per_s / size, known.nic_out_bytes_per_s / size
+            for step, rate in enumerate((nic_in, self._rates[i], nic_out)):
+                self._add(2 + 4 * i + step, 3 + 4 * i + step, rate)
+
+    def _add_links(self) -> None:
+        """Valid transitions only: among a thousand nodes they are a small part of all pairs."""
+        by_range: dict[LayerRange, list[int]] = {}
+        for i, node in enumerate(self._nodes):
+            by_range.setdefault(node.layers, []).append(i)
+        after = {
+            held: [i for r in by_range if r.first <= held.end < r.end for i in by_range[r]]
+            for held in by_range
+        }
+        first = [i for i, n in enumerate(self._nodes) if n.layers.first == 0]
+        for j, link in self._links_out(ROUTER, first):
+            self._add(0, 3 + 4 * j, link.rate)
+        for i, node in enumerate(self._nodes):
+            if node.layers.end == self._num_layers:
+                back = self._back(node.name)
+                if back is not None:
+                    self._add(4 + 4 * i, 1, back.rate)
+            for j, link in self._links_out(node.name, after[node.layers]):
+                self._add(5 + 4 * i, 2 + 4 * j, link.rate)
+
+    def _links_out(self, source: NodeId, targets: Sequence[int]) -> Iterator[tuple[int, _Link]]:
+        """Those of the targets that there is a link to, and the link."""
+        next_nodes = self._next.setdefault(source, [])
+        planned = self._planned
+        source_known = source == ROUTER or self._known(source) is not None
+        if planned is None or not source_known:
+            next_nodes += [self._nodes[j].name for j in targets]
+            yield from ((j, _WIDE_LINK) for j in targets)
+            return
+        problem = planned.problem
+        links = planned.links_from(SOURCE if source == ROUTER else source)
+        for j in targets:
+            name = self._nodes[j].name
+            known = planned.nodes.get(name)
+            link = _WIDE_LINK
+            if known is not None:
+                found = links.get(name)
+                if found is None:
+                    continue
+                size = problem.token_bytes if source == ROUTER else problem.activation_bytes
+                rate = found.bytes_per_s / size
+                if source == ROUTER:
+                    rate = min(rate, known.nic_in_bytes_per_s / size)
+                link = _Link(rate, found.latency_s + size / found.bytes_per_s)
+                self._links[source, name] = link
+            next_nodes.append(name)
+            yield j, link
+
+    def _back(self, name: NodeId) -> _Link | None:
+        """A last hop's link to the router."""
+        known = self._known(name)
+        if known is None or self._planned is None:
+            return _WIDE_LINK
+        found = self._planned.links_from(name).get(SINK)
+        if found is None:
+            return None
+        size = self._planned.problem.token_bytes
+        rate = min(found.bytes_per_s, known.nic_out_bytes_per_s) / size
+        link = _Link(rate, found.latency_s + size / found.bytes_per_s)
+        self._links[name, SINK] = link
+        return link
+
+    def _add(self, tail: int, head: int, rate: float) -> None:
+        self._tails.append(tail)
+        self._heads.append(head)
+        self._caps.append(rate)
+
+    # -- the answer -------------------------------------------------------------
+
+    def _flows(self) -> dict[tuple[NodeId, NodeId], float]:
+        """Tokens/s over each link that carries some, ROUTER its first end or SINK its second."""
+        scale = _UNITS / sum(self._rates)
+        units = np.clip(np.array(self._caps) * scale, 0.0, float(_UNITS))
+        # What passes anything passes a unit, or one slow node would end all serving.
+        whole = np.where(units > 0, np.maximum(np.rint(units), 1), 0).astype(np.int32)
+        size = 2 + 4 * len(self._nodes)
+        graph = csr_array((whole, (self._tails, self._heads)), shape=(size, size))
+        solved = maximum_flow(graph, 0, 1, method="dinic").flow.tocoo()
+        positive = solved.data > 0
+        flows: dict[tuple[NodeId, NodeId], float] = {}
+        for tail, head, units_over in zip(
+            solved.row[positive].tolist(),
+            solved.col[positive].tolist(),
+            solved.data[positive].tolist(),
+            strict=True,
+        ):
+            if tail == 0:
+                ends = (ROUTER, self._name(head))
+            elif head == 1:
+                ends = (self._name(tail), SINK)
+            elif (tail - 2) // 4 != (head - 2) // 4:
+                ends = (self._name(tail), self._name(head))
+            else:
+                continue
+            flows[ends] = units_over / scale
+        return flows
+
+    def _name(self, vertex: int) -> NodeId:
+        return self._nodes[(vertex - 2) // 4].name
+
+    def _transitions(self) -> dict[NodeId, tuple[NodeId, ...]]:
+        """Next nodes that lead on to the last layer, by links that are there."""
+        leads_on: set[NodeId] = set()
+        kept: dict[NodeId, tuple[NodeId, ...]] = {}
+        for node in sorted(self._nodes, key=lambda n: (-n.layers.end, n.name)):
+            if node.layers.end == self._num_layers:
+                if self._back(node.name) is not None:
+                    leads_on.add(node.name)
+                continue
+            kept[node.name] = tuple(sorted(n for n in self._next[node.name] if n in leads_on))
+            if kept[node.name]:
+                leads_on.add(node.name)
+        kept[ROUTER] = tuple(sorted(n for n in self._next[ROUTER] if n in leads_on))
+        return kept
+
+    def _hop_s(self, source: NodeId, target: NodeId) -> float:
+        """Seconds over a link and through the node behind it, and back to the router if it is the
+        last. A node's time is taken to be one over its rate: that only ranks nodes."""
+        over = self._links.get((source, target), _WIDE_LINK).hop_s
+        back = self._links.get((target, SINK), _WIDE_LINK).hop_s
+        return over + 1 / self._rate_of[target] + back

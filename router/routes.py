@@ -1,14 +1,13 @@
-"""Choosing a route: interleaved weighted round robin along the flow, hop by hop. Pure.
+"""The graph that routes are chosen on, and the walk that finds one. Pure; no scheduler's taste.
 
-At the source and at every node, the next hop is the one whose (work given so far + this work) /
-flow is least, so that over time work is shared in the proportions of the max flow (Helix, ASPLOS
-'25, section 5). Nodes without KV room for the request are passed over; when a choice leads nowhere
-the walk backs up and takes the next best, so a route is found whenever the flow holds one.
+A graph has an edge wherever a request that left one node can go on in the next; some of the edges
+carry flow. The walk takes next nodes in the order a scheduler ranks them, passes over those without
+KV room, and backs up where a choice leads nowhere, so that a route is found whenever there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from helix_mq.ids import ROUTER, NodeId
@@ -24,100 +23,88 @@ class FlowWeights:
     """Flow from each node (and from ROUTER, the source) to its possible next nodes, tokens/s.
 
     `end_of`: the end of the layers each node runs. Nodes whose end is `num_layers` are last hops.
+    `transitions`: all next nodes, with flow or without; where it says nothing of a source, those
+    with flow. `hop_s`: seconds one token is expected to take over an edge and through the node
+    behind it, where known.
     """
 
     num_layers: int
     edges: Mapping[NodeId, tuple[tuple[NodeId, float], ...]]
     end_of: Mapping[NodeId, int]
+    transitions: Mapping[NodeId, tuple[NodeId, ...]] = field(default_factory=dict)
+    hop_s: Mapping[tuple[NodeId, NodeId], float] = field(default_factory=dict)
 
     def usable(self, source: NodeId) -> tuple[tuple[NodeId, float], ...]:
+        """The edges with enough flow to be worth using."""
         out = self.edges.get(source, ())
         widest = max((flow for _, flow in out), default=0.0)
         return tuple((node, flow) for node, flow in out if flow >= MIN_SHARE * widest > 0)
 
+    def all_next(self, source: NodeId) -> tuple[NodeId, ...]:
+        """Every next node that leads on to the last layer, sorted."""
+        known = self.transitions.get(source)
+        if known is not None:
+            return known
+        return tuple(sorted(node for node, flow in self.edges.get(source, ()) if flow > 0))
+
 
 RoomFor = Callable[[Hop], bool]
+NextNodes = Callable[[NodeId], Iterable[NodeId]]
 
 
-@dataclass(slots=True)
-class RouteChooser:
-    """Keeps the work given along each edge; `weights` may be replaced at any time."""
+def find_route(weights: FlowWeights, ranked: NextNodes, room_for: RoomFor) -> Route | None:
+    """The first complete route in the order of `ranked`, or None if none has room on every hop.
 
-    weights: FlowWeights
-    _given: dict[tuple[NodeId, NodeId], float] = field(default_factory=dict)
-
-    def choose(self, work_tokens: float, room_for: RoomFor) -> Route | None:
-        """A route for a request, or None if no path of the flow has room on every hop.
-
-        Only a complete route counts as work given.
-        """
-        hops = self._walk(ROUTER, 0, work_tokens, room_for, set())
-        if hops is None:
-            return None
-        at: NodeId = ROUTER
-        for hop in hops:
-            self.count(at, hop.node, work_tokens)
-            at = hop.node
-        return Route(tuple(hops))
-
-    def count(self, source: NodeId, target: NodeId, work_tokens: float) -> None:
-        edge = (source, target)
-        self._given[edge] = self._given.get(edge, 0.0) + work_tokens
-
-    def replace(self, weights: FlowWeights) -> None:
-        """New weights; what was given before is forgotten, or a node that had been slow would be
-        flooded until its count caught up."""
-        self.weights = weights
-        self._given.clear()
-
-    def _walk(
-        self,
-        source: NodeId,
-        first_layer: int,
-        work: float,
-        room_for: RoomFor,
-        dead_ends: set[NodeId],
-    ) -> list[Hop] | None:
-        ranked = sorted(
-            self.weights.usable(source),
-            key=lambda e: ((self._given.get((source, e[0]), 0.0) + work) / e[1], e[0]),
-        )
-        for node, _ in ranked:
-            end = self.weights.end_of[node]
-            if end <= first_layer:
+    `ranked` is asked for a node's next nodes, best first, when the walk gets there, and should be
+    lazy: the best one mostly does. Each node is left for good at most once, so a walk costs no more
+    than looking at every edge once.
+    """
+    num_layers, end_of = weights.num_layers, weights.end_of
+    hops: list[Hop] = []
+    ahead: list[Iterator[NodeId]] = [iter(ranked(ROUTER))]
+    dead_ends: set[NodeId] = set()
+    while ahead:
+        at_layer = hops[-1].layers.end if hops else 0
+        for node in ahead[-1]:
+            end = end_of[node]
+            # What follows a node depends on its end alone, so a dead end is one however reached.
+            if end <= at_layer or node in dead_ends:
                 continue
-            hop = Hop(node, LayerRange(first_layer, end))
+            hop = Hop(node, LayerRange(at_layer, end))
             if not room_for(hop):
                 continue
-            if end == self.weights.num_layers:
-                return [hop]
-            # What follows a node depends on its end alone, so a dead end is one however reached.
-            if node in dead_ends:
-                continue
-            rest = self._walk(node, end, work, room_for, dead_ends)
-            if rest is not None:
-                return [hop, *rest]
-            dead_ends.add(node)
-        return None
+            hops.append(hop)
+            if end == num_layers:
+                return Route(tuple(hops))
+            ahead.append(iter(ranked(node)))
+            break
+        else:
+            ahead.pop()
+            if hops:
+                dead_ends.add(hops.pop().node)
+    return None
 
 
-def widest_route_tokens(weights: FlowWeights, capacity_tokens: Callable[[Hop], int]) -> int:
+def widest_route_tokens(
+    weights: FlowWeights, next_nodes: NextNodes, capacity_tokens: Callable[[Hop], int]
+) -> int:
     """Longest sequence, in tokens, that some route could hold if it were alone on it."""
-    best: dict[tuple[NodeId, int], int] = {}
+    last = weights.num_layers
+    onward: dict[NodeId, int] = {}
 
     def widest(source: NodeId, first_layer: int) -> int:
-        key = (source, first_layer)
-        if key not in best:
-            found = 0
-            for node, _ in weights.usable(source):
-                end = weights.end_of[node]
-                if end <= first_layer:
-                    continue
-                here = capacity_tokens(Hop(node, LayerRange(first_layer, end)))
-                if end < weights.num_layers:
-                    here = min(here, widest(node, end))
-                found = max(found, here)
-            best[key] = found
-        return best[key]
+        found = 0
+        for node in next_nodes(source):
+            end = weights.end_of[node]
+            rest = onward.get(node)
+            if end <= first_layer or (end < last and rest is None):
+                continue
+            here = capacity_tokens(Hop(node, LayerRange(first_layer, end)))
+            found = max(found, here if rest is None else min(here, rest))
+        return found
 
+    # From the last layers to the first: what follows a node is known before the node is looked at.
+    for node in sorted(weights.end_of, key=lambda n: (-weights.end_of[n], n)):
+        if weights.end_of[node] < last:
+            onward[node] = widest(node, weights.end_of[node])
     return widest(ROUTER, 0)

@@ -54,6 +54,10 @@ class Session:
     epoch: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
+    sent_s: float = 0.0
+    """When its last row was sent: a decode goes out with the token before it."""
+    routed_tokens: int = 0
+    """What it had to prefill when it was given its present route."""
     reroutes: int = 0
     squeezed: bool = False
     """It once ran out of pages: from then on it reserves all it may ever need."""
@@ -65,6 +69,11 @@ class Session:
     @property
     def length_tokens(self) -> int:
         return self.prompt_tokens + len(self.output)
+
+    @property
+    def prefilling(self) -> bool:
+        """On a route, whose first token has not come yet."""
+        return self.length_tokens == self.routed_tokens
 
     @property
     def last_possible_tokens(self) -> int:
@@ -85,10 +94,11 @@ class Session:
     def start(self, route: Route, epoch: int, now_s: float) -> SendRow:
         """Goes on a route: the prompt, with all tokens emitted so far, as one row to prefill."""
         self.move(State.RUNNING)
-        self.route, self.epoch = route, epoch
+        self.route, self.epoch, self.sent_s = route, epoch, now_s
         if self.started_s is None:
             self.started_s = now_s
         tokens = (*self.generation.prompt_ids, *self.output)
+        self.routed_tokens = len(tokens)
         needs_history = _needs_history(self.generation)
         return SendRow(
             request=self.request,
@@ -125,6 +135,7 @@ class Session:
         """Adds the token; gives its delta, and finish and stop reason if the text ends with it."""
         index = len(self.output)
         self.output.append(item.token)
+        self.sent_s = now_s
         if self.first_token_s is None:
             self.first_token_s = now_s
         logprob = None

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import Hop
-from router.routes import FlowWeights, RouteChooser, widest_route_tokens
+from router.routes import FlowWeights, widest_route_tokens
+from router.schedulers import MaxFlowScheduler
 
 A, B, C, D = (NodeId(n) for n in "abcd")
 
@@ -19,13 +20,15 @@ DIAMOND = FlowWeights(
     end_of={A: 4, B: 6, C: 10},
 )
 
+EMPTY = FlowWeights(4, {}, {})
+
 
 def anywhere(hop: Hop) -> bool:
     return True
 
 
 def test_shares_follow_the_flow() -> None:
-    chooser = RouteChooser(DIAMOND)
+    chooser = MaxFlowScheduler(DIAMOND)
     firsts: Counter[str] = Counter()
     for _ in range(400):
         route = chooser.choose(100, anywhere)
@@ -35,13 +38,13 @@ def test_shares_follow_the_flow() -> None:
 
 
 def test_hops_are_contiguous_whatever_the_overlap() -> None:
-    chooser = RouteChooser(DIAMOND)
+    chooser = MaxFlowScheduler(DIAMOND)
     texts = {str(chooser.choose(1, anywhere)) for _ in range(8)}
     assert texts == {"a[0:4] > c[4:10]", "b[0:6] > c[6:10]"}
 
 
 def test_a_full_node_is_passed_over_and_does_not_count() -> None:
-    chooser = RouteChooser(DIAMOND)
+    chooser = MaxFlowScheduler(DIAMOND)
     for _ in range(5):
         route = chooser.choose(10, lambda hop: hop.node != A)
         assert route is not None
@@ -55,23 +58,23 @@ def test_a_dead_end_is_backed_out_of() -> None:
         edges={ROUTER: ((A, 90.0), (B, 10.0)), A: ((C, 90.0),), B: ((D, 10.0),)},
         end_of={A: 5, B: 5, C: 10, D: 10},
     )
-    route = RouteChooser(weights).choose(1, lambda hop: hop.node != C)
+    route = MaxFlowScheduler(weights).choose(1, lambda hop: hop.node != C)
     assert route is not None
     assert route.nodes == (B, D)
 
 
 def test_trickles_are_not_used() -> None:
     weights = FlowWeights(4, {ROUTER: ((A, 99.0), (B, 1.0))}, {A: 4, B: 4})
-    chooser = RouteChooser(weights)
+    chooser = MaxFlowScheduler(weights)
     assert {chooser.choose(1, anywhere).nodes for _ in range(300)} == {(A,)}  # type: ignore[union-attr]
 
 
 def test_widest_route() -> None:
     room = {A: 100, B: 60, C: 80}
-    assert widest_route_tokens(DIAMOND, lambda hop: room[hop.node]) == 80
+    assert widest_route_tokens(DIAMOND, DIAMOND.all_next, lambda hop: room[hop.node]) == 80
     room[A] = 10
-    assert widest_route_tokens(DIAMOND, lambda hop: room[hop.node]) == 60
-    assert widest_route_tokens(FlowWeights(4, {}, {}), lambda hop: 1) == 0
+    assert widest_route_tokens(DIAMOND, DIAMOND.all_next, lambda hop: room[hop.node]) == 60
+    assert widest_route_tokens(EMPTY, EMPTY.all_next, lambda hop: 1) == 0
 
 
 @given(
@@ -102,7 +105,7 @@ def test_a_route_is_found_whenever_one_exists(
             for node, _ in edges.get(source, ())
         )
 
-    route = RouteChooser(weights).choose(1, lambda hop: hop.node not in full)
+    route = MaxFlowScheduler(weights).choose(1, lambda hop: hop.node not in full)
     assert (route is not None) == reachable(ROUTER, 0)
     if route is not None:
         assert route.num_layers == 8
@@ -113,7 +116,7 @@ def test_many_like_nodes_are_all_used() -> None:
     """Thirty replicas have a thirtieth of the flow each: little, but no less than the others."""
     replicas = tuple((NodeId(f"n{i:02}"), 10.0) for i in range(30))
     weights = FlowWeights(4, {ROUTER: replicas}, {node: 4 for node, _ in replicas})
-    chooser = RouteChooser(weights)
+    chooser = MaxFlowScheduler(weights)
     routes = [chooser.choose(100, anywhere) for _ in range(60)]
     used = Counter(route.hops[0].node for route in routes if route is not None)
     assert used == {node: 2 for node, _ in replicas}
