@@ -80,7 +80,7 @@ _GEO_SWARM = _part(_GEO70, "swarm", _SWARM)
 _SWARM30 = _part("single24_llama30b", "swarm", _SWARM)
 _HELIX30 = {kind: _part(f"single24_{kind}_llama30b", "helix", _MAX_FLOW) for kind in
             ("a100", "l4", "t4")}  # fmt: skip
-_HET_SEPARATE = {"a100": 1, "l4": 60, "t4x2": 35, "t4x4": 110}
+_HET_SEPARATE = {"a100": 1, "l4": 60, "l4x2": 35, "t4x4": 110}
 
 
 def _tutorial(scheduler: SchedulerKind) -> Part:
@@ -114,7 +114,7 @@ CASES: Mapping[str, tuple[Part, ...]] = MappingProxyType(
             "single24", "llama70b", {"a100": 240, "l4": 120, "t4": 10}
         ),
         "dist_llama70b_offline_helix": (_GEO_HELIX,),
-        "dist_llama70b_offline_swarm": (_fixed(_GEO_SWARM, 200),),
+        "dist_llama70b_offline_swarm": (_fixed(_GEO_SWARM, 180),),
         "dist_llama70b_offline_separate": _separate(
             "3cluster24", "llama70b", {"a100": 1, "l4": 60, "t4": 50}
         ),

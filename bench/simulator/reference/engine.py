@@ -243,7 +243,8 @@ class Engine:
         decodes = len(batch) - prompts
         duration = node.prefill_s[tokens] + node.decode_s[decodes]
         if not layer:
-            duration += (tokens + decodes) * node.arrived_s_per_token
+            duration += node.arrived_tokens * node.arrived_s_per_token
+            node.arrived_tokens = 0
         node.busy = True
         node.wake_s = inf
         self._sequence += 1
@@ -378,6 +379,7 @@ class Engine:
             if last > now:
                 segment = self._split(node, segment, now)
             _, _, _, _, group, prompts, tokens, context, entry = segment
+            node.arrived_tokens += tokens if prompts else len(group)
             queue = node.queues[entry]
             if queue:
                 queue += group
@@ -428,6 +430,7 @@ class Engine:
                 node.queue_context[entry] = 0
                 node.occupied |= 1 << entry
             node.queues[entry].append(query)
+            node.arrived_tokens += size or 1
             if size:
                 node.queue_prompts[entry] += 1
                 node.queue_tokens[entry] += size

@@ -23,6 +23,7 @@ class NodeState:
 
     __slots__ = (
         "arrived_s_per_token",
+        "arrived_tokens",
         "batch",
         "batch_context",
         "batch_prompts",
@@ -57,6 +58,7 @@ class NodeState:
         self.prefill_s = times.prefill_s
         self.decode_s = times.decode_s
         self.arrived_s_per_token = cluster.activation_bytes * HOST_COPY_S_PER_BYTE
+        self.arrived_tokens = 0
         self.limit_prompts = setup.limits.prompt_requests
         self.limit_tokens = setup.limits.prompt_tokens
         self.limit_decodes = setup.limits.decode_requests

@@ -130,10 +130,14 @@ class RandomScheduler:
 
 
 class ShortestQueueScheduler:
-    """Each hop to the node with the fewest requests on it now; the first of equals."""
+    """Each hop to a node with the fewest requests on it now; equals are drawn from at random.
 
-    def __init__(self, links: Sequence[LinkState]) -> None:
+    The first of equals would do badly: queues are often empty, and all choices would pile up there.
+    """
+
+    def __init__(self, links: Sequence[LinkState], seed: int) -> None:
         self._choices = _choices(links)
+        self._random = random.Random(seed)
 
     def route(self, query: int, prompt_tokens: int, now_s: float) -> list[LinkState] | None:
         path: list[LinkState] = []
@@ -143,7 +147,13 @@ class ShortestQueueScheduler:
             if len(choices) == 1:
                 path.append(choices[0])
             else:
-                path.append(min(choices, key=_queue_length))
+                lengths = [_queue_length(link) for link in choices]
+                least = min(lengths)
+                path.append(
+                    self._random.choice(
+                        [k for k, n in zip(choices, lengths, strict=True) if n == least]
+                    )
+                )
             if path[-1].target is None:
                 return path
             at = path[-1].dst

@@ -254,7 +254,7 @@ def _policies(
     elif options.scheduler is SchedulerKind.SWARM:
         scheduler = watcher = SwarmScheduler(nodes, links)
     elif options.scheduler is SchedulerKind.SHORTEST_QUEUE:
-        scheduler = ShortestQueueScheduler(links)
+        scheduler = ShortestQueueScheduler(links, options.seed)
     else:
         scheduler = RandomScheduler(links, options.seed)
     if not offline:
