@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -98,13 +98,24 @@ class Batcher(Generic[P]):
         self._batches = self._rows = self._decode_rows = 0
 
     def add(self, work: Work[P]) -> None:
-        seq = work.seq
-        if seq in self._decodes or seq in self._prefills:
-            self._behind.setdefault(seq, deque()).append(work)
-        else:
-            self._enqueue(work)
-        self._waiting_tokens += work.count
-        self._waiting_rows += 1
+        self.extend((work,))
+
+    def extend(self, works: Iterable[Work[P]]) -> None:
+        """Adds works in order; a frame's rows at once, since there are many to a frame."""
+        decodes, prefills = self._decodes, self._prefills
+        rows = tokens = 0
+        for work in works:
+            seq = work.seq
+            rows += 1
+            tokens += work.count
+            if seq in decodes or seq in prefills:
+                self._behind.setdefault(seq, deque()).append(work)
+            elif work.is_decode:
+                decodes[seq] = work
+            else:
+                prefills[seq] = work
+        self._waiting_rows += rows
+        self._waiting_tokens += tokens
 
     def remove(self, seq: SeqKey) -> list[Work[P]]:
         """Takes a sequence out, e.g. released; gives back what it had waiting."""

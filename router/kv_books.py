@@ -29,6 +29,8 @@ class KvBooks:
         self._total: dict[NodeId, tuple[int, int]] = {}
         self._reserved: dict[NodeId, int] = {}
         self._held: dict[RequestId, dict[NodeId, int]] = {}
+        self._tokens: dict[RequestId, int] = {}
+        """What each request is booked for; it asks with every token and outgrows it rarely."""
 
     def set_node(self, node: NodeId, total_pages: int, page_tokens: int) -> None:
         self._total[node] = (total_pages, page_tokens)
@@ -69,14 +71,16 @@ class KvBooks:
     def reserve(self, request: RequestId, route: Route, tokens: int) -> None:
         """Books every hop of the route; the caller has checked `has_room` on each."""
         held = self._held.setdefault(request, {})
+        self._tokens[request] = tokens
         for hop in route.hops:
             self._book(held, hop.node, self.pages_for(hop, tokens))
 
     def grow(self, request: RequestId, route: Route, tokens: int) -> None:
         """Raises the booking to `tokens` where it is lower."""
         held = self._held.get(request)
-        if held is None:
+        if held is None or tokens <= self._tokens[request]:
             return
+        self._tokens[request] = tokens
         wanted: dict[NodeId, int] = {}
         for hop in route.hops:
             if hop.node in self._total:
@@ -86,6 +90,7 @@ class KvBooks:
                 self._book(held, node, pages - held.get(node, 0))
 
     def release(self, request: RequestId) -> None:
+        self._tokens.pop(request, None)
         for node, pages in self._held.pop(request, {}).items():
             self._reserved[node] -= pages
 

@@ -25,10 +25,10 @@ class Leg:
         "closed",
         "deadline_ms",
         "layers",
+        "live",
         "next",
         "next_hop",
         "node",
-        "opened",
         "room",
         "seq",
         "wire",
@@ -41,8 +41,8 @@ class Leg:
         self.deadline_ms = deadline_ms
         self.room = 0
         """Tokens that the node's pool has pages for."""
-        self.opened = False
-        """Its first row has come, so the node knows it."""
+        self.live = False
+        """Its first row has come, and it is not closed."""
         self.closed = False
         """Released or refused on this node: its rows are dropped."""
         self.next: Leg | None = None
@@ -72,3 +72,37 @@ def legs_of(
 def whole(leg: Leg, start: int, stop: int) -> Leg:
     """A batcher's `cut`: rows here carry no data that would have to be cut."""
     return leg
+
+
+def sequences_of(rows: list[Row]) -> list[SeqKey]:
+    return [row.seq for row in rows]
+
+
+def pieces_of(rows: list[Row], most: int) -> list[list[Row]]:
+    """Rows in lists of at most `most` tokens each, rows cut where need be."""
+    if sum([row.count for row in rows]) <= most:
+        return [rows]
+    pieces: list[list[Row]] = [[]]
+    held = 0
+    for row in rows:
+        done = 0
+        while done < row.count:
+            if held == most:
+                pieces.append([])
+                held = 0
+            count = min(row.count - done, most - held)
+            last = done + count == row.count
+            pieces[-1].append(
+                Work(
+                    row.seq,
+                    row.position + done,
+                    count,
+                    row.layers,
+                    row.next_hop,
+                    row.sample and last,
+                    row.payload,
+                )
+            )
+            held += count
+            done += count
+    return pieces

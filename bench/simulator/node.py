@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.simulator.flight import Leg, Row, whole
+from bench.simulator.flight import Leg, Row, pieces_of, sequences_of, whole
 from bench.simulator.records import Recorder
 from bench.simulator.step_times import StepTable
 from bench.simulator.timeline import Timeline
@@ -54,6 +54,17 @@ class NodeRefusals:
     items: tuple[RefusedItem, ...]
 
 
+@dataclass(slots=True)
+class Step:
+    """A batch that runs: its rows, decodes first, and what it takes at normal speed."""
+
+    rows: list[Row]
+    seconds: float
+    decodes: int
+    prefill_tokens: int
+    layers: int
+
+
 class SimNode:
     """One machine. Dead until `load`; `life` tells events of an earlier life from this one's."""
 
@@ -92,7 +103,7 @@ class SimNode:
     def die(self) -> None:
         """Loses all it holds and answers nothing."""
         for leg in self._legs.values():
-            leg.closed = True
+            leg.closed, leg.live = True, False
         self.alive = False
         self.life += 1
         self._clear(1, 16, 1)
@@ -118,19 +129,14 @@ class SimNode:
         """A frame. Rows of unknown sequences are judged by the ledger, the others are queued."""
         if not self.alive:
             return
-        add = self._batcher.add
-        for row in rows:
-            leg = row.payload
-            if leg.closed:
-                continue
-            if not leg.opened and not self._open(row):
-                continue
-            add(row)
+        self._batcher.extend([row for row in rows if row.payload.live or self._open(row)])
         if not self._busy:
             self._start()
 
     def _open(self, row: Row) -> bool:
-        """The first row of a sequence: True if it may run."""
+        """A row of a sequence that is not live: True if it may run, as the first one."""
+        if row.payload.closed:
+            return False
         seq = row.seq
         verdict = self._ledger.judge(seq, row.position, row.layers)
         if verdict is not Verdict.OPEN:
@@ -139,7 +145,7 @@ class SimNode:
             return False
         for older in self._ledger.open(seq, row.layers, row.payload.deadline_ms):
             self._close(older)
-        row.payload.opened = True
+        row.payload.live = True
         self._legs[seq] = row.payload
         return True
 
@@ -163,7 +169,7 @@ class SimNode:
         self._batcher.remove(seq)
         leg = self._legs.pop(seq, None)
         if leg is not None:
-            leg.closed = True
+            leg.closed, leg.live = True, False
         if not self._ledger.close(seq):
             return
         if self._busy:
@@ -182,38 +188,53 @@ class SimNode:
 
     def _start(self) -> None:
         """Begins a step if anything may run."""
-        batch: list[Row] = []
+        step: Step | None = None
         # Again while all that was picked is refused: what waits behind it may run.
-        while not batch and (
+        while step is None and (
             picked := self._batcher.next_batch(
                 open_requests=len(self._ledger), depth=self._depth, blocked=self._blocked
             )
         ):
-            batch = self._admit(picked)
-        if not batch:
+            step = self._admit(picked)
+        if step is None:
             return
         parts, now = self._parts, self._parts.timeline.now
-        seconds, tokens, decodes, layers = self._cost(batch)
-        end_s = now + seconds * self.slowdown + parts.overhead_s
+        end_s = now + step.seconds * self.slowdown + parts.overhead_s
         self._busy = True
         self.steps += 1
-        self.rows += len(batch)
-        parts.recorder.on_step(self.name, now, end_s, decodes, tokens, layers)
-        parts.timeline.at(end_s, self._finish, (self.life, batch))
+        self.rows += len(step.rows)
+        parts.recorder.on_step(
+            self.name, now, end_s, step.decodes, step.prefill_tokens, step.layers
+        )
+        parts.timeline.at(end_s, self._finish, (self.life, step))
 
-    def _admit(self, picked: list[Row]) -> list[Row]:
-        """Those of the picked rows that have pages; the others are refused."""
+    def _admit(self, picked: list[Row]) -> Step | None:
+        """Takes pages for the picked rows; those without are refused. None if none are left."""
         refused: list[tuple[SeqKey, str, str]] = []
+        layers = picked[0].layers
+        tokens = decodes = 0
+        alike = True
         for row in picked:
-            need = row.position + row.count
-            if need > row.payload.room:
-                why = self._make_room(row, need)
-                if why:
-                    refused.append((row.seq, KvExhausted.code, f"{self.name}: {why}"))
-        if not refused:
-            return picked
-        self._refuse(refused)
-        return [row for row in picked if not row.payload.closed]
+            count = row.count
+            need = row.position + count
+            if need > row.payload.room and (why := self._make_room(row, need)):
+                refused.append((row.seq, KvExhausted.code, f"{self.name}: {why}"))
+            if row.layers is not layers:
+                alike = False
+            if count == 1 and row.is_decode:
+                decodes += 1
+            else:
+                tokens += count
+        if refused:
+            self._refuse(refused)
+            left = [row for row in picked if row.payload.live]
+            return self._admit(left) if left else None
+        if alike:
+            walked = layers.end - layers.first
+            seconds = walked * self._table.layer_s(tokens, decodes)
+        else:
+            seconds, walked = self._mixed_cost(picked)
+        return Step(picked, seconds, decodes, tokens, walked)
 
     def _make_room(self, row: Row, tokens: int) -> str:
         """Takes pages for so many tokens; why not, where there are too few."""
@@ -227,37 +248,33 @@ class SimNode:
         row.payload.room = pool.room_tokens(seq)
         return ""
 
-    def _cost(self, batch: list[Row]) -> tuple[float, int, int, int]:
-        """Seconds, prefill tokens, decode rows, and the layers that the step walks."""
-        layers = batch[0].layers
-        tokens = decodes = 0
-        for row in batch:
-            if row.layers is not layers:
-                return self._mixed_cost(batch)
-            if row.count == 1 and row.is_decode:
-                decodes += 1
-            else:
-                tokens += row.count
-        held = layers.end - layers.first
-        return held * self._table.layer_s(tokens, decodes), tokens, decodes, held
-
-    def _mixed_cost(self, batch: list[Row]) -> tuple[float, int, int, int]:
-        """The same where rows run different layers of the slice."""
+    def _mixed_cost(self, batch: list[Row]) -> tuple[float, int]:
+        """Seconds, and layers walked, of a batch whose rows run different layers of the slice."""
         pieces: dict[LayerRange, list[int]] = {}
         for row in batch:
             piece = pieces.setdefault(row.layers, [0, 0])
             piece[row.is_decode] += row.count
-        tokens, decodes = (sum(column) for column in zip(*pieces.values(), strict=True))
         walked = max(p.end for p in pieces) - min(p.first for p in pieces)
-        return self._table.pieces_s(pieces), tokens, decodes, walked
+        return self._table.pieces_s(pieces), walked
 
-    def _finish(self, step: tuple[int, list[Row]]) -> None:
+    def _finish(self, done: tuple[int, Step]) -> None:
         """The end of a step: results go on, what was released meanwhile is freed."""
-        life, batch = step
+        life, step = done
         if life != self.life:
             return
         self._busy = False
-        self._forward(batch)
+        tokens: list[TokenItem] = []
+        # Decodes and prefill leave in frames of their own, the latter in pieces, as on the wire.
+        first_prefill = step.decodes
+        rows = step.rows
+        urgent = self._onward(rows if first_prefill == len(rows) else rows[:first_prefill], tokens)
+        for hop, frame in urgent.items():
+            self._send_decodes(hop, frame)
+        if first_prefill < len(rows):
+            for hop, frame in self._onward(rows[first_prefill:], tokens).items():
+                self._send_prefill(hop, frame)
+        if tokens:
+            self._send_tokens(tuple(tokens))
         for seq in self._frees:
             if seq in self.pool:
                 self.pool.free(seq)
@@ -265,14 +282,14 @@ class SimNode:
         if len(self._batcher):
             self._start()
 
-    def _forward(self, batch: list[Row]) -> None:
+    def _onward(self, batch: list[Row], tokens: list[TokenItem]) -> dict[str, list[Row]]:
+        """Rows for the next hops, by hop; those that end here become tokens."""
         frames: dict[str, list[Row]] = {}
-        tokens: list[TokenItem] = []
         rows: list[Row] = []
         last_hop = ""
         for row in batch:
             leg = row.payload
-            if leg.closed:
+            if not leg.live:
                 continue
             on = leg.next
             if on is not None:
@@ -286,32 +303,31 @@ class SimNode:
             elif row.sample:
                 seq = row.seq
                 tokens.append(TokenItem(seq[0], seq[1], row.position + row.count, TOKEN))
-        for hop, rows in frames.items():
-            self._send_rows(hop, rows)
-        if tokens:
-            self._send_tokens(tuple(tokens))
+        return frames
 
-    def _send_rows(self, hop: str, rows: list[Row]) -> None:
-        parts = self._parts
-        wire = parts.wires.between(self.name, hop)
-        if wire is None or not wire.up:
-            why = f"{self.name} has no link to {hop}"
-            self._refuse([(row.seq, "no_peer", why) for row in rows])
+    def _wire_to(self, hop: str, rows: list[Row]) -> Wire | None:
+        """The link to a next hop; without one its rows are refused."""
+        wire = self._parts.wires.between(self.name, hop)
+        if wire is not None and wire.up:
+            return wire
+        why = f"{self.name} has no link to {hop}"
+        self._refuse([(row.seq, "no_peer", why) for row in rows])
+        return None
+
+    def _send_decodes(self, hop: str, rows: list[Row]) -> None:
+        wire, wires = self._wire_to(hop, rows), self._parts.wires
+        if wire is not None:
+            size = len(rows) * wires.activation_bytes
+            wires.send(wire, size, rows[0].payload.node.on_rows, rows, keys_of=sequences_of)
+
+    def _send_prefill(self, hop: str, rows: list[Row]) -> None:
+        wire, wires = self._wire_to(hop, rows), self._parts.wires
+        if wire is None:
             return
-        on_rows = rows[0].payload.node.on_rows
-        token_bytes = parts.wires.activation_bytes
-        # Decodes and prefill leave in frames of their own, the latter in pieces, as on the wire.
-        decodes = [row for row in rows if row.is_decode]
-        if decodes:
-            keys = [row.seq for row in decodes]
-            parts.wires.send(wire, len(decodes) * token_bytes, on_rows, decodes, keys=keys)
-        if len(decodes) == len(rows):
-            return
-        prefill = [row for row in rows if not row.is_decode]
-        for piece in pieces_of(prefill, max(1, wire.piece_bytes // token_bytes)):
+        on_rows, token_bytes = rows[0].payload.node.on_rows, wires.activation_bytes
+        for piece in pieces_of(rows, max(1, wire.piece_bytes // token_bytes)):
             size = sum([row.count for row in piece]) * token_bytes
-            keys = [row.seq for row in piece]
-            parts.wires.send(wire, size, on_rows, piece, keys=keys, urgent=False)
+            wires.send(wire, size, on_rows, piece, keys_of=sequences_of, urgent=False)
         if wire.congested:
             self._blocked.add(hop)
             wire.on_room = self._has_room
@@ -328,33 +344,3 @@ class SimNode:
         if wire is not None and wire.up:
             size = len(items) * parts.wires.token_bytes
             parts.wires.send(wire, size, parts.to_router, NodeTokens(self.name, items))
-
-
-def pieces_of(rows: list[Row], most: int) -> list[list[Row]]:
-    """Rows in lists of at most `most` tokens each, rows cut where need be."""
-    if sum([row.count for row in rows]) <= most:
-        return [rows]
-    pieces: list[list[Row]] = [[]]
-    held = 0
-    for row in rows:
-        done = 0
-        while done < row.count:
-            if held == most:
-                pieces.append([])
-                held = 0
-            count = min(row.count - done, most - held)
-            last = done + count == row.count
-            pieces[-1].append(
-                Work(
-                    row.seq,
-                    row.position + done,
-                    count,
-                    row.layers,
-                    row.next_hop,
-                    row.sample and last,
-                    row.payload,
-                )
-            )
-            held += count
-            done += count
-    return pieces

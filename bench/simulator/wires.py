@@ -12,7 +12,7 @@ next frame is chosen when the link is free, which is that without its last 20 ms
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from typing import Any, NamedTuple
 
 from bench.simulator.records import Recorder
@@ -134,17 +134,19 @@ class Wires:
         handler: Callable[[Any], None],
         argument: Any,
         *,
-        keys: Collection[Any] = (),
+        keys_of: Callable[[Any], Collection[Hashable]] | None = None,
         urgent: bool = True,
     ) -> None:
         """Runs `handler(argument)` when the last byte is there; never, if the link goes down.
 
-        `keys`: the sequences with rows in the frame. Frames that are not `urgent` let others pass.
+        `keys_of(argument)`: the sequences with rows in it, asked when it has to wait. Frames that
+        are not `urgent` let others pass.
         """
         frame = Frame(size_bytes, handler, argument)
         if not wire.awake and wire.free_s <= self._timeline.now:
             self._start(wire, frame)
             return
+        keys = keys_of(argument) if keys_of is not None else ()
         wire.queue.push(frame, size_bytes, keys, urgent=urgent)
         if not wire.awake:
             wire.awake = True
