@@ -253,14 +253,14 @@ class _Search:
         self.every_heuristic()
         self.blocks(0.5)
         if self._options.objective == "serving":
+            if self._best is None and self._small():
+                self.milp(self._budget.left_s * 0.6)
             self._serving()
             return
         self._tighten(0.3)
         if self._done():
             return
-        links = int((self._index.link > 0).sum())
-        possible = quick_bound(self._index).tokens_per_s > MIN_FLOW
-        if possible and len(self._index) <= SMALL_NODES and links <= MAX_LINKS:
+        if self._small():
             self.milp(self._budget.left_s * 0.6)
             if self._done():
                 return
@@ -270,6 +270,12 @@ class _Search:
                 return
         self.local(min(40.0, self._budget.left_s), PATIENCE_S)
         self._tighten(1.0)
+
+    def _small(self) -> bool:
+        """A cluster for the mixed-integer programme, with an answer as far as can be told."""
+        links = int((self._index.link > 0).sum())
+        small = len(self._index) <= SMALL_NODES and links <= MAX_LINKS
+        return small and quick_bound(self._index).tokens_per_s > MIN_FLOW
 
     def _serving(self) -> None:
         if self._best is None:
