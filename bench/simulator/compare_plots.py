@@ -78,7 +78,10 @@ def _bars(axes: Axes, title: str, values: Sequence[float], labels: Sequence[str]
     style(axes, title)
     axes.grid(axis="y", visible=False)
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(values))]
-    axes.barh(range(len(values)), values, height=0.62, color=colours)
+    bars = axes.barh(range(len(values)), values, height=0.62, color=colours, edgecolor="white")
+    for bar in bars[len(COLOURS) :]:
+        # The colours begin again; so do the curves', with dashes.
+        bar.set_hatch("//")
     for y, (value, label) in enumerate(zip(values, labels, strict=True)):
         axes.text(value, y, f" {label}", va="center", ha="left", fontsize=8)
     axes.set_xlim(0, max(values, default=0) * 1.18 or 1)
@@ -86,7 +89,7 @@ def _bars(axes: Axes, title: str, values: Sequence[float], labels: Sequence[str]
 
 def _ranges(axes: Axes, title: str, spreads: Sequence[Spread]) -> None:
     """A line from p5 to p95, a dot at the median, a tick at p99."""
-    style(axes, f"{title}: p5 – p50 – p95, p99 |")
+    style(axes, title, "line p5 to p95, dot p50, tick p99")
     axes.grid(axis="y", visible=False)
     for y, spread in enumerate(spreads):
         if spread.count:
