@@ -173,6 +173,16 @@ def _show(row: Reached) -> str:
     )
 
 
+def _show_again(row: Repeated) -> str:
+    ours = "none" if row.ours_tokens_per_s is None else f"{row.ours_tokens_per_s:.1f}"
+    said = row.published_tokens_per_s
+    return (
+        f"{row.cluster:24} {row.method:12} published {'-' if said is None else f'{said:.1f}':>8} "
+        f"(their placement by our flow {row.published_placement_tokens_per_s:8.1f}) ours {ours:>8} "
+        f"{'met' if row.met else 'MISSED'} {row.reason[:60]}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("targets", "heuristics"))
@@ -181,25 +191,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    rows: list[Reached] | list[Repeated]
+    rows: list[Reached | Repeated] = []
     if arguments.what == "targets":
-        rows = []
         for target in TARGETS:
-            row = reach(target, arguments.data, arguments.time_limit)
-            rows.append(row)
+            reached = reach(target, arguments.data, arguments.time_limit)
+            rows.append(reached)
             if not arguments.json:
-                print(_show(row), flush=True)
+                print(_show(reached), flush=True)
     else:
-        rows = repeat(arguments.data)
-        for again in rows if not arguments.json else ():
-            ours = "none" if again.ours_tokens_per_s is None else f"{again.ours_tokens_per_s:.1f}"
-            said = again.published_tokens_per_s
-            print(
-                f"{again.cluster:24} {again.method:12} published "
-                f"{'-' if said is None else f'{said:.1f}':>8} (their placement by our flow "
-                f"{again.published_placement_tokens_per_s:8.1f}) ours {ours:>8} "
-                f"{'met' if again.met else 'MISSED'} {again.reason[:60]}"
-            )
+        repeated = repeat(arguments.data)
+        rows += repeated
+        for again in repeated if not arguments.json else ():
+            print(_show_again(again))
     body: dict[str, object] = {
         "command": f"python -m bench.planner {arguments.what}",
         "time_limit_s": arguments.time_limit,
