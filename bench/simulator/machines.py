@@ -17,7 +17,7 @@ from bench.simulator.wires import Wire, Wires
 from helix_mq.errors import ConfigError
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import Placement
-from helix_mq.messages.control import Assign, Heartbeat, Ready, Register, RegisterAgain
+from helix_mq.messages.control import Assign, Ready, Register, RegisterAgain
 from router import events as ev
 from solver.problem import Problem, ProblemNode
 
@@ -101,11 +101,7 @@ class Machines:
     def beat(self) -> None:
         """Every living process says so."""
         for name, incarnation in self._incarnation.items():
-            node = self._nodes[name]
-            beat = Heartbeat(
-                name, incarnation, 0, EPOCH, node.open_requests, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, ()
-            )
-            self._control.handle(ev.NodeBeat(beat))
+            self._control.handle(ev.NodeBeat(self._nodes[name].heartbeat(incarnation, EPOCH)))
 
     # -- faults -----------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.simulator.control import EPOCH, Control, NoText, model_config
@@ -123,12 +123,11 @@ class Simulation:
 
     def _core(self, problem: Problem, placement: Placement) -> Core:
         settings, config = self.settings, model_config(problem)
-        cluster = ClusterCore(
-            config, DIGEST, settings.cluster, FixedPlacer(placement), self.timeline, EPOCH
-        )
+        placer, clock = FixedPlacer(placement), self.timeline
+        cluster = ClusterCore(config, DIGEST, settings.cluster, placer, clock, EPOCH, problem)
+        core = replace(settings.core, scheduling=settings.scheduling)
         text = NoText()
-        books = KvBooks(settings.kv_high_water)
-        return Core(config, settings.core, cluster, books, self.timeline, lambda _: text)
+        return Core(config, core, cluster, KvBooks(settings.kv_high_water), clock, lambda _: text)
 
     def _on_tokens(self, said: NodeTokens) -> None:
         self.control.on_tokens(said)
@@ -190,10 +189,8 @@ class Simulation:
         feeder.start()
 
     def _tick(self, _: None) -> None:
-        if self.settings.faults:
-            # Without faults nobody falls silent, and beats decide nothing.
-            self.machines.beat()
-            self.control.handle(ev.Tick())
+        self.machines.beat()
+        self.control.handle(ev.Tick())
         now = self.timeline.now
         for name, node in self.nodes.items():
             total = node.pool.total_pages

@@ -18,6 +18,7 @@ from bench.simulator.wires import Wire, Wires
 from helix_mq.errors import KvExhausted
 from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
 from helix_mq.layers import LayerRange
+from helix_mq.messages.control import Heartbeat
 from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
 from nodes.batching import Batcher, SeqKey, Work
 from nodes.kv_pages import LayerPagePool
@@ -76,6 +77,7 @@ class SimNode:
         """Steps take so many times as long."""
         self.steps = 0
         self.rows = 0
+        self._step_s = 0.0
         self._table = table
         self._parts = parts
         self._ranges: dict[LayerRange, LayerRange] = {}
@@ -122,6 +124,27 @@ class SimNode:
         assert sorted(self._legs) == sorted(self._ledger.sequences())
         freed = set(self.pool.sequences()) - set(self._ledger.sequences())
         assert freed <= set(self._frees), freed
+
+    def heartbeat(self, incarnation: int, epoch: int) -> Heartbeat:
+        """What a daemon says of itself; tokens, links and faults are not looked at by anyone."""
+        waiting, pool = self._batcher.statistics(), self.pool
+        return Heartbeat(
+            node=self.name,
+            incarnation=incarnation,
+            sequence=0,
+            epoch=epoch,
+            open_requests=len(self._ledger),
+            waiting_rows=waiting.waiting_rows,
+            waiting_tokens=waiting.waiting_tokens,
+            kv_free_pages=pool.free_pages,
+            kv_total_pages=pool.total_pages,
+            steps=self.steps,
+            step_s=self._step_s,
+            tokens=0,
+            layer_tokens=0,
+            bad_messages=0,
+            links=(),
+        )
 
     # -- what arrives -----------------------------------------------------------
 
@@ -202,6 +225,7 @@ class SimNode:
         end_s = now + step.seconds * self.slowdown + parts.overhead_s
         self._busy = True
         self.steps += 1
+        self._step_s += end_s - now
         self.rows += len(step.rows)
         parts.recorder.on_step(
             self.name, now, end_s, step.decodes, step.prefill_tokens, step.layers

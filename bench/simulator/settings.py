@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import cast
 
 from bench.simulator.step_times import ChunkCost
 from helix_mq.errors import ConfigError
@@ -16,6 +17,7 @@ from nodes.batching import BatchLimits
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from router.cluster_core import ClusterSettings
 from router.core import CoreSettings
+from router.schedulers_base import Method, Scheduling
 
 
 def _at_least(value: float, least: float, name: str) -> None:
@@ -112,6 +114,7 @@ class SimSettings:
     def __post_init__(self) -> None:
         _at_least(self.duration_s, 0.0, "duration_s")
         _at_least(self.warmup_s, 0.0, "warmup_s")
+        _ = self.scheduling
         if self.max_prefilling < 1:
             raise ConfigError(
                 f"max_prefilling={self.max_prefilling} must be at least 1", param="max_prefilling"
@@ -122,6 +125,11 @@ class SimSettings:
                 f"{self.cluster.dead_after_s}",
                 param="heartbeat_s",
             )
+
+    @property
+    def scheduling(self) -> Scheduling:
+        """ConfigError if there is no such scheduler."""
+        return Scheduling(cast(Method, self.scheduler), self.seed)
 
     @property
     def end_s(self) -> float:

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from bench.simulator.records import Recorder
 from bench.simulator.timeline import Timeline
-from helix_mq.ids import ROUTER, NodeId
+from helix_mq.ids import ROUTER
 from helix_mq.link_queue import LinkQueue
 from helix_mq.outlink import MIN_PIECE_BYTES
 from helix_mq.pacing import QUEUE_S
-from solver.problem import SINK, SOURCE, Problem
+from solver.problem import SINK, SOURCE, Problem, ProblemLink
 
 
 class Nic:
@@ -103,29 +103,29 @@ class Wires:
         self._nics: dict[str, Nic] = {ROUTER: Nic(0.0, 0.0)}
         for node in problem.nodes:
             self._nics[node.name] = Nic(node.nic_in_bytes_per_s, node.nic_out_bytes_per_s)
-        self._wires: dict[tuple[str, str], Wire] = {}
+        self._links: dict[tuple[str, str], ProblemLink] = {}
         for link in problem.links:
             if link.bytes_per_s > 0:
                 src = ROUTER if link.src == SOURCE else link.src
                 dst = ROUTER if link.dst == SINK else link.dst
-                self._wires[src, dst] = self._wire(src, dst, 1 / link.bytes_per_s, link.latency_s)
+                self._links[src, dst] = link
+        # Made when first asked for: of a large cluster's million links few are ever used.
+        self._wires: dict[tuple[str, str], Wire] = {}
         self.frames = 0
-
-    def _wire(self, src: str, dst: str, s_per_byte: float, latency_s: float) -> Wire:
-        return Wire((src, dst), (self._nics[src], self._nics[dst]), s_per_byte, latency_s)
 
     def between(self, src: str, dst: str) -> Wire | None:
         """The link, or None where the problem has none."""
-        return self._wires.get((src, dst))
-
-    def of_node(self, node: NodeId) -> list[Wire]:
-        """All links of a node, both ways, in a fixed order."""
-        return [wire for ends, wire in sorted(self._wires.items()) if node in ends]
+        wire = self._wires.get((src, dst))
+        if wire is None and (link := self._links.get((src, dst))) is not None:
+            nics = self._nics[src], self._nics[dst]
+            wire = Wire((src, dst), nics, 1 / link.bytes_per_s, link.latency_s)
+            self._wires[src, dst] = wire
+        return wire
 
     def control_latency_s(self, src: str, dst: str) -> float:
         """Of small messages, which go between any two machines, over others where need be."""
-        wire = self._wires.get((src, dst)) or self._wires.get((dst, src))
-        return wire.latency_s if wire is not None else 0.0
+        link = self._links.get((src, dst)) or self._links.get((dst, src))
+        return link.latency_s if link is not None else 0.0
 
     def send(
         self,
