@@ -21,6 +21,8 @@ from router.cluster_core import ClusterCore, ClusterSettings
 from router.core import Core, CoreSettings
 from router.kv_books import KvBooks
 from router.placing import FixedPlacer, Placer, ProportionalPlacer
+from router.planned import PlannedPlacement, read_planned
+from router.schedulers_base import Scheduling
 from router.security import RouterSecurity
 from router.service import Generation
 from router.settings import RouterSettings
@@ -35,14 +37,16 @@ def build_app(
     """A router over `transport`, not yet started."""
     config = ModelConfig.from_folder(folder)
     tokenizer = Tokenizer.from_folder(folder)
+    planned = _planned(settings, config)
     cluster = ClusterCore(
         config,
         model_digest(folder),
         ClusterSettings(dead_after_s=settings.dead_after_s),
-        build_placer(settings, config),
+        _placer(settings, config, planned),
         clock,
         # Frames of a router's earlier life are stale: epochs never restart.
         Epoch(int(clock.wall_s() * 1000)),
+        planned.problem if planned is not None else None,
     )
     core = Core(
         config,
@@ -71,11 +75,21 @@ def core_settings(settings: RouterSettings, config: ModelConfig) -> CoreSettings
         max_context=wanted,
         expected_output_tokens=admission.expected_output_tokens,
         default_deadline_s=admission.default_deadline_s,
+        scheduling=Scheduling(settings.scheduling.method, settings.scheduling.seed),
     )
 
 
-def build_placer(settings: RouterSettings, config: ModelConfig) -> Placer:
-    """The fixed placement of the settings, or a split by memory."""
+def _planned(settings: RouterSettings, config: ModelConfig) -> PlannedPlacement | None:
+    path = settings.placement.plan
+    return read_planned(path, config.num_layers) if path is not None else None
+
+
+def _placer(
+    settings: RouterSettings, config: ModelConfig, planned: PlannedPlacement | None
+) -> Placer:
+    """The plan's placement, the one that the settings spell out, or a split by memory."""
+    if planned is not None:
+        return FixedPlacer(planned.placement)
     ranges = settings.placement.ranges()
     if not ranges:
         return ProportionalPlacer(config, settings.placement.nodes_expected)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ByteSize, Field, StringConstraints
+from pydantic import AfterValidator, ByteSize, Field, StringConstraints, model_validator
 
 from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
 from helix_mq.settings import Section, Settings
+from router.schedulers_base import Method
 
 
 def parse_range(text: str) -> LayerRange:
@@ -40,13 +41,22 @@ NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]
 
 
 class PlacementSection(Section):
-    """`nodes` fixes each node's layers; without it they are split by memory.
+    """`nodes` fixes each node's layers, `plan` names a file saved by `helix-mq plan --save` that
+    does; without either they are split by memory.
 
-    The split happens once, when `nodes_expected` nodes have joined.
+    A plan's cluster also gives the speeds and links that flows are computed with. The split happens
+    once, when `nodes_expected` nodes have joined.
     """
 
     nodes: dict[NodeName, RangeText] = Field(default_factory=dict)
+    plan: Path | None = None
     nodes_expected: int = Field(1, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _one_placement(self) -> Self:
+        if self.nodes and self.plan is not None:
+            raise ValueError("give either nodes or plan: both say which layers each node holds")
+        return self
 
     def ranges(self) -> dict[NodeId, LayerRange]:
         return {NodeId(name): parse_range(text) for name, text in self.nodes.items()}
@@ -67,6 +77,13 @@ class AdmissionSection(Section):
     default_deadline_s: float = Field(600.0, gt=0, le=86_400)
     kv_high_water: float = Field(0.9, gt=0, le=1)
     max_context: int | None = Field(None, ge=1, description="below the model's own context")
+
+
+class SchedulingSection(Section):
+    """How requests are given routes. `seed` is for methods that draw lots."""
+
+    method: Method = "maxflow"
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class SecuritySection(Section):
@@ -90,6 +107,7 @@ class RouterSettings(Settings):
     window: ByteSize = Field(ByteSize(64 * 1024 * 1024), description="credit per incoming link")
     http: HttpSection = HttpSection()
     placement: PlacementSection = PlacementSection()
+    scheduling: SchedulingSection = SchedulingSection()
     admission: AdmissionSection = AdmissionSection()
     security: SecuritySection = SecuritySection()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

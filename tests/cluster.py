@@ -27,7 +27,12 @@ from nodes.settings import SecuritySection as NodeSecuritySection
 from router.app import RouterApp
 from router.main import build_app
 from router.service import Broken, Delta, Finished, Generation
-from router.settings import AdmissionSection, PlacementSection, RouterSettings
+from router.settings import (
+    AdmissionSection,
+    PlacementSection,
+    RouterSettings,
+    SchedulingSection,
+)
 
 DEADLINE_S = 60.0
 
@@ -158,6 +163,7 @@ async def cluster(
     batch: BatchSection | None = None,
     window: int = 64 << 20,
     admission: AdmissionSection | None = None,
+    scheduling: SchedulingSection | None = None,
     dead_after_s: float = 3.0,
     wait: bool = True,
 ) -> AsyncIterator[Cluster]:
@@ -177,6 +183,7 @@ async def cluster(
             nodes_expected=len(placement),
         ),
         admission=admission or AdmissionSection(),
+        scheduling=scheduling or SchedulingSection(),
         dead_after_s=dead_after_s,
     )
     app = build_app(settings, folder, transport, SystemClock())

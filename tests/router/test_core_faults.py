@@ -10,7 +10,13 @@ import contextlib
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from helix_mq.errors import ContextExceeded, QueueFull
 from helix_mq.ids import NodeId
@@ -18,6 +24,8 @@ from helix_mq.messages.data import TokenItem
 from helix_mq.sampling import SamplingParams
 from router import events as ev
 from router.core import CoreSettings
+from router.schedulers_base import METHODS, Method, Scheduling
+from router.schedulers_simple import ShortestQueueScheduler
 from router.service import Finished
 from tests.router.world import SLICES, World
 
@@ -29,12 +37,24 @@ PASSING_CODES = st.sampled_from(
 
 
 class Faults(RuleBasedStateMachine):
-    def __init__(self) -> None:
-        super().__init__()
+    world: World
+
+    @initialize(method=st.sampled_from(METHODS), seed=st.integers(0, 99))
+    def start(self, method: Method, seed: int) -> None:
         # So little room that requests wait, and outgrow what was reserved for them.
-        self.world = World(CoreSettings(max_waiting=6, expected_output_tokens=8), recover_s=1e6)
+        scheduling = Scheduling(method, seed)
+        tight = CoreSettings(max_waiting=6, expected_output_tokens=8, scheduling=scheduling)
+        self.world = World(tight, recover_s=1e6)
         for node in sorted(SLICES):
             self.world.join(node, pages=40)
+
+    @invariant()
+    def nothing_waits_that_could_start(self) -> None:
+        """The core looks for routes only after events that may have opened one."""
+        core = self.world.core
+        core._may_start, core._effects = True, []
+        core._pump()
+        assert not core._effects
 
     @rule(
         prompt=st.lists(st.integers(0, 95), min_size=1, max_size=70),
@@ -135,6 +155,9 @@ class Faults(RuleBasedStateMachine):
             world.join(node, pages=40)
         world.run()
         assert not world.core.sessions()
+        scheduler = world.core._scheduler
+        if isinstance(scheduler, ShortestQueueScheduler):
+            assert [scheduler.outstanding(NodeId(node)) for node in sorted(SLICES)] == [0] * 4
         assert world.core.statistics().waiting == world.core.statistics().running == 0
         for stream in world.streams.values():
             assert isinstance(stream.end, Finished), (
