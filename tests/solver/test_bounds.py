@@ -21,7 +21,7 @@ def never() -> bool:
     return False
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10**6), wide=st.booleans())
 def test_no_placement_beats_the_bounds(
     make_problem: MakeProblem, optimum: Callable[[Problem, bool], float], seed: int, wide: bool

@@ -77,12 +77,12 @@ def test_the_formulation_finds_the_optimum(seed: int, partial: bool) -> None:
     assert result.upper_bound_tokens_per_s >= optimum * (1 - 1e-6)
 
 
-@pytest.mark.parametrize("seed", range(100, 103))
+@pytest.mark.parametrize("seed", range(100, 102))
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_answers_with_a_plan_that_holds_or_in_words(method: str, seed: int) -> None:
     problem = random_problem(seed, nodes=5, layers=6)
     try:
-        result = solve(problem, SolveOptions(method=method, time_limit_s=1))  # type: ignore[arg-type]
+        result = solve(problem, SolveOptions(method=method, time_limit_s=0.4))  # type: ignore[arg-type]
     except HelixError as e:
         assert len(str(e)) > 20
         return
@@ -91,7 +91,7 @@ def test_every_method_answers_with_a_plan_that_holds_or_in_words(method: str, se
     assert result.upper_bound_tokens_per_s >= result.objective_tokens_per_s * (1 - 1e-6)
 
 
-@pytest.mark.parametrize("seed", range(200, 204))
+@pytest.mark.parametrize("seed", range(200, 202))
 def test_bounds_hold_against_the_true_optimum(seed: int) -> None:
     problem = random_problem(seed, nodes=4, layers=3)
     optimum = best_by_trying_all(problem, True)

@@ -124,7 +124,6 @@ def test_a_stopped_run_keeps_its_best_and_its_files(
     result = solve(problem, options, report, stop)
     assert result.objective_tokens_per_s >= 952.1
     assert not result.proven_optimal
-    assert result.seconds < 30
     assert result.upper_bound_tokens_per_s >= 2045.6
     assert (tmp_path / "milp" / "helix.lp").stat().st_size > 10_000
     kept = json.loads((tmp_path / "milp" / "solution.json").read_text("utf-8"))

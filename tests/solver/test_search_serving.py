@@ -16,18 +16,18 @@ TIMES = StepTimes(
 )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_planned_for_serving_a_plan_is_expected_to_serve_no_less(
     make_problem: Callable[..., Problem], seed: int
 ) -> None:
     problem = make_problem(seed, nodes=8, layers=6)
     model = ServingModel({n.type_name: TIMES for n in problem.nodes})
     try:
-        by_flow = solve(problem, SolveOptions(time_limit_s=1, serving=model))
+        by_flow = solve(problem, SolveOptions(time_limit_s=0.6, serving=model))
     except NoPlacement:
         return
     # Where there is a way, one is found, whatever it is ranked by.
-    by_serving = solve(problem, SolveOptions(time_limit_s=1, serving=model, objective="serving"))
+    by_serving = solve(problem, SolveOptions(time_limit_s=0.6, serving=model, objective="serving"))
     assert by_flow.serving is not None
     assert by_serving.serving is not None
     assert by_flow.objective_tokens_per_s >= by_serving.objective_tokens_per_s * (1 - 1e-9)
