@@ -75,7 +75,7 @@ def test_programmes_on_parts_improve(make_problem: Callable[..., Problem]) -> No
     assert true_flow(index, best) == pytest.approx(best.tokens_per_s, rel=1e-6)
 
 
-@pytest.mark.parametrize("seed", (60, 62, 63))
+@pytest.mark.parametrize("seed", [60, 62, 63])
 def test_intervals_meet_the_optimum_of_a_uniform_network(
     make_problem: Callable[..., Problem],
     optimum: Callable[[Problem, bool], float],
