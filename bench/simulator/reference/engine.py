@@ -114,7 +114,8 @@ class Engine:
             elif kind == WAKE:
                 node = nodes[code >> 2]
                 if not node.busy and node.wake_s == now:
-                    self._drain(node, now)
+                    # Only the first: of arrivals at the very same time, it starts the node alone.
+                    self._accept(node, heappop(node.inbox), now)
                     self._start(node, 0, now)
             else:
                 self.now_s = now
@@ -376,22 +377,26 @@ class Engine:
             if inbox and inbox[0][0] < last and inbox[0][0] <= now:
                 self._drain_interleaved(node, segment, now)
                 return
-            if last > now:
-                segment = self._split(node, segment, now)
-            _, _, _, _, group, prompts, tokens, context, entry = segment
-            node.arrived_tokens += tokens if prompts else len(group)
-            queue = node.queues[entry]
-            if queue:
-                queue += group
-                node.queue_prompts[entry] += prompts
-                node.queue_tokens[entry] += tokens
-                node.queue_context[entry] += context
-            else:
-                node.queues[entry] = group
-                node.queue_prompts[entry] = prompts
-                node.queue_tokens[entry] = tokens
-                node.queue_context[entry] = context
-                node.occupied |= 1 << entry
+            self._accept(node, segment, now)
+
+    def _accept(self, node: NodeState, segment: Segment, now: float) -> None:
+        """Queues what has arrived of `segment` by `now`; the rest goes back to the inbox."""
+        if segment[2] > now:
+            segment = self._split(node, segment, now)
+        _, _, _, _, group, prompts, tokens, context, entry = segment
+        node.arrived_tokens += tokens if prompts else len(group)
+        queue = node.queues[entry]
+        if queue:
+            queue += group
+            node.queue_prompts[entry] += prompts
+            node.queue_tokens[entry] += tokens
+            node.queue_context[entry] += context
+        else:
+            node.queues[entry] = group
+            node.queue_prompts[entry] = prompts
+            node.queue_tokens[entry] = tokens
+            node.queue_context[entry] = context
+            node.occupied |= 1 << entry
 
     def _split(self, node: NodeState, segment: Segment, now: float) -> Segment:
         """The part that has arrived by `now` (not empty); the rest goes back to the inbox."""
