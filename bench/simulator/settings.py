@@ -7,7 +7,7 @@ the system would do as it is shipped.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import cast
 
@@ -135,3 +135,48 @@ class SimSettings:
     def end_s(self) -> float:
         """Virtual seconds from the start to the end of the measurement."""
         return self.warmup_s + self.duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What people choose of a run, as the command line gives it."""
+
+    mode: str = "offline"
+    scheduler: str = "maxflow"
+    duration_s: float = 600.0
+    warmup_s: float = 60.0
+    seed: int = 0
+    expected_output_tokens: int = 256
+    kv_high_water: float = 0.9
+    prefill_tokens: int | None = None
+    """None lets each node derive it from its step times."""
+    faults: tuple[Fault, ...] = ()
+
+
+def settings_of(options: Options) -> SimSettings:
+    """ConfigError naming the option that makes no sense."""
+    if options.mode not in list(Mode):
+        raise ConfigError(f"mode={options.mode!r}: offline or online", param="mode")
+    for name in ("expected_output_tokens", "prefill_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1", param=name)
+    if not 0 < options.kv_high_water <= 1:
+        raise ConfigError(
+            f"kv_high_water={options.kv_high_water} must be in (0, 1]", param="kv_high_water"
+        )
+    base = SimSettings()
+    budget = options.prefill_tokens
+    limits = BatchLimits() if budget is None else BatchLimits(prefill_tokens=budget)
+    return replace(
+        base,
+        mode=Mode(options.mode),
+        scheduler=options.scheduler,
+        duration_s=options.duration_s,
+        warmup_s=options.warmup_s,
+        seed=options.seed,
+        kv_high_water=options.kv_high_water,
+        node=replace(base.node, limits=limits, derive_budget=budget is None),
+        core=replace(base.core, expected_output_tokens=options.expected_output_tokens),
+        faults=options.faults,
+    )
