@@ -56,6 +56,9 @@ def make(
         str,
         typer.Option(help="max-flow, or serving: what KV room, round trips and batches let pass."),
     ] = "max-flow",
+    simulations: Annotated[
+        bool, typer.Option(help="serving: rank the best candidates by short simulations.")
+    ] = True,
     time_limit: Annotated[float, typer.Option(help="Seconds for the whole search.")] = 60.0,
     seed: Annotated[int, typer.Option(help="For the methods that draw.")] = 0,
     partial_inference: Annotated[
@@ -109,6 +112,7 @@ def make(
     from solver.explain import explain as explained
     from solver.explain_what_if import parse_addition
     from solver.inputs import Source, read_input
+    from solver.judging import find_simulator
     from solver.objective import ServingModel, Workload
     from solver.plan_file import plan_of, write_plan
     from solver.plots import plot_plan, require_plotting
@@ -140,6 +144,7 @@ def make(
         partial_inference=partial_inference,
         warm_start=starting_from(warm_start, problem, seed) if warm_start is not None else None,
         serving=ServingModel(given.step_times, workload) if given.step_times is not None else None,
+        simulate=find_simulator() if objective == "serving" and simulations else None,
         milp=MilpOptions(
             solver=solver,  # type: ignore[arg-type]  # likewise
             rel_gap=rel_gap,

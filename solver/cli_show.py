@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 from solver.explain import Explanation
+from solver.judging import Trial
 from solver.objective import ServingEstimate
 from solver.problem import Problem
 from solver.search_types import PlanResult
@@ -43,6 +45,8 @@ def as_dict(result: PlanResult, explanation: Explanation | None) -> dict[str, ob
             "limit": result.serving.limit,
             "busiest": result.serving.busiest,
         }
+    if result.trial is not None:
+        body["simulated"] = asdict(result.trial)
     if explanation is not None:
         body["explanation"] = _explained(explanation)
     return body
@@ -60,6 +64,8 @@ def describe(problem: Problem, result: PlanResult, explanation: Explanation | No
         )
     if result.serving is not None:
         lines.append(_served(result.serving))
+    if result.trial is not None:
+        lines.append(_tried(result.trial))
     lines += [f"{result.seconds:.1f} s", "", *_table(problem, result), ""]
     if explanation is not None:
         lines.append(explanation.text())
@@ -93,6 +99,14 @@ def _served(serving: ServingEstimate) -> str:
         f"expected to serve {serving.decode_tokens_per_s:.1f} decode tokens/s with "
         f"{serving.requests_in_flight:.0f} requests in flight, {serving.round_trip_s:.2f} s per "
         f"token of each; limited by {serving.limit}, busiest is {serving.busiest}"
+    )
+
+
+def _tried(trial: Trial) -> str:
+    return (
+        f"simulated, kept full: {trial.decode_tokens_per_s:.1f} decode tokens/s with "
+        f"{trial.requests_in_flight:.0f} requests in flight, median inter-token latency "
+        f"{trial.itl_p50_s:.2f} s, median time to first token {trial.ttft_p50_s:.1f} s"
     )
 
 

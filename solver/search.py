@@ -10,23 +10,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from helix_mq.layers import Placement, describe_ranges
+from helix_mq.layers import Placement
 from solver.bounds import OPTIMAL_REL_GAP, Bound, best_bound, quick_bound
 from solver.flow import FlowSolution, max_flow
-from solver.heuristics import describe_room, petals, swarm, swarm_widths
+from solver.heuristics import petals, swarm, swarm_widths
 from solver.heuristics_pipelines import homogeneous, separate
+from solver.judging import Simulate, Trial
 from solver.milp import MAX_LINKS, solve_milp
-from solver.objective import ServingEstimate, estimate
+from solver.objective import ServingEstimate, ServingModel, estimate
 from solver.problem import Problem
 from solver.search_chain import Candidate
 from solver.search_decompose import decompose
+from solver.search_failure import why_not
 from solver.search_index import ProblemIndex
 from solver.search_intervals import close_gap
 from solver.search_judge import Judge
 from solver.search_lns import improve_by_parts
 from solver.search_local import improve
 from solver.search_pools import pools_of
-from solver.search_serving import calmer_plans, serving_estimate
+from solver.search_serving import calmer_plans, most_promising, serving_estimate
 from solver.search_types import (
     Budget,
     NoPlacement,
@@ -99,6 +101,8 @@ class _Search:
         self._trace: list[Progress] = []
         self._bound: Bound | None = None
         self._proven = False
+        self._promising: list[tuple[float, Candidate, str]] = []
+        self._trial: Trial | None = None
         if self._index.left_out:
             names = ", ".join(n.name for n in self._index.left_out[:10])
             more = len(self._index.left_out) - 10
@@ -118,6 +122,7 @@ class _Search:
             score = serving_estimate(
                 self._index, candidate, self._options.serving, partial_inference=self._partial
             ).decode_tokens_per_s
+            self._promising.append((score, candidate, method))
         if self._best is None or score > self._score * (1 + 1e-9):
             self._best, self._score, self._method = candidate, score, method
             self._tell(method)
@@ -218,10 +223,10 @@ class _Search:
 
     def milp(self, limit_s: float) -> None:
         if len(self._index) == 0:
-            raise NoPlacement(self._why_not())
+            raise NoPlacement(why_not(self._index, self._options.seed, self._notes))
         known = self._bound or quick_bound(self._index)
         if known.tokens_per_s <= MIN_FLOW:
-            raise NoPlacement(self._why_not())
+            raise NoPlacement(why_not(self._index, self._options.seed, self._notes))
         start = None
         if self._best is not None:
             start = self._index.placement(self._best.first, self._best.end)
@@ -283,6 +288,23 @@ class _Search:
         part = self._budget.part(self._budget.left_s * 0.8)
         for candidate in calmer_plans(self._index, self._judge, self._best, part):
             self.offer(candidate, "blocks")
+        if self._options.simulate is not None and self._options.serving is not None:
+            self._try_out(self._options.simulate, self._options.serving)
+
+    def _try_out(self, simulate: Simulate, model: ServingModel) -> None:
+        """Simulates the most promising candidates, as many as the time allows; the best is it."""
+        tried = 0
+        for _, candidate, method in most_promising(self._promising):
+            begun_s = self._budget.seconds
+            placement = self._index.placement(candidate.first, candidate.end)
+            trial = simulate(self._problem, placement, model)
+            tried += 1
+            if self._trial is None or trial.decode_tokens_per_s > self._trial.decode_tokens_per_s:
+                self._best, self._method, self._trial = candidate, method, trial
+                self._tell(f"simulated {method}, {trial.decode_tokens_per_s:.1f} decode tokens/s")
+            if self._budget.left_s < self._budget.seconds - begun_s:
+                break
+        self._notes.append(f"{tried} candidates were simulated and the one that served most taken")
 
     def _close(self, limit_s: float) -> None:
         """The exact programme of uniform networks, between the incumbent and the bound."""
@@ -324,7 +346,7 @@ class _Search:
 
     def result(self) -> PlanResult:
         if self._best is None:
-            raise NoPlacement(self._why_not())
+            raise NoPlacement(why_not(self._index, self._options.seed, self._notes))
         if self._bound is None or self._options.method != "auto":
             self._tighten(1.0)
         bound = self._bound or quick_bound(self._index)
@@ -353,34 +375,10 @@ class _Search:
             notes=tuple(self._notes),
             trace=tuple(self._trace),
             serving=self._serving_of(placement, flow),
+            trial=self._trial,
         )
 
     def _serving_of(self, placement: Placement, flow: FlowSolution) -> ServingEstimate | None:
         if self._options.serving is None:
             return None
         return estimate(self._problem, placement, flow, self._options.serving)
-
-    def _why_not(self) -> str:
-        """Why no placement passes any flow, as exactly as can be told."""
-        nodes, layers = self._index.nodes, self._problem.num_layers
-        room = int(self._index.max_layers.sum())
-        if room < layers:
-            reason = f"{layers - room} of {layers} layers find no place: " + describe_room(
-                nodes, layers
-            )
-        else:
-            reason = (
-                "no placement found that leads from the router through all layers and back: "
-                + describe_room(nodes, layers)
-                + ", but the links between them do not join up"
-            )
-            reason = self._uncovered_by_any() or reason
-        return "; ".join([reason, *self._notes])
-
-    def _uncovered_by_any(self) -> str:
-        """In words, what the heuristics' fullest placement leaves out, if it leaves out any."""
-        try:
-            missing = petals(self._problem, self._options.seed).missing()
-        except NoPlacement as error:
-            return error.message
-        return f"{describe_ranges(missing)} find no place" if missing else ""

@@ -7,11 +7,12 @@ all by the serving estimate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from solver.flow import max_flow
+from solver.judging import TRIALS
 from solver.objective import ServingEstimate, ServingModel, estimate
 from solver.search_chain import Candidate, best_chain
 from solver.search_index import ProblemIndex
@@ -55,6 +56,19 @@ def fill_idle(index: ProblemIndex, judge: Judge, candidate: Candidate) -> Candid
     if value < candidate.tokens_per_s * (1 - 1e-9):
         return candidate
     return Candidate(value, first, end)
+
+
+def most_promising(
+    found: Sequence[tuple[float, Candidate, str]],
+) -> list[tuple[float, Candidate, str]]:
+    """Of (estimate, candidate, method): the different ones with the highest estimates, first
+    those, and the one of the largest flow among them, which the estimate may be wrong about."""
+    ordered = sorted(found, key=lambda f: (-f[0], -f[1].tokens_per_s))
+    widest = max(found, key=lambda f: f[1].tokens_per_s, default=None)
+    different: dict[tuple[bytes, bytes], tuple[float, Candidate, str]] = {}
+    for entry in ([widest] if widest is not None else []) + ordered:
+        different.setdefault((entry[1].first.tobytes(), entry[1].end.tobytes()), entry)
+    return list(different.values())[:TRIALS]
 
 
 def serving_estimate(

@@ -16,6 +16,7 @@ from helix_mq.clock import Clock, SystemClock
 from helix_mq.errors import CapacityError, ConfigError
 from helix_mq.layers import Placement
 from solver.flow import FlowSolution
+from solver.judging import Simulate, Trial
 from solver.objective import ServingEstimate, ServingModel
 
 Method = Literal[
@@ -84,7 +85,8 @@ class MilpOptions:
 class SolveOptions:
     """`time_limit_s` is wall time for the whole call, verification included as far as possible.
 
-    `serving` is needed for objective "serving". `warm_start` is a placement to begin from.
+    `serving` is needed for objective "serving". `simulate` ranks that objective's best candidates;
+    without it the estimate does. `warm_start` is a placement to begin from.
     """
 
     method: Method = "auto"
@@ -94,6 +96,7 @@ class SolveOptions:
     partial_inference: bool = True
     warm_start: Placement | None = None
     serving: ServingModel | None = None
+    simulate: Simulate | None = None
     milp: MilpOptions = field(default_factory=MilpOptions)
 
     def __post_init__(self) -> None:
@@ -138,7 +141,8 @@ class PlanResult:
     """A verified placement. `gap` = (upper bound - objective) / objective, of the max flow.
 
     `method` is the one that found it (for `auto`, which of them). `serving` is the estimate for
-    the stated workload, where one was given.
+    the stated workload, where one was given; `trial` what a simulation of it served, where it was
+    chosen by one.
     """
 
     method: str
@@ -153,6 +157,7 @@ class PlanResult:
     notes: tuple[str, ...] = ()
     trace: tuple[Progress, ...] = ()
     serving: ServingEstimate | None = None
+    trial: Trial | None = None
 
 
 def relative_gap(objective: float, bound: float) -> float:
