@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from bench.simulator.native import SimResult, Simulation, Workload, simulate
 from bench.simulator.records import Recorder
 from bench.simulator.settings import Mode, NodeSettings, SimSettings
+from bench.simulator.speed import scale_case
 from bench.traces.types import Arrival, Lengths
 from helix_mq.errors import ConfigError
 from nodes.batching import BatchLimits
+from router.schedulers_base import METHODS
 
 DIAMOND = {"a": (0, 3), "b": (3, 6), "c": (0, 4), "d": (2, 6)}
 """Two ways in, two ways out, and nodes that run only part of what they hold."""
@@ -55,6 +57,22 @@ def test_every_request_ends_once_with_its_tokens(
     arrivals = [Arrival(i * 0.05, r) for i, r in enumerate(requests)]
     result = run.run(Workload(requests if mode is Mode.OFFLINE else arrivals))
     check_all_served(run, result, requests, log)
+
+
+@pytest.mark.parametrize("scheduler", METHODS)
+def test_every_scheduler_serves_everything(
+    make_cluster: Callable[..., Any], log: Any, scheduler: str
+) -> None:
+    requests = some_lengths(40)
+    run = Simulation(*make_cluster(DIAMOND), replace(OFFLINE, scheduler=scheduler), log)
+    check_all_served(run, run.run(Workload(requests)), requests, log)
+
+
+def test_many_nodes_serve_everything() -> None:
+    found = scale_case(nodes=32, requests=150, rate=50.0)
+    assert found["submitted"] == found["finished"] == 150
+    assert found["pages_held"] == 0
+    assert found["rows"] >= 8 * found["tokens"]
 
 
 def test_scarce_pages_delay_requests_and_lose_none(
