@@ -13,6 +13,7 @@ from itertools import pairwise
 from math import inf
 from typing import Protocol
 
+from bench.simulator.reference.arrivals import Arrivals
 from bench.simulator.reference.parts import LinkState, NodeState, Segment
 from bench.simulator.reference.queries import Query
 from bench.simulator.reference.reading import ReferenceDataError
@@ -82,6 +83,7 @@ class Engine:
         self._prompt_tokens = [0] * len(queries)
         self._context = [0] * len(queries)
         self._left = [0] * len(queries)
+        self._arrivals = Arrivals(self._prompt_tokens, self._context)
         self._sent_s = [0.0] * len(queries)
 
     def arrive_at(self, at_s: float) -> bool:
@@ -115,7 +117,7 @@ class Engine:
                 node = nodes[code >> 2]
                 if not node.busy and node.wake_s == now:
                     # Only the first: of arrivals at the very same time, it starts the node alone.
-                    self._accept(node, heappop(node.inbox), now)
+                    self._arrivals.accept(node, heappop(node.inbox), now)
                     self._start(node, 0, now)
             else:
                 self.now_s = now
@@ -205,7 +207,7 @@ class Engine:
                 node.occupied |= 1 << following
         inbox = node.inbox
         if inbox and inbox[0][0] <= now:
-            self._drain(node, now)
+            self._arrivals.drain(node, now)
         if node.occupied:
             self._start(node, following, now)
             return
@@ -367,77 +369,3 @@ class Engine:
         if not node.busy and segment[0] < node.wake_s:
             node.wake_s = segment[0]
             self._push(segment[0], node.index * 4 + WAKE)
-
-    def _drain(self, node: NodeState, now: float) -> None:
-        """Moves what has arrived by `now` from the inbox to the queues, in order of arrival."""
-        inbox = node.inbox
-        while inbox and inbox[0][0] <= now:
-            segment = heappop(inbox)
-            last = segment[2]
-            if inbox and inbox[0][0] < last and inbox[0][0] <= now:
-                self._drain_interleaved(node, segment, now)
-                return
-            self._accept(node, segment, now)
-
-    def _accept(self, node: NodeState, segment: Segment, now: float) -> None:
-        """Queues what has arrived of `segment` by `now`; the rest goes back to the inbox."""
-        if segment[2] > now:
-            segment = self._split(node, segment, now)
-        _, _, _, _, group, prompts, tokens, context, entry = segment
-        node.arrived_tokens += tokens if prompts else len(group)
-        queue = node.queues[entry]
-        if queue:
-            queue += group
-            node.queue_prompts[entry] += prompts
-            node.queue_tokens[entry] += tokens
-            node.queue_context[entry] += context
-        else:
-            node.queues[entry] = group
-            node.queue_prompts[entry] = prompts
-            node.queue_tokens[entry] = tokens
-            node.queue_context[entry] = context
-            node.occupied |= 1 << entry
-
-    def _split(self, node: NodeState, segment: Segment, now: float) -> Segment:
-        """The part that has arrived by `now` (not empty); the rest goes back to the inbox."""
-        first, sequence, last, gap, group, prompts, tokens, _, entry = segment
-        count = 1
-        at = first + gap
-        while at <= now and count < len(group) - 1:
-            count += 1
-            at = first + count * gap
-        arrived, rest = group[:count], group[count:]
-        length = self._context
-        rest_context = sum(map(length.__getitem__, rest))
-        heappush(node.inbox, (at, sequence, last, gap, rest, 0, 0, rest_context, entry))
-        context = sum(map(length.__getitem__, arrived))
-        return (first, sequence, at, gap, arrived, prompts, tokens, context, entry)
-
-    def _drain_interleaved(self, node: NodeState, segment: Segment, now: float) -> None:
-        """As `_drain` where arrivals on several links interleave: sorts them one by one."""
-        inbox = node.inbox
-        segments = [segment]
-        while inbox and inbox[0][0] <= now:
-            segments.append(heappop(inbox))
-        arrivals: list[tuple[float, int, int, int]] = []
-        for part in segments:
-            taken = part if part[2] <= now else self._split(node, part, now)
-            first, sequence, _, gap, group, _, _, _, entry = taken
-            for position, query in enumerate(group):
-                arrivals.append((first + position * gap, sequence, query, entry))
-        arrivals.sort()
-        for _, _, query, entry in arrivals:
-            size = self._prompt_tokens[query]
-            if not node.queues[entry]:
-                node.queues[entry] = []
-                node.queue_prompts[entry] = 0
-                node.queue_tokens[entry] = 0
-                node.queue_context[entry] = 0
-                node.occupied |= 1 << entry
-            node.queues[entry].append(query)
-            node.arrived_tokens += size or 1
-            if size:
-                node.queue_prompts[entry] += 1
-                node.queue_tokens[entry] += size
-            else:
-                node.queue_context[entry] += self._context[query]
