@@ -99,6 +99,7 @@ class Simulation:
             to_router=self._on_tokens,
             refuse=self._on_refusals,
             overhead_s=settings.node.overhead_s,
+            fifo_links=settings.node.fifo_links,
         )
         placed = [node for node in problem.nodes if node.name in placement.slices]
         tables = step_tables(

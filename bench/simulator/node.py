@@ -41,6 +41,7 @@ class NodeParts:
     to_router: Callable[[NodeTokens], None]
     refuse: Callable[[NodeRefusals], None]
     overhead_s: float
+    fifo_links: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +343,9 @@ class SimNode:
         wire, wires = self._wire_to(hop, rows), self._parts.wires
         if wire is not None:
             size = len(rows) * wires.activation_bytes
-            wires.send(wire, size, rows[0].payload.node.on_rows, rows, keys_of=sequences_of)
+            on_rows = rows[0].payload.node.on_rows
+            urgent = not self._parts.fifo_links
+            wires.send(wire, size, on_rows, rows, keys_of=sequences_of, urgent=urgent)
 
     def _send_prefill(self, hop: str, rows: list[Row]) -> None:
         wire, wires = self._wire_to(hop, rows), self._parts.wires

@@ -66,12 +66,14 @@ class NodeSettings:
     """What every node runs with. `overhead_s` is added to each step: launches, copies, the loop.
 
     `load_s`: from being given a slice to being ready, for nodes that come after the start.
+    `fifo_links`: decodes wait for the chunks before them, as production had it once; to compare.
     `derive_budget`: each node's prefill budget follows from its step times, as in production; else
     it is `limits.prefill_tokens`.
     """
 
     limits: BatchLimits = BatchLimits()
     derive_budget: bool = True
+    fifo_links: bool = False
     page_tokens: int = DEFAULT_PAGE_TOKENS
     chunk_cost: ChunkCost = ChunkCost()
     overhead_s: float = 0.0

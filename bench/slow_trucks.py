@@ -1,0 +1,198 @@
+"""Why deep pipelines disappoint, and what cures it: one thing changed at a time.
+
+    python -m bench.slow_trucks [--data ../shared/reference] [--duration 600] [--out FILE.json]
+
+Each published setup is kept full with the published sequence of requests, on our placement with the
+largest max flow and with the published step times, by the production router and batcher. `whole`
+is what the published system does: prompts in one piece, all waiting decodes in one batch, links
+first in first out. Then chunks, then decodes first on links, then batches bounded: `shipped`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.planner_common import machine_summary, write_results
+from bench.simulator.native import Workload, simulate
+from bench.simulator.records import Recorder
+from bench.simulator.settings import NodeSettings, SimSettings
+from bench.simulator.stats import report
+from bench.simulator.step_times import ChunkCost
+from bench.traces.workload import open_workload
+from nodes.batching import BatchLimits
+from solver.inputs import Source, read_input
+from solver.reference_json import read_reference_cluster
+from solver.search import solve
+from solver.search_types import SolveOptions
+
+SETUPS = ("single24_llama70b", "3cluster24_llama70b", "cluster42_llama70b")
+PUBLISHED: Mapping[str, tuple[float, float]] = {
+    "single24_llama70b": (252.1, 1.15),
+    "3cluster24_llama70b": (98.0, 0.96),
+    "cluster42_llama70b": (645.6, 0.84),
+}
+"""Offline decode tokens/s as published, and the median decode latency (s) of the same runs, from
+the data's measured.json."""
+ONE_BATCH = 1e6
+WHOLE = 8192
+TRACE = "traces/trace_offline_seed0_lengths.csv"
+
+VARIANTS: Mapping[str, NodeSettings] = {
+    "whole": NodeSettings(
+        limits=BatchLimits(prefill_tokens=WHOLE, max_rows=1024, spread=ONE_BATCH),
+        derive_budget=False,
+        fifo_links=True,
+    ),
+    "chunks of 128": NodeSettings(
+        limits=BatchLimits(prefill_tokens=128, max_rows=1024, spread=ONE_BATCH),
+        derive_budget=False,
+        fifo_links=True,
+    ),
+    "chunks by step times": NodeSettings(
+        limits=BatchLimits(max_rows=1024, spread=ONE_BATCH), fifo_links=True
+    ),
+    "and decodes first on links": NodeSettings(limits=BatchLimits(max_rows=1024, spread=ONE_BATCH)),
+    "shipped": NodeSettings(),
+}
+SENSITIVITY: Mapping[str, NodeSettings] = {
+    "even shares": NodeSettings(limits=BatchLimits(spread=1.0)),
+    "spread 3": NodeSettings(limits=BatchLimits(spread=3.0)),
+    "spread 10": NodeSettings(limits=BatchLimits(spread=10.0)),
+    "chunks cost 0.2 ms a layer more": NodeSettings(chunk_cost=ChunkCost(per_chunk_s=0.2e-3)),
+    "chunks cost 1 ms a layer more": NodeSettings(chunk_cost=ChunkCost(per_chunk_s=1e-3)),
+    "chunks and decodes share the weights": NodeSettings(chunk_cost=ChunkCost(shared_weights=True)),
+    "chunks as cheap as the table": NodeSettings(chunk_cost=ChunkCost(floor=False)),
+    "2 ms around each step": NodeSettings(overhead_s=2e-3),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    setup: str
+    placement: str
+    variant: str
+    node: NodeSettings
+    data: Path
+    duration_s: float
+    warmup_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one run. `times_published`: decode tokens/s over the published figure.
+
+    `convoy_share`: the decode batch that the average token travels in, as a share of all requests
+    in flight. `behind_prompts`: of decodes' time in steps, the share in steps with prompt tokens.
+    `busy`: mean over nodes.
+    """
+
+    setup: str
+    placement: str
+    variant: str
+    max_flow_tokens_per_s: float
+    decode_tokens_per_s: float
+    times_published: float
+    itl_p50_s: float
+    itl_p99_s: float
+    published_decode_p50_s: float
+    ttft_p50_s: float
+    in_flight: float
+    decode_batch: float
+    convoy_batch: float
+    convoy_share: float
+    behind_prompts: float
+    busy: float
+    cpu_s: float
+
+
+def run(job: Job) -> Outcome:
+    """One simulation, in a process of its own."""
+    path = job.data / "clusters" / f"{job.setup}.json"
+    given = read_input(Source(path))
+    if job.placement == "ours":
+        planned = solve(given.problem, SolveOptions(method="blocks", time_limit_s=10.0))
+        placement, flow = planned.placement, planned.objective_tokens_per_s
+    else:
+        published = read_reference_cluster(path).published[job.placement]
+        placement, flow = published.placement, published.max_flow_tokens_per_s or 0.0
+    settings = SimSettings(duration_s=job.duration_s, warmup_s=job.warmup_s, node=job.node, seed=0)
+    recorder = Recorder(job.warmup_s, job.duration_s)
+    workload = Workload(open_workload(f"reference:{job.data / TRACE}", 0).lengths())
+    assert given.step_times is not None
+    ran = simulate(given.problem, placement, given.step_times, workload, settings, recorder)
+    found = report(recorder)
+    theirs, latency_s = PUBLISHED[job.setup]
+    used = [node.utilisation for node in found.nodes if node.steps]
+    return Outcome(
+        setup=job.setup,
+        placement=job.placement,
+        variant=job.variant,
+        max_flow_tokens_per_s=flow,
+        decode_tokens_per_s=found.decode_tokens_per_s,
+        times_published=found.decode_tokens_per_s / theirs,
+        itl_p50_s=found.itl.p50,
+        itl_p99_s=found.itl.p99,
+        published_decode_p50_s=latency_s,
+        ttft_p50_s=found.ttft.p50,
+        in_flight=found.running.mean,
+        decode_batch=found.batches.decode_batch,
+        convoy_batch=found.batches.convoy_batch,
+        convoy_share=found.batches.convoy_share,
+        behind_prompts=found.batches.behind_prompts,
+        busy=sum(used) / max(1, len(used)),
+        cpu_s=ran.cpu_s,
+    )
+
+
+def jobs(data: Path, duration_s: float, warmup_s: float) -> Iterator[Job]:
+    """All variants on every setup; the published placement as shipped; sensitivity on the first."""
+    for setup in SETUPS:
+        for name, node in VARIANTS.items():
+            yield Job(setup, "ours", name, node, data, duration_s, warmup_s)
+        yield Job(setup, "helix", "shipped", NodeSettings(), data, duration_s, warmup_s)
+    for name, node in SENSITIVITY.items():
+        yield Job(SETUPS[0], "ours", name, node, data, duration_s, warmup_s)
+
+
+def show(outcome: Outcome) -> str:
+    return (
+        f"{outcome.setup:20} {outcome.placement:6} {outcome.variant:36} "
+        f"{outcome.decode_tokens_per_s:7.1f} tokens/s ({outcome.times_published:.2f} x) "
+        f"ITL p50 {outcome.itl_p50_s:.2f} s (published {outcome.published_decode_p50_s:.2f}) "
+        f"in flight {outcome.in_flight:5.0f} convoy {outcome.convoy_batch:5.0f} "
+        f"({outcome.convoy_share:.0%}) behind prompts {outcome.behind_prompts:.0%} "
+        f"busy {outcome.busy:.0%}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/reference"))
+    parser.add_argument("--duration", type=float, default=600.0)
+    parser.add_argument("--warmup", type=float, default=60.0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    outcomes = []
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        todo = list(jobs(arguments.data, arguments.duration, arguments.warmup))
+        for i, outcome in enumerate(pool.map(run, todo), 1):
+            outcomes.append(outcome)
+            print(show(outcome), flush=True)
+            print(f"{i} of {len(todo)}", file=sys.stderr, flush=True)
+    if arguments.out is not None:
+        body: dict[str, object] = {
+            "command": f"python -m bench.slow_trucks --duration {arguments.duration:g}",
+            "machine": machine_summary(),
+            "rows": [asdict(outcome) for outcome in outcomes],
+        }
+        write_results(arguments.out, body)
+
+
+if __name__ == "__main__":
+    main()
