@@ -186,6 +186,8 @@ class SimNode:
         """The link to `peer` broke: all that goes there must be routed anew."""
         if not self.alive:
             return
+        # Nothing waits there any more that would say when there is room again.
+        self._blocked.discard(peer)
         lost = [seq for seq, leg in self._legs.items() if leg.next_hop == peer]
         self._refuse([(s, "link_lost", f"the link {self.name} > {peer} broke") for s in lost])
 

@@ -133,3 +133,15 @@ def test_a_fault_of_an_unknown_node_is_named(make_cluster: Callable[..., Any], l
         )
     with pytest.raises(ConfigError, match="both ends"):
         Fault(1.0, FaultKind.CUT, "a1")
+
+
+def test_prefill_held_back_for_a_link_that_breaks_goes_on_when_it_is_back(
+    make_cluster: Callable[..., Any], log: Any
+) -> None:
+    """On the one way there is, a prompt takes the link for most of a second."""
+    cluster = make_cluster({"a": (0, 2), "b": (2, 4)}, bytes_per_s=2e5)
+    faults = (Fault(3.0, FaultKind.CUT, "a", "b"), Fault(4.0, FaultKind.RESTORE, "a", "b"))
+    settings = replace(BASE, faults=faults, duration_s=120.0, drain=False)
+    run = Simulation(*cluster, settings, log)
+    result = run.run(steady(count=20, every_s=0.2))
+    assert (result.finished, result.failed) == (20, 0)
