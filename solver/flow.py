@@ -101,7 +101,9 @@ def max_flow(
         graph.add_link(link, link_capacity(problem, link))
     residual = preflow_push(graph.graph, graph.source, graph.sink)
     flows: dict[CutEdge, float] = {
-        edge: residual[a][b]["flow"] / UNITS_PER_TOKEN for (a, b), edge in graph.edges.items()
+        # networkx leaves edges without capacity out of its answer.
+        edge: residual[a][b]["flow"] / UNITS_PER_TOKEN if residual.has_edge(a, b) else 0.0
+        for (a, b), edge in graph.edges.items()
     }
     edges = tuple(
         FlowEdge(edge.src, edge.dst, flow, edge.capacity_tokens_per_s)

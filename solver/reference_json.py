@@ -7,6 +7,7 @@ as bytes/s there, and are taken so. Nothing is evaluated; every field is checked
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from solver.objective import Points, StepTimes
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
 
 MAX_FILE_BYTES = 64 * 2**20
+MAX_WHOLE = 2**53
+"""Beyond this a float, which all arithmetic is done in, is not exact."""
 LOCAL_LATENCY_S = 0.01
 """Within its regions the generator draws 1 ms, between them at least 40 ms."""
 
@@ -201,11 +204,13 @@ def _published(name: str, entry: object, num_layers: int) -> PublishedPlacement:
                 param=where,
             )
         slices[NodeId(str(key))] = LayerRange(value[0], value[1])
-    flow = entry.get("max_flow_reference_simulator")
+    flow = None
+    if entry.get("max_flow_reference_simulator") is not None:
+        flow = _number(entry, "max_flow_reference_simulator", where)
     return PublishedPlacement(
         name=name,
         placement=Placement(num_layers, slices),
-        max_flow_tokens_per_s=float(flow) if isinstance(flow, int | float) else None,
+        max_flow_tokens_per_s=flow,
         links=_own_links(entry.get("simulator_cluster")),
     )
 
@@ -241,16 +246,25 @@ def _text(data: Mapping[str, object], field: str, where: str) -> str:
 
 def _number(data: Mapping[str, object], field: str, where: str) -> float:
     value = data.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
         raise ReferenceFileError(f"{where}.{field}={value!r:.60}: expected a number", param=field)
     return float(value)
 
 
+def _finite(value: float) -> bool:
+    """Whether a float holds it: JSON has integers of any size, and Python reads NaN there."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _whole(data: Mapping[str, object], field: str, where: str) -> int:
     value = data.get(field)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_WHOLE:
         raise ReferenceFileError(
-            f"{where}.{field}={value!r:.60}: expected a whole number", param=field
+            f"{where}.{field}={value!r:.60}: expected a whole number up to {MAX_WHOLE}",
+            param=field,
         )
     return value
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helix_mq.errors import HelixError
+from helix_mq.errors import ConfigError, HelixError
 from solver.flow import max_flow
 from solver.reference_json import (
     ReferenceCluster,
@@ -94,6 +94,49 @@ def test_damaged_files_are_refused_or_read(tmp_path: Path, data: st.DataObject) 
             max_flow(cluster.problem, published.placement)
     except HelixError:
         pass
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value within a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    return [at] + [
+        path
+        for key, held in inner
+        for path in (places(held, (*at, key)) if isinstance(held, dict | list) else [(*at, key)])
+    ]
+
+
+@pytest.mark.parametrize(
+    "odd", [None, True, -1, 0, 10**17, 10**400, float("nan"), float("inf"), "", [], {}, [[1]]]
+)
+def test_no_odd_value_anywhere_gets_through_as_a_crash(tmp_path: Path, odd: object) -> None:
+    """JSON's integers have any size, and Python's reader takes NaN and Infinity."""
+    whole = json.loads(json.dumps(SMALL))
+    whole["placements"]["helix"]["max_flow_reference_simulator"] = 100.0
+    path = tmp_path / "odd.json"
+    for place in places(whole):
+        value: Any = json.loads(json.dumps(whole)) if place else odd
+        at = value
+        for key in place[:-1]:
+            at = at[key]
+        if place:
+            at[place[-1]] = odd
+        try:
+            cluster = read_reference_cluster(written(path, value))
+            for published in cluster.published.values():
+                max_flow(cluster.problem, published.placement)
+        except ConfigError as error:
+            assert error.param, place
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "-1", "x", "", "1e999"])
+@pytest.mark.parametrize("seconds", [0.2, 10**400, float("nan"), -1.0])
+def test_profiles_with_odd_points_are_refused(tmp_path: Path, size: str, seconds: float) -> None:
+    table = {"1": 0.1, size: seconds}
+    machines = {"T4": {"prompt_bs2time": table, "decode_bs2time": {"1": 0.1, "2": 0.2}}}
+    path = written(tmp_path / "p.json", {"models": {"m": {"machines": machines}}})
+    with pytest.raises(ConfigError):
+        read_reference_profiles(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "nul", '{"model": 3}', '{"model": {}}'])
