@@ -18,13 +18,13 @@ import torch
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.step_budget import StepProfile, prefill_tokens
 from nodes.engine import Engine
 from nodes.kv_cache import KvCache
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.batch import RowSpec, SliceBatch
 from nodes.model.slice import ModelSlice
 from nodes.model.weights import held_bytes
-from nodes.step_budget import StepProfile, prefill_tokens
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
+from helix_mq.step_budget import StepProfile, prefill_tokens
 from nodes.batching import BatchLimits
-from nodes.step_budget import StepProfile, prefill_tokens
 from solver.objective import Points, StepTimes
 
 

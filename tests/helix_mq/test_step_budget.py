@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helix_mq.errors import ConfigError
-from nodes.step_budget import LONGER, MIN_TOKENS, WASTE, StepProfile, prefill_tokens
+from helix_mq.step_budget import LONGER, MIN_TOKENS, WASTE, StepProfile, prefill_tokens
 
 
 def gpu(pass_s: float, token_s: float) -> StepProfile:
