@@ -45,6 +45,9 @@ SMALL_NODES = 10
 """Up to here `auto` also runs the mixed-integer programme, which may prove the optimum."""
 PATIENCE_S = 10.0
 MIN_FLOW = 1e-9
+CHECK_S_PER_LINK = 5e-6
+"""Kept back from the time limit for the exact flow and the verifier: seconds at a million links."""
+CHECK_SHARE = 0.3
 
 
 def solve(
@@ -60,7 +63,8 @@ def solve(
     each other, VerificationError if an answer does not hold (a fault of ours).
     """
     options = options or SolveOptions()
-    budget = Budget(options.time_limit_s, stop=stop)
+    checks_s = min(CHECK_S_PER_LINK * len(problem.links), CHECK_SHARE * options.time_limit_s)
+    budget = Budget(options.time_limit_s - checks_s, stop=stop)
     search = _Search(problem, options, budget, progress)
     method = options.method
     if options.warm_start is not None:
