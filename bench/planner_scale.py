@@ -1,8 +1,10 @@
 """How the planner's cost grows with the cluster: synthetic clusters of 24 to 1,000 nodes.
 
-Run: python -m bench.planner_scale [--sizes 24,48,...] [--out FILE]. Each size is planned by `auto`
-in a process of its own, so that its peak memory is its own; a uniform network and one of regions
-joined by slow links. Results go to bench/results/planner-scale.json, the plot beside it.
+    python -m bench.planner_scale [--sizes 24,50,...] [--methods auto] [--out FILE]
+
+Each size is planned in a process of its own, so that its peak memory is its own; a uniform network
+and one of regions joined by slow links. Results go to bench/results/planner-scale.json, the plot
+beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import multiprocessing
 import random
 import resource
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ from bench.planner_common import machine_summary, write_results
 from helix_mq.ids import NodeId
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
 from solver.search import solve
-from solver.search_types import SolveOptions
+from solver.search_types import METHODS, Method, NoPlacement, SolveOptions
 
 SIZES = (24, 50, 100, 200, 500, 1000)
 NUM_LAYERS = 80
@@ -38,15 +41,20 @@ FAST_BYTES_PER_S, SLOW_BYTES_PER_S = 1e9, 12e6
 
 @dataclass(frozen=True, slots=True)
 class ScalePoint:
-    """One planned cluster."""
+    """One planned cluster: `asked` is the method asked for, `method` the one that found the plan.
+
+    The figures are None, and `refused` says why, where there is no plan.
+    """
 
     nodes: int
     regions: int
     time_limit_s: float
-    method: str
-    objective_tokens_per_s: float
-    upper_bound_tokens_per_s: float
-    gap: float
+    asked: str
+    method: str | None
+    objective_tokens_per_s: float | None
+    upper_bound_tokens_per_s: float | None
+    gap: float | None
+    refused: str
     build_s: float
     plan_s: float
     peak_memory_mib: float
@@ -88,20 +96,26 @@ def synthetic_problem(nodes: int, regions: int, seed: int = 0) -> Problem:
     )
 
 
-def measure(nodes: int, regions: int, time_limit_s: float) -> ScalePoint:
+def measure(nodes: int, regions: int, time_limit_s: float, method: Method) -> ScalePoint:
     """Plan one cluster here; call in a fresh process for an honest peak of memory."""
     begun = time.perf_counter()
     problem = synthetic_problem(nodes, regions)
     built = time.perf_counter()
-    result = solve(problem, SolveOptions(method="auto", time_limit_s=time_limit_s))
+    result, refused = None, ""
+    try:
+        result = solve(problem, SolveOptions(method=method, time_limit_s=time_limit_s))
+    except NoPlacement as error:
+        refused = error.message
     return ScalePoint(
         nodes=nodes,
         regions=regions,
         time_limit_s=time_limit_s,
-        method=result.method,
-        objective_tokens_per_s=result.objective_tokens_per_s,
-        upper_bound_tokens_per_s=result.upper_bound_tokens_per_s,
-        gap=result.gap,
+        asked=method,
+        method=result.method if result else None,
+        objective_tokens_per_s=result.objective_tokens_per_s if result else None,
+        upper_bound_tokens_per_s=result.upper_bound_tokens_per_s if result else None,
+        gap=result.gap if result else None,
+        refused=refused,
         build_s=built - begun,
         plan_s=time.perf_counter() - built,
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -114,19 +128,31 @@ def plot(points: list[ScalePoint], path: Path) -> None:
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     times, gaps = figure.subplots(1, 2)
+    methods = list(dict.fromkeys(p.asked for p in points))
     for regions in sorted({p.regions for p in points}):
-        mine = [p for p in points if p.regions == regions]
-        label = "one region" if regions == 1 else f"{regions} regions"
-        times.plot([p.nodes for p in mine], [p.plan_s for p in mine], "o-", label=label)
-        gaps.plot([p.nodes for p in mine], [100 * p.gap for p in mine], "o-", label=label)
+        place = "one region" if regions == 1 else f"{regions} regions"
+        for colour, method in enumerate(methods):
+            mine = [p for p in points if (p.regions, p.asked) == (regions, method)]
+            label = place if len(methods) == 1 else f"{method}, {place}"
+            look = {
+                "color": f"C{colour if len(methods) > 1 else regions}",
+                "linestyle": "-" if regions == 1 else "--",
+                "marker": "o",
+            }
+            times.plot([p.nodes for p in mine], [p.plan_s for p in mine], label=label, **look)
+            found = [(p.nodes, 100 * p.gap) for p in mine if p.gap is not None]
+            gaps.plot([n for n, _ in found], [gap for _, gap in found], label=label, **look)
     times.set(xlabel="nodes", ylabel="planning time, s", xscale="log", yscale="log")
     gaps.set(xlabel="nodes", ylabel="gap to the bound, %", xscale="log", ylim=(0, None))
-    times.legend()
+    times.legend(fontsize="x-small")
     figure.savefig(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", default="auto", help=f"any of {','.join(METHODS)}")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--regions", default="1,4")
     parser.add_argument("--time-limit", type=float, default=60.0)
@@ -136,13 +162,19 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     for regions in map(int, arguments.regions.split(",")):
         for nodes in map(int, arguments.sizes.split(",")):
-            with context.Pool(1) as pool:
-                point = pool.apply(measure, (nodes, regions, arguments.time_limit))
-            points.append(point)
-            print(json.dumps(asdict(point)), flush=True)
-    write_results(
-        arguments.out, {"machine": machine_summary(), "points": [asdict(p) for p in points]}
-    )
+            for method in arguments.methods.split(","):
+                with context.Pool(1) as pool:
+                    task = (nodes, regions, arguments.time_limit, method)
+                    point = pool.apply(measure, task)
+                points.append(point)
+                print(json.dumps(asdict(point)), flush=True)
+    command = "python -m bench.planner_scale " + " ".join(sys.argv[1:])
+    body: dict[str, object] = {
+        "command": command.strip(),
+        "machine": machine_summary(),
+        "points": [asdict(p) for p in points],
+    }
+    write_results(arguments.out, body)
     plot(points, arguments.out.with_suffix(".svg"))
 
 
