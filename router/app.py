@@ -10,14 +10,13 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 import msgspec
 
 from helix_mq.clock import Clock
 from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
-from helix_mq.errors import FrameError, HelixError, NotServing, QueueFull
+from helix_mq.errors import FrameError, HelixError, NotServing
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER, NodeId, RequestId
 from helix_mq.messages import control, data
@@ -38,14 +37,11 @@ from router.service import (
 )
 from router.settings import RouterSettings
 from router.status import service_status
+from router.tokenising import Tokenising
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-_LONG_TEXT_CHARS = 4_000
-"""Texts above this are tokenised off the event loop: about 1 ms on one core."""
-_MAX_WAITING_CHARS = 8 * 1024 * 1024
-"""Of long texts together; some ten seconds of work for a core."""
 
 
 class RouterApp:
@@ -85,7 +81,7 @@ class RouterApp:
         )
         self._outgoing = Outgoing(self._plane.send)
         self._flush_pending = False
-        self._waiting_chars = 0
+        self._tokenising = Tokenising(tokenizer, lambda: core.output_budget(0))
         self._tasks: set[asyncio.Task[None]] = set()
         self._peers_changed = asyncio.Event()
         self._data_endpoint = ""
@@ -169,29 +165,10 @@ class RouterApp:
         return self.core.output_budget(prompt_tokens)
 
     async def tokenize(self, text: str, *, special: bool) -> list[int]:
-        if len(text) <= _LONG_TEXT_CHARS:
-            return self.tokenizer.encode(text, add_special_tokens=special)
-        async with self._tokenising(len(text)):
-            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=special)
+        return await self._tokenising.text(text, special=special)
 
     async def tokenize_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        turns = [{"role": role, "content": content} for role, content in messages]
-        chars = sum(len(content) for _, content in messages)
-        if chars <= _LONG_TEXT_CHARS:
-            return self.tokenizer.apply_chat_template(turns)
-        async with self._tokenising(chars):
-            return await asyncio.to_thread(self.tokenizer.apply_chat_template, turns)
-
-    @asynccontextmanager
-    async def _tokenising(self, chars: int) -> AsyncIterator[None]:
-        """Long texts wait for a thread before any queue counts them. Raises QueueFull."""
-        if self._waiting_chars and self._waiting_chars + chars > _MAX_WAITING_CHARS:
-            raise QueueFull("too much text waits to be tokenised", retry_after_s=1.0)
-        self._waiting_chars += chars
-        try:
-            yield
-        finally:
-            self._waiting_chars -= chars
+        return await self._tokenising.chat(messages)
 
     # -- events in ----------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Text to token ids and back, by a model folder's own tokenizer and chat template.
 
 Stands on the `tokenizers` library. Thread-safe: nothing changes after construction but caches.
-Texts are bounded, errors are in words, and no user's chat message becomes a special token.
+Texts are bounded, errors are in words, and no user's chat message becomes a special token. Texts of
+any length are tokenised with the interpreter's lock released.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import tokenizers
 
-from helix_mq.errors import InvalidRequest
+from helix_mq.errors import ContextExceeded, InvalidRequest
 from helix_mq.models.chat_template import ChatTemplate, Rendered
 from helix_mq.models.detokenizer import ByteDetokenizer, Detokenizer, PrefixDetokenizer
 from helix_mq.models.library_failures import in_words
-from helix_mq.models.literal_text import LiteralEncoder
+from helix_mq.models.literal_text import LiteralEncoder, encoding
 from helix_mq.models.token_bytes import TokenBytes
 from helix_mq.models.tokenizer_files import Sections, read_tokenizer_files
 
@@ -40,6 +41,7 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         # The one special token that any text may contain: what the vocabulary has no token for.
         self._unknown = self._tokenizer.token_to_id(sections.unknown_token)
+        self._chars_per_token = sections.chars_per_token
         self._bytes = TokenBytes.of(self._tokenizer, sections.decoder)
         markup = sorted(token.content for token in added.values() if token.special)
         self._template = (
@@ -60,18 +62,43 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; special tokens spelled out in it are read as such."""
+    def check_fits(self, chars: int, most_tokens: int, param: str) -> None:
+        """Raises ContextExceeded for a text that is too long for so many tokens, whatever it says.
+
+        A text that passes may still have more tokens.
+        """
+        if self._chars_per_token is not None and chars > self._chars_per_token * most_tokens:
+            raise ContextExceeded(
+                f"{param}: {chars} characters are more than fit into {max(0, most_tokens)} tokens, "
+                "which is all that a prompt may have here: shorten it",
+                param=param,
+            )
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, most_tokens: int | None = None
+    ) -> list[int]:
+        """Token ids of a text; special tokens spelled out in it are read as such.
+
+        Raises ContextExceeded for more than `most_tokens`, before tokenising where that is certain.
+        """
         _check_length(len(text), "prompt")
-        return list(self._tokenizer.encode(_clean(text), add_special_tokens=add_special_tokens).ids)
+        if most_tokens is not None:
+            self.check_fits(len(text), most_tokens, "prompt")
+        found = encoding(self._tokenizer, _clean(text), add_special_tokens=add_special_tokens)
+        return _ids(found, most_tokens, "prompt")
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        most_tokens: int | None = None,
     ) -> list[int]:
         """Token ids of chat messages (`role`, `content`); none of their text becomes a special
         token. Without special tokens' spellings in them the ids are those of transformers.
 
-        Raises InvalidRequest when the model has no template or it refuses the messages.
+        Raises InvalidRequest when the model has no template or it refuses the messages, and
+        ContextExceeded for more than `most_tokens`.
         """
         if self._template is None:
             raise InvalidRequest(
@@ -82,12 +109,16 @@ class Tokenizer:
         cleaned = [{k: _clean(v) for k, v in message.items()} for message in messages]
         prompt = self._template.render(cleaned, add_generation_prompt=add_generation_prompt)
         _check_length(len(prompt.text), "messages")
+        if most_tokens is not None:
+            # Of the rendered text: templates may leave out some of what messages say.
+            self.check_fits(len(prompt.text), most_tokens, "messages")
         if prompt.hidden:
             return self._literal.encode(prompt)
-        return self._encode_template(prompt)
+        return self._encode_template(prompt, most_tokens)
 
-    def _encode_template(self, prompt: Rendered) -> list[int]:
-        ids = list(self._tokenizer.encode(prompt.text, add_special_tokens=False).ids)
+    def _encode_template(self, prompt: Rendered, most_tokens: int | None) -> list[int]:
+        found = encoding(self._tokenizer, prompt.text, add_special_tokens=False)
+        ids = _ids(found, most_tokens, "messages")
         read = sum(i in self.special_ids and i != self._unknown for i in ids)
         if read > self._literal.count_special(prompt.text):
             # Some tokenizers normalise text before they look for special tokens.
@@ -121,6 +152,17 @@ class Tokenizer:
             return PrefixDetokenizer(self.decode, after)
         at_start = all(i in self.special_ids for i in after)
         return ByteDetokenizer(self._bytes, self.special_ids, at_start=at_start)
+
+
+def _ids(found: tokenizers.Encoding, most_tokens: int | None, param: str) -> list[int]:
+    """The ids, which are made into Python's numbers only if there are not too many."""
+    if most_tokens is not None and len(found) > most_tokens:
+        raise ContextExceeded(
+            f"{param}: {len(found)} tokens are more than the {max(0, most_tokens)} that a prompt "
+            "may have here: shorten it",
+            param=param,
+        )
+    return list(found.ids)
 
 
 def _check_length(characters: int, param: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from helix_mq.errors import ModelFormatError
 from helix_mq.models.fields import read_json_object
+from helix_mq.models.text_bounds import chars_per_token
 
 MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
 """Llama 3's is 9 MB, Qwen 2.5's 7 MB."""
@@ -32,11 +33,13 @@ class Sections:
 
     unknown_token: what stands for text without a token, or empty. prefixes_first_word: only the
     first word of a whole text gets a space before it (transformers' SentencePiece scheme).
+    chars_per_token: the most characters of a text in one token, None where that has no bound.
     """
 
     decoder: Mapping[str, Any]
     unknown_token: str
     prefixes_first_word: bool
+    chars_per_token: int | None
 
     @classmethod
     def of(cls, tokenizer_json: str) -> Sections:
@@ -49,6 +52,7 @@ class Sections:
             prefixes_first_word=isinstance(first, dict)
             and first.get("type") == "Metaspace"
             and first.get("prepend_scheme") == "first",
+            chars_per_token=chars_per_token(data),
         )
 
 

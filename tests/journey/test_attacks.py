@@ -23,17 +23,17 @@ import pytest
 from helix_mq.client import Client
 from helix_mq.clock import SystemClock
 from helix_mq.dataplane import DataPlane, PlaneHandlers, PlaneIdentity
-from helix_mq.outlink import PeerAddress
 from helix_mq.errors import LocalError
 from helix_mq.frames import Buffer, Message, decode, encode, pack_route, unpack_route
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages import client, control, data
+from helix_mq.outlink import PeerAddress
 from helix_mq.process import OneLine
 from helix_mq.sampling import SamplingParams
 from helix_mq.transport import Connection, Delivery, LinkState, MemoryTransport, Transport
 from nodes import inbox
-from router import app as router_app
+from router import tokenising
 from router.clients import ClientSockets
 from router.events import SendRow
 from router.outgoing import Outgoing
@@ -441,16 +441,17 @@ async def test_streams_that_nobody_reads_are_bounded_and_cost_no_time(tiny_folde
 async def test_text_that_waits_for_a_tokenizer_is_bounded(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router_app, "_MAX_WAITING_CHARS", 1 << 16)
+    monkeypatch.setattr(tokenising, "MAX_WAITING_CHARS", 24_000)
     async with cluster(tiny_folder, CHAIN) as c, clients(c) as sockets:
         evil = Deaf()
         await evil.dial(c.transport, sockets.endpoint, "evil")
         for number in range(200):
-            evil.submit(number, prompt="x " * (1 << 13))
+            # Few enough characters to be as many tokens as fit, more than are read on the loop.
+            evil.submit(number, prompt="x " * 3000)
         await c.until(lambda: len(evil.heard) == 200, "each was refused")
         codes = Counter(m.header.code for m in evil.heard if isinstance(m.header, client.Failed))
         assert codes == {"context_length_exceeded": 4, "queue_full": 196}
-        assert c.app._waiting_chars == 0
+        assert c.app._tokenising.waiting_chars == 0
         evil.submit(300, prompt="x " * (1 << 19))
         await c.until(lambda: len(evil.heard) == 201, "alone it may be as long as it likes")
         await evil.hang_up()
