@@ -2,10 +2,11 @@
 
     python -m bench.planner targets    [--data ../shared/reference] [--time-limit 60] [--out FILE]
     python -m bench.planner heuristics [--data ...] [--out FILE]
+    python -m bench.planner scale      [--sizes ...] [--methods ...], as bench.planner_scale
 
 `targets`: our best placement of the published clusters beside the published ones, their solver's
 figures, and what we require of ourselves. `heuristics`: each published heuristic again, by our
-code, on every cluster that has it. Scale is bench.planner_scale.
+code, on every cluster that has it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench import planner_scale
 from bench.planner_common import machine_summary, write_results
 from solver.flow import max_flow
+from solver.problem import ProblemError
 from solver.reference_json import ReferenceCluster, ReferenceFileError, read_reference_cluster
 from solver.search import solve
 from solver.search_types import Method, NoPlacement, Progress, SolveOptions
 
-HEURISTICS: tuple[Method, ...] = ("petals", "swarm", "homogeneous")
+HEURISTICS: tuple[Method, ...] = ("petals", "swarm", "homogeneous", "separate")
+
+VERDICTS = {True: "met", False: "MISSED", None: "not comparable"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +75,19 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """A heuristic's flow: as published, of the published placement by our flow, and of ours."""
+    """A heuristic's flow: as published, of the published placement by our flow, and of ours.
+
+    `met` is None where the published placement breaks its own cluster's tables (`reason`): it has
+    no flow to compare with.
+    """
 
     cluster: str
     method: str
     published_tokens_per_s: float | None
-    published_placement_tokens_per_s: float
+    published_placement_tokens_per_s: float | None
     ours_tokens_per_s: float | None
     reason: str
-    met: bool
+    met: bool | None
 
 
 def reach(target: Target, data: Path, time_limit_s: float) -> Reached:
@@ -125,7 +134,12 @@ def repeat(data: Path) -> list[Repeated]:
             published = cluster.published.get(method)
             if published is None:
                 continue
-            theirs = max_flow(cluster.problem, published.placement).tokens_per_s
+            try:
+                theirs = max_flow(cluster.problem, published.placement).tokens_per_s
+            except ProblemError as error:
+                why = f"as published: {error.message}"
+                rows.append(Repeated(path.stem, method, None, None, None, why, None))
+                continue
             try:
                 ours = solve(
                     cluster.problem, SolveOptions(method=method, time_limit_s=20.0)
@@ -163,6 +177,10 @@ def _tell(progress: Progress) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _figure(tokens_per_s: float | None) -> str:
+    return "       -" if tokens_per_s is None else f"{tokens_per_s:8.1f}"
+
+
 def _show(row: Reached) -> str:
     proven = "proven" if row.proven_optimal else f"gap {row.gap:.1%}"
     return (
@@ -174,18 +192,22 @@ def _show(row: Reached) -> str:
 
 
 def _show_again(row: Repeated) -> str:
-    ours = "none" if row.ours_tokens_per_s is None else f"{row.ours_tokens_per_s:.1f}"
-    said = row.published_tokens_per_s
     return (
-        f"{row.cluster:24} {row.method:12} published {'-' if said is None else f'{said:.1f}':>8} "
-        f"(their placement by our flow {row.published_placement_tokens_per_s:8.1f}) ours {ours:>8} "
-        f"{'met' if row.met else 'MISSED'} {row.reason[:60]}"
+        f"{row.cluster:24} {row.method:12} published {_figure(row.published_tokens_per_s)} "
+        f"(their placement by our flow {_figure(row.published_placement_tokens_per_s)}) ours "
+        f"{_figure(row.ours_tokens_per_s)} {VERDICTS[row.met]} {row.reason[:100]}"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("targets", "heuristics"))
+    if sys.argv[1:2] == ["scale"]:
+        del sys.argv[1]
+        planner_scale.main()
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("targets", "heuristics", "scale"))
     parser.add_argument("--data", type=Path, default=Path("../shared/reference"))
     parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--json", action="store_true")
