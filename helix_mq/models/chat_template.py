@@ -8,7 +8,6 @@ what, so that templates may trim, split and join contents as they like.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from helix_mq.errors import InvalidRequest, ModelFormatError
+from helix_mq.models.spellings import Spellings
 
 MAX_TEMPLATE_CHARS = 256 * 1024
 _PRIVATE_USE = range(0xE000, 0xF900)
@@ -76,7 +76,7 @@ class ChatTemplate:
             raise ModelFormatError(f"the chat template does not parse: {e}") from None
         self._variables = dict(variables)
         self._spellings = tuple(markup)
-        self._markup = one_of(markup)
+        self._markup = Spellings(markup)
 
     def render(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
@@ -120,9 +120,8 @@ class ChatTemplate:
                     "system, user, assistant or tool",
                     param=f"messages[{i}].role",
                 )
-            if self._markup is not None:
-                for value in message.values():
-                    found.update(dict.fromkeys(self._markup.findall(value)))
+            for value in message.values():
+                found.update((match.group(), None) for match in self._markup.find(value))
         if not found:
             return {}
         taken = {letter for m in messages for value in m.values() for letter in value}
@@ -137,17 +136,7 @@ class ChatTemplate:
         return marks
 
     def _hide(self, message: Mapping[str, str], marks: Mapping[str, str]) -> dict[str, str]:
-        assert self._markup is not None
-        return {
-            key: self._markup.sub(lambda match: marks[match.group()], value)
-            for key, value in message.items()
-        }
-
-
-def one_of(spellings: Sequence[str]) -> re.Pattern[str] | None:
-    """Matches any of the texts, the longest that fits; None if there are none."""
-    longest_first = sorted({s for s in spellings if s}, key=lambda s: (-len(s), s))
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        return {key: self._markup.replace(value, marks) for key, value in message.items()}
 
 
 class _GenerationBlock(Extension):

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import tokenizers
 
-from helix_mq.models.chat_template import Rendered, one_of
+from helix_mq.models.chat_template import Rendered
+from helix_mq.models.spellings import Spellings
 from helix_mq.models.tokenizer_files import Sections
 
 
@@ -38,7 +39,7 @@ class LiteralEncoder:
         self._special = {
             token.content: (id_, token) for id_, token in added.items() if token.special
         }
-        self._pattern = one_of(tuple(self._special))
+        self._spellings = Spellings(tuple(self._special))
         self._starts_with_space = sections.prefixes_first_word
         if self._starts_with_space:
             # Only the start of the whole prompt gets a space before its first word, not the start
@@ -49,8 +50,7 @@ class LiteralEncoder:
         """Token ids; no special token is added at start or end."""
         ids: list[int] = []
         at, strip_next = 0, False
-        matches = self._pattern.finditer(prompt.text) if self._pattern is not None else ()
-        for match in matches:
+        for match in self._spellings.find(prompt.text):
             id_, token = self._special[match.group()]
             self._encode_text(prompt, at, match.start(), ids, _strip(strip_next, token.lstrip))
             ids.append(id_)
@@ -60,7 +60,7 @@ class LiteralEncoder:
 
     def count_special(self, text: str) -> int:
         """How many special tokens are spelled out in `text`."""
-        return sum(1 for _ in self._pattern.finditer(text)) if self._pattern is not None else 0
+        return sum(1 for _ in self._spellings.find(text))
 
     def _encode_text(
         self, prompt: Rendered, begin: int, end: int, ids: list[int], strip: Callable[[str], str]

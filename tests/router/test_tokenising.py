@@ -115,8 +115,8 @@ async def test_the_loop_turns_while_a_thread_tokenises(
     tiny_folder: Path, unhurried_threads: None
 ) -> None:
     """The library holds the interpreter's lock in most of its methods: seconds for such a text, in
-    which the loop would not turn at all. Threads here give the lock away only of their own accord, so
-    that one which keeps it has the loop turn exactly never."""
+    which the loop would not turn at all. Threads here give the lock away only of their own accord,
+    so that one which keeps it has the loop turn exactly never."""
     tokenizer = Tokenizer.from_folder(tiny_folder)
     texts = Tokenising(tokenizer, lambda: ROOMY)
     inside = {"turns": 0}
