@@ -1,7 +1,8 @@
 """Measured step times as CSV: `phase,batch,seconds_per_layer`, one point a line.
 
 `prefill` counts tokens in the batch, `decode` requests; seconds are of one layer. Read strictly:
-errors name the line and the column. What is written reads back to the same StepTimes.
+errors name the line and the column. What is written reads back to the same StepTimes; what would
+not is refused before a file is touched.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ PHASES: Final = ("prefill", "decode")
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_POINTS: Final = 4096
 """Per phase; a profile has a few dozen."""
+MAX_BATCH: Final = 1e9
+MIN_SECONDS: Final = 1e-12
+MAX_SECONDS: Final = 1e9
+"""Far outside of what can be measured, but such that rates made of these times stay finite."""
 
 
 class TableError(ConfigError):
@@ -31,11 +36,17 @@ class TableError(ConfigError):
 def read_tables(path: Path) -> StepTimes:
     """The step times in a CSV file. TableError names file, line and column."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise TableError(f"{path}: larger than {MAX_FILE_BYTES} bytes", param="tables")
-        text = path.read_text("utf-8")
+        # A pipe or a device has no size to check and may never end.
+        if not path.is_file():
+            raise TableError(f"{path}: cannot be read: no regular file", param="tables")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as e:
         raise TableError(f"{path}: cannot be read: {e.strerror}", param="tables") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise TableError(f"{path}: larger than {MAX_FILE_BYTES} bytes", param="tables")
+    try:
+        text = content.decode("utf-8-sig")  # spreadsheets put a byte order mark before the header
     except UnicodeDecodeError:
         raise TableError(f"{path}: is no UTF-8 text", param="tables") from None
     return parse_tables(text, str(path))
@@ -71,16 +82,23 @@ def show_tables(times: StepTimes) -> str:
     """The text that `parse_tables` reads back to the same step times."""
     lines = [",".join(HEADER)]
     for phase, points in (("prefill", times.prefill), ("decode", times.decode)):
-        lines += [f"{phase},{batch!r},{seconds!r}" for batch, seconds in points]
+        lines += [f"{phase},{float(batch)!r},{float(seconds)!r}" for batch, seconds in points]
     return "\n".join(lines) + "\n"
 
 
 def write_tables(path: Path, times: StepTimes) -> None:
-    """Writes a CSV file. TableError if it cannot be written."""
+    """Writes a CSV file. TableError if it cannot be written, or `read_tables` would refuse it.
+
+    StepTimes may hold batches of 0 and times of 0, files may not: leave such points out first.
+    """
+    text = show_tables(times)
+    parse_tables(text, str(path))
     try:
-        path.write_text(show_tables(times), "utf-8")
+        path.write_text(text, "utf-8")
     except OSError as e:
         raise TableError(f"{path}: cannot be written: {e.strerror}", param="tables") from None
+    except ValueError as e:
+        raise TableError(f"{str(path)!r}: cannot be written: {e}", param="tables") from None
 
 
 def _add(points: dict[str, dict[float, float]], row: list[str], where: str) -> None:
@@ -89,7 +107,8 @@ def _add(points: dict[str, dict[float, float]], row: list[str], where: str) -> N
     phase = row[0].strip()
     if phase not in points:
         raise TableError(f"{where}, phase: {phase!r:.40} is not prefill or decode", param="phase")
-    batch, seconds = _number(row, 1, where), _number(row, 2, where)
+    batch = _number(row, 1, where, 0.0, MAX_BATCH)
+    seconds = _number(row, 2, where, MIN_SECONDS, MAX_SECONDS)
     if batch in points[phase]:
         raise TableError(f"{where}, batch: {batch:g} is given twice for {phase}", param="batch")
     if len(points[phase]) >= MAX_POINTS:
@@ -97,13 +116,17 @@ def _add(points: dict[str, dict[float, float]], row: list[str], where: str) -> N
     points[phase][batch] = seconds
 
 
-def _number(row: list[str], column: int, where: str) -> float:
+def _number(row: list[str], column: int, where: str, least: float, most: float) -> float:
     name, text = HEADER[column], row[column].strip()
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     # Python reads "1_000" and full-width digits, which other readers of the same file do not.
-    if not (math.isfinite(value) and value > 0 and text.isascii() and "_" not in text):
+    if not (value > 0 and text.isascii() and "_" not in text):
         raise TableError(f"{where}, {name}: {text!r:.40} is not a positive number", param=name)
+    if not least <= value <= most:
+        raise TableError(
+            f"{where}, {name}: {text!r:.40} is not between {least:g} and {most:g}", param=name
+        )
     return value
