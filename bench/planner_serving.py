@@ -63,7 +63,8 @@ def compare(data: Path) -> list[Row]:
             continue
         placement = published[name].placement
         flow = max_flow(given.problem, placement)
-        served = estimate(given.problem, placement, flow, ServingModel(given.step_times))
+        model = ServingModel(given.step_times, chunked=False)
+        served = estimate(given.problem, placement, flow, model)
         rows.append(
             Row(
                 case,

@@ -60,8 +60,8 @@ class Work(msgspec.Struct, Generic[P], frozen=True):
 class BatchLimits:
     """How much runs in one step.
 
-    `prefill_tokens`: of all prompts together, beside the decodes; see `helix_mq.step_budget` for how
-    many suit a machine. `max_rows`: decodes, and prompts beside them. `spread`: decodes of a step,
+    `prefill_tokens`: of all prompts together, beside the decodes (`helix_mq.step_budget` says how
+    many suit a machine). `max_rows`: decodes, and prompts beside them. `spread`: decodes of a step,
     as a multiple of an even share of those open over the stages. 1 keeps decodes waiting that
     would cost next to nothing more; without a bound they end up in one convoy, and every stage but
     one idles. `min_decodes`: below it a step costs the same anyway.

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import Placement
+from helix_mq.outlink import MIN_PIECE_BYTES
+from helix_mq.pacing import QUEUE_S
+from helix_mq.step_budget import StepProfile, prefill_tokens
 from solver.flow import FlowEdge, FlowSolution
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
 
@@ -68,10 +71,15 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class ServingModel:
-    """Step times by machine type, and the workload to serve."""
+    """Step times by machine type, and the workload to serve.
+
+    `chunked`: prompts go in chunks and decodes pass them on links, as our nodes do it; else whole
+    and first in first out, as in the published system.
+    """
 
     step_times: Mapping[str, StepTimes]
     workload: Workload = Workload()
+    chunked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +117,13 @@ def estimate(
     wires = _wires(problem, flow)
     room = _requests_that_fit(problem, placement, model.workload)
     low, high = 0.0, flow.tokens_per_s
-    while _load(stations, wires, high, model.workload)[0] < room and high < 1e12:
+    while _load(stations, wires, high, model)[0] < room and high < 1e12:
         high *= 2.0
     for _ in range(60):
         middle = (low + high) / 2
-        inside = _load(stations, wires, middle, model.workload)[0] <= room
+        inside = _load(stations, wires, middle, model)[0] <= room
         low, high = (middle, high) if inside else (low, middle)
-    requests, round_trip, use = _load(stations, wires, low, model.workload)
+    requests, round_trip, use = _load(stations, wires, low, model)
     busiest = max(sorted(use), key=lambda name: use[name])
     return ServingEstimate(
         decode_tokens_per_s=low,
@@ -142,6 +150,8 @@ class _Wire:
     share: float
     row_s: float
     """To send one token's worth."""
+    piece_s: float
+    """What a decode may find on the wire before it."""
     latency_s: float
 
 
@@ -185,6 +195,7 @@ def _wires(problem: Problem, flow: FlowSolution) -> list[_Wire]:
                     name=f"{edge.src} -> {edge.dst}",
                     share=edge.tokens_per_s / flow.tokens_per_s,
                     row_s=size / link.bytes_per_s,
+                    piece_s=max(QUEUE_S / 2, max(MIN_PIECE_BYTES, size) / link.bytes_per_s),
                     latency_s=link.latency_s,
                 )
             )
@@ -209,29 +220,34 @@ def _requests_that_fit(problem: Problem, placement: Placement, workload: Workloa
 
 
 def _load(
-    stations: Sequence[_Station], wires: Sequence[_Wire], decode_per_s: float, workload: Workload
+    stations: Sequence[_Station], wires: Sequence[_Wire], decode_per_s: float, model: ServingModel
 ) -> tuple[float, float, dict[str, float]]:
     """Requests in flight, seconds per round trip, and each part's use, at a decode rate.
 
     Infinite where a part cannot keep up.
     """
+    workload = model.workload
     prompts_per_s = decode_per_s / workload.output_tokens
     use: dict[str, float] = {}
     trip: list[float] = []
     prompt_extra: list[float] = []
     for station in stations:
-        visit_s, use[station.name] = _visit_s(
-            station, decode_per_s, prompts_per_s, workload.input_tokens
-        )
+        prompts = _prompts(station, prompts_per_s, workload.input_tokens, chunked=model.chunked)
+        visit_s, use[station.name] = _visit_s(station, decode_per_s * station.share, prompts)
         trip.append(station.share * visit_s)
     for wire in wires:
         prompt_s = workload.input_tokens * wire.row_s
-        rows, prompts = decode_per_s * wire.share, prompts_per_s * wire.share
-        busy = rows * wire.row_s + prompts * prompt_s
+        rows, prompt_rate = decode_per_s * wire.share, prompts_per_s * wire.share
+        busy = rows * wire.row_s + prompt_rate * prompt_s
         use[wire.name] = busy
         if busy >= 1:
             return math.inf, math.inf, use
-        waiting = (rows * wire.row_s**2 + BURSTS * prompts * prompt_s**2) / 2 / (1 - busy)
+        if model.chunked:
+            found_s = (rows * wire.row_s**2 + prompt_rate * prompt_s * wire.piece_s) / 2
+            waiting = found_s / (1 - rows * wire.row_s)
+        else:
+            behind_s = BURSTS * prompt_rate * prompt_s**2
+            waiting = (rows * wire.row_s**2 + behind_s) / 2 / (1 - busy)
         trip.append(wire.share * (wire.latency_s + wire.row_s + waiting))
         prompt_extra.append(wire.share * (prompt_s - wire.row_s))
     round_trip = math.fsum(trip)
@@ -241,9 +257,34 @@ def _load(
     return prompts_per_s * life_s, round_trip, use
 
 
-def _visit_s(
-    station: _Station, decode_per_s: float, prompts_per_s: float, input_tokens: float
-) -> tuple[float, float]:
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """What prompts do to a node: so many pieces a second, each taking so long; they come in
+    bursts (`BURSTS`) or one by one."""
+
+    pieces_per_s: float
+    piece_s: float
+    bursts: float
+
+    @property
+    def busy(self) -> float:
+        return self.pieces_per_s * self.piece_s
+
+
+def _prompts(
+    station: _Station, prompts_per_s: float, input_tokens: float, *, chunked: bool
+) -> _Prompts:
+    prompts, prefill = prompts_per_s * station.share, station.times.prefill
+    if not chunked:
+        return _Prompts(prompts, station.layers * _at(prefill, input_tokens), BURSTS)
+    pass_s = next(seconds for size, seconds in station.times.decode if size > 0 and seconds > 0)
+    sizes = tuple(point for point in prefill if min(point) > 0)
+    chunk = min(input_tokens, float(prefill_tokens(StepProfile(pass_s, sizes))))
+    piece_s = station.layers * max(pass_s, _at(prefill, chunk))
+    return _Prompts(prompts * input_tokens / chunk, piece_s, 1.0)
+
+
+def _visit_s(station: _Station, rows_per_s: float, prompts: _Prompts) -> tuple[float, float]:
     """Seconds from reaching a node to leaving it, and how busy the node is.
 
     Rows that come during one pass form the next batch: pass = layers x time(rate x pass), the least
@@ -251,20 +292,17 @@ def _visit_s(
     likelier to arrive in a long pass: it waits half of E[C^2]/E[C], then rides in the batch that
     formed meanwhile.
     """
-    rows = decode_per_s * station.share
-    prompts = prompts_per_s * station.share
-    prompt_s = station.layers * _at(station.times.prefill, input_tokens)
 
     def following(pass_s: float) -> float:
-        decode_s = station.layers * _at(station.times.decode, max(2.0, rows * pass_s))
-        return decode_s + prompts * prompt_s * pass_s
+        decode_s = station.layers * _at(station.times.decode, max(2.0, rows_per_s * pass_s))
+        return decode_s + prompts.busy * pass_s
 
     mean_s = following(0.0)
     for _ in range(MAX_PASSES):
         longer = following(mean_s)
         if longer - mean_s <= 1e-9 * mean_s:
-            met_s = mean_s + BURSTS * prompts * prompt_s**2
-            return met_s / 2 + following(met_s), _busy(station, rows, prompts * prompt_s)
+            met_s = mean_s + prompts.bursts * prompts.busy * prompts.piece_s
+            return met_s / 2 + following(met_s), _busy(station, rows_per_s, prompts.busy)
         mean_s = longer
         if mean_s > LONGEST_PASS_S:
             break
