@@ -29,8 +29,9 @@ class Calibration:
     75 W or less, which clock down under load; memory: share of memory bandwidth;
     pcie_bytes_per_s: what an all-reduce moves per GPU and direction where GPUs meet over PCIe
     through host memory. These four are fitted. overhead_s: per layer and step, for launches and
-    small operations, such that decodes of a few requests are met on average; the fit alone would
-    take more and so make up for attention in large batches, wrongly on faster GPUs.
+    small operations, such that decodes of up to 8 requests are met on average; fitted with the
+    others it comes out at 0.24 ms and so makes up for attention in large batches, which would be
+    wrong on faster GPUs.
     nvlink_share: all-reduce as a share of NVLink's rate. No machine in the data has NVLink; 0.75
     is about what NVIDIA's nccl-tests report for large buffers.
     """
@@ -44,8 +45,9 @@ class Calibration:
 
 
 CALIBRATED: Final = Calibration()
-"""Least mean relative error over all points of the published tables of two models and seven machine
-types (`bench/planner_roofline.py` repeats the fit, and fits on one model to predict the other)."""
+"""Mean relative error 9.4 % over all points of the published tables of two models and seven machine
+types, all of which it has seen; with the overhead fitted too, 9.1 %. What fits that have not seen a
+model or a GPU type make of it: `bench/planner_roofline.py`, docs/roofline.md."""
 
 
 @dataclass(frozen=True, slots=True)

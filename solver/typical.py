@@ -114,6 +114,9 @@ def typical_by_tables(
     prompt per step time grows as fast as tokens), and the rate is a request's tokens over its
     prefill and its part of the decode steps. t follows from the rate at the usual number of layers:
     ROUNDS fixed-point iterations.
+
+    Rates fall with k where all machines are alike. In a mix, a machine faster than the mean fills
+    larger batches as it holds more of the model, and its table can rise towards k = L.
     """
     workload = workload or Workload()
     for name, tables in types.items():

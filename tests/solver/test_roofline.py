@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.planner_roofline import MODELS, medians, points, table_errors
+from bench.planner_roofline import MODELS, medians, points
 from helix_mq.errors import ConfigError
 from helix_mq.models.config import Family, ModelConfig
 from solver.catalogue import GPU_TYPES, MACHINE_SIZES, Machine
+from solver.objective import Workload
 from solver.roofline import LayerRoofline, step_times
-from solver.typical import kv_token_layers, max_layers, typical_tokens_per_s
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
@@ -31,11 +31,11 @@ MACHINES = st.sampled_from(
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> ModelConfig:
-    """Any Llama-like model: 64 to 16,384 wide, grouped heads or not."""
+def configs(draw: st.DrawFn, kv_heads: tuple[int, ...] = (1, 2, 8, 16)) -> ModelConfig:
+    """Any Llama-like model: 64 wide and up, grouped heads or not."""
     head_dim = draw(st.sampled_from([64, 128]))
-    kv_heads = draw(st.sampled_from([1, 2, 8, 16]))
-    heads = kv_heads * draw(st.sampled_from([1, 2, 8]))
+    kv = draw(st.sampled_from(kv_heads))
+    heads = kv * draw(st.sampled_from([1, 2, 8]))
     hidden = head_dim * heads
     return ModelConfig(
         family=Family.LLAMA,
@@ -43,7 +43,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         hidden_size=hidden,
         intermediate_size=hidden * draw(st.integers(1, 4)),
         num_heads=heads,
-        num_kv_heads=kv_heads,
+        num_kv_heads=kv,
         head_dim=head_dim,
         vocab_size=draw(st.sampled_from([1000, 32_000, 128_256])),
         max_context=8192,
@@ -65,27 +65,33 @@ def test_more_work_takes_no_less_time_but_less_for_each(
     assert layer.decode_s(few, context) <= layer.decode_s(few, context + 1)
 
 
-@given(configs(), st.sampled_from(["A100-40", "A100-80", "H100", "H200", "B200"]))
+@given(
+    configs(kv_heads=(32, 64)),
+    st.sampled_from(sorted(name for name, gpu in GPU_TYPES.items() if gpu.nvlink_bytes_per_s > 0)),
+    st.integers(4096, 16384),
+)
 def test_more_devices_are_no_slower_with_nvlink_in_long_prompts(
-    config: ModelConfig, name: str
+    config: ModelConfig, name: str, tokens: int
 ) -> None:
-    tokens = 8192
-    times = [LayerRoofline(config, Machine(GPU_TYPES[name], n)).prefill_s(tokens) for n in (2, 4)]
-    one = LayerRoofline(config, Machine(GPU_TYPES[name], 1)).prefill_s(tokens)
-    exchange_bound = config.hidden_size < 4096
-    assert exchange_bound or one >= times[0] >= times[1]
+    """Of models 2,048 wide or more: narrower ones spend longer on the exchange than they save.
+
+    By hand for B200: per token and layer of width h, halving 10 h^2 operations at 74 % of 2.25e15/s
+    saves 3.0e-15 h^2 s, and the ring's 4 h bytes take 5.9e-12 h s at 75 % of 900 GB/s.
+    """
+    times = [LayerRoofline(config, Machine(GPU_TYPES[name], n)).prefill_s(tokens) for n in (1, 2)]
+    times += [LayerRoofline(config, Machine(GPU_TYPES[name], n)).prefill_s(tokens) for n in (4, 8)]
+    assert times == sorted(times, reverse=True)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_no_work_is_no_question(value: float) -> None:
     layer = LayerRoofline(MODELS["llama70b"], Machine(GPU_TYPES["L4"]))
-    for call in (
-        lambda: layer.prefill_s(value),
-        lambda: layer.decode_s(value, 100),
-        lambda: layer.decode_s(1, value),
-    ):
-        with pytest.raises(ConfigError, match="positive"):
-            call()
+    with pytest.raises(ConfigError, match="positive"):
+        layer.prefill_s(value)
+    with pytest.raises(ConfigError, match="positive"):
+        layer.decode_s(value, 100)
+    with pytest.raises(ConfigError, match="positive"):
+        layer.decode_s(1, value)
 
 
 def test_one_decode_takes_the_weights_over_the_bandwidth() -> None:
@@ -97,33 +103,11 @@ def test_one_decode_takes_the_weights_over_the_bandwidth() -> None:
     assert layer.decode_s(1, 1) == pytest.approx(by_hand, rel=1e-3)
 
 
-@settings(max_examples=50, deadline=None)
-@given(configs(), st.lists(MACHINES, min_size=1, max_size=3, unique_by=lambda m: m.name), st.data())
-def test_tables_are_whole_positive_and_falling(
-    config: ModelConfig, machines: list[Machine], data: st.DataObject
-) -> None:
-    counts = {m.name: data.draw(st.integers(0, 40)) for m in machines}
-    times = {m.name: step_times(config, m) for m in machines}
-    vram = {m.name: m.vram_bytes for m in machines}
-    tables = typical_tokens_per_s(config, times, counts, vram)
-    for machine in machines:
-        held = max_layers(config, machine)
-        room = kv_token_layers(config, machine)
-        table = tables[machine.name]
-        assert 0 <= held <= config.num_layers
-        assert len(room) == len(table) == held
-        assert all(tokens > 0 for tokens in room)
-        assert list(room) == sorted(room, reverse=True)
-        assert all(rate > 0 for rate in table)
-        assert list(table) == sorted(table, reverse=True)
-
-
-def test_a_machine_too_small_for_a_layer_holds_none() -> None:
-    config = MODELS["llama70b"]
-    assert max_layers(config, 10**9) == 0
-    assert kv_token_layers(config, 10**9) == ()
-    times = {"tiny": step_times(config, Machine(GPU_TYPES["T4"]))}
-    assert typical_tokens_per_s(config, times, {"tiny": 3}, {"tiny": 10**9}) == {"tiny": ()}
+@given(configs(), MACHINES)
+def test_tables_say_what_the_formulas_say(config: ModelConfig, machine: Machine) -> None:
+    layer, times = LayerRoofline(config, machine), step_times(config, machine, Workload(300, 100))
+    assert all(seconds == layer.prefill_s(n, 300) for n, seconds in times.prefill)
+    assert all(seconds == layer.decode_s(n, 350) for n, seconds in times.decode)
 
 
 @needs_reference
@@ -132,9 +116,3 @@ def test_the_median_error_against_measurements_is_far_below_a_quarter() -> None:
     assert len(found) > 1000
     for name, error in medians(found).items():
         assert error <= 0.25, name
-
-
-@needs_reference
-def test_tables_are_near_the_published_ones() -> None:
-    for error in table_errors(REFERENCE):
-        assert error.median <= 0.25, error
