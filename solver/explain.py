@@ -245,6 +245,8 @@ def _idle(
             reason = f"it holds {held}, but no node that could hand over to it has a link to it"
         elif node.name not in heard:
             reason = f"it holds {held}, but has no link to a node that could go on from there"
+        elif flow.tokens_per_s <= 0:
+            reason = f"it holds {held}, but nothing flows through all layers"
         else:
             reason = f"it holds {held}, where others already carry all the flow"
         idle.append(IdleNode(node.name, reason))
