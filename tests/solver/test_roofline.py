@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.planner_roofline import MODELS, medians, points
+from bench.planner_roofline import (
+    MODELS,
+    Measured,
+    fitted,
+    held_out,
+    medians,
+    points,
+    predicted,
+)
 from helix_mq.errors import ConfigError
 from helix_mq.models.config import Family, ModelConfig
 from solver.catalogue import GPU_TYPES, MACHINE_SIZES, Machine
 from solver.objective import Workload
-from solver.roofline import LayerRoofline, step_times
+from solver.roofline import Calibration, LayerRoofline, step_times
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
@@ -108,6 +117,46 @@ def test_tables_say_what_the_formulas_say(config: ModelConfig, machine: Machine)
     layer, times = LayerRoofline(config, machine), step_times(config, machine, Workload(300, 100))
     assert all(seconds == layer.prefill_s(n, 300) for n, seconds in times.prefill)
     assert all(seconds == layer.decode_s(n, 350) for n, seconds in times.decode)
+
+
+def made_up(calibration: Calibration) -> list[Measured]:
+    """What machines would measure that are just as `calibration` says."""
+    asked = [
+        Measured(model, name, phase, float(batch), 1.0)
+        for model in sorted(MODELS)
+        for name in ("A100", "V100", "L4", "T4", "L4x2")
+        for phase in ("prefill", "decode")
+        for batch in (2, 30, 400, 2000)
+    ]
+    return [replace(p.measured, seconds=p.roofline_s) for p in predicted(asked, calibration)]
+
+
+def test_the_fit_finds_constants_that_nothing_told_it() -> None:
+    truth = Calibration(
+        compute=0.56,
+        low_power_compute=0.34,
+        memory=0.62,
+        pcie_bytes_per_s=6.5e9,
+        overhead_s=0.1e-3,
+    )
+    found = fitted(made_up(truth))
+    assert found.compute == pytest.approx(truth.compute, abs=0.03)
+    assert found.low_power_compute == pytest.approx(truth.low_power_compute, abs=0.03)
+    assert found.memory == pytest.approx(truth.memory, abs=0.03)
+    assert found.pcie_bytes_per_s == pytest.approx(truth.pcie_bytes_per_s, rel=0.1)
+    assert found.overhead_s == pytest.approx(truth.overhead_s, abs=0.03e-3)
+
+
+def test_what_is_left_out_has_no_part_in_the_fit() -> None:
+    measured = made_up(Calibration(compute=0.56, memory=0.62))
+    distorted = [
+        replace(m, seconds=m.seconds * 3) if m.model == "llama30b" else m for m in measured
+    ]
+    plain = held_out(measured, "llama30b", lambda m: m.model)
+    other = held_out(distorted, "llama30b", lambda m: m.model)
+    assert other.calibration == plain.calibration
+    assert other.points == plain.points == len(measured) // 2
+    assert plain.median < 0.05 < 0.6 < other.median < 0.7
 
 
 @needs_reference
