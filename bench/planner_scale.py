@@ -130,7 +130,7 @@ def plot(points: list[ScalePoint], path: Path) -> None:
     """Planning time and gap against the number of nodes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     times, gaps = figure.subplots(1, 2)
     methods = list(dict.fromkeys(p.asked for p in points))
     for regions in sorted({p.regions for p in points}):
@@ -148,7 +148,7 @@ def plot(points: list[ScalePoint], path: Path) -> None:
             gaps.plot([n for n, _ in found], [gap for _, gap in found], label=label, **look)
     times.set(xlabel="nodes", ylabel="planning time, s", xscale="log", yscale="log")
     gaps.set(xlabel="nodes", ylabel="gap to the bound, %", xscale="log", ylim=(0, None))
-    times.legend(fontsize="x-small")
+    figure.legend(*times.get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
     figure.savefig(path)
 
 
