@@ -82,13 +82,26 @@ def run(
         float | None, typer.Option(help="Goodput: seconds per token after it, at most.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the run: .svg or .png.")] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="native: what we run. reference: the published simulator's semantics and load, "
+            "for a published cluster."
+        ),
+    ] = "native",
+    in_flight: Annotated[
+        int | None, typer.Option(help="reference: requests held offline, but under maxflow.")
+    ] = None,
+    rate: Annotated[
+        int | None, typer.Option(help="reference: the published online trace, by its name.")
+    ] = None,
     reference_case: Annotated[
         str | None,
-        typer.Option(help="Run a published case in compatibility mode, e.g. ex_offline_maxflow."),
+        typer.Option(help="reference: a published case by name, e.g. ex_offline_maxflow."),
     ] = None,
-    data: Annotated[
-        Path, typer.Option(help="With --reference-case: the folder of the published data.")
-    ] = Path("../shared/reference"),
+    data: Annotated[Path, typer.Option(help="reference: the folder of the published data.")] = Path(
+        "../shared/reference"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Serve a workload on a cluster without the cluster: throughput, latencies, utilisation.
@@ -96,10 +109,14 @@ def run(
     The router's and the nodes' own decisions run on a virtual clock; step times come from the
     cluster's tables, links have bandwidth, latency and queues.
     """
-    if reference_case is not None:
-        from bench.simulator.cli_show import published_case
+    if reference_case is not None or profile != "native":
+        from bench.simulator.cli_reference import Load, published_case, reference_run
 
-        typer.echo(published_case(reference_case, data, as_json=as_json))
+        if reference_case is not None:
+            typer.echo(published_case(reference_case, data, as_json=as_json))
+            return
+        load = Load(profile, scheduler, mode, in_flight, rate)
+        typer.echo(reference_run(cluster, placement, data, load, as_json=as_json))
         return
     from bench.simulator.cli_inputs import parse_fault, read_inputs
     from bench.simulator.cli_show import ProgressLine, describe, objectives_of

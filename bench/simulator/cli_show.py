@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from pathlib import Path
 from types import TracebackType
 
 from bench.simulator.native import Progress, SimResult
@@ -65,20 +63,3 @@ def objectives_of(ttft_s: float | None, tpot_s: float | None) -> Objectives | No
     if ttft_s is None and tpot_s is None:
         return None
     return Objectives(ttft_s=ttft_s, tpot_s=tpot_s)
-
-
-def published_case(name: str, data: Path, *, as_json: bool) -> str:
-    """A published case in compatibility mode, as text. ReferenceDataError in words."""
-    from bench.simulator.reference.run import run_case
-
-    result = run_case(name, data)
-    if as_json:
-        return json.dumps(result.as_dict())
-    prompt, decode = result.prompt_latency, result.decode_latency
-    return (
-        f"{result.name}: decode {result.decode_tokens_per_s:.2f} tokens/s, prompts "
-        f"{result.prompt_tokens_per_s:.1f} tokens/s\n"
-        f"median latency: prompt {prompt.percentiles_s['p50']:.3f} s, "
-        f"decode {decode.percentiles_s['p50']:.3f} s\n"
-        f"{sum(part.wall_s for part in result.parts):.1f} s, {result.cpu_s:.1f} CPU s"
-    )

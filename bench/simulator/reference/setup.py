@@ -110,7 +110,7 @@ def read_setup_file(cluster_file: Path, placement: str, profiles_file: Path) -> 
         coordinator_nic_out_bytes_per_s=cluster.table("source").number("nic_out"),
         nodes=nodes,
         links=tuple(_link(entry) for entry in simulated.tables("links")),
-        times={name: _layer_times(profiles.table("machines").table(name)) for name in types},
+        times={name: times_of(profiles.table("machines").table(name)) for name in types},
     )
 
 
@@ -125,11 +125,11 @@ def _node(entry: Table, machines: Table) -> NodeSetup:
         kv_entries=entry.number("kv_cache_capacity"),
         nic_in_bytes_per_s=entry.number("nic_in"),
         nic_out_bytes_per_s=entry.number("nic_out"),
-        limits=_limits(machines.table(type_name).table("settings_by_layers"), end - first),
+        limits=limits_of(machines.table(type_name).table("settings_by_layers"), end - first),
     )
 
 
-def _limits(settings: Table, layers: int) -> Limits:
+def limits_of(settings: Table, layers: int) -> Limits:
     """Limits for `layers`; hand-made placements that hold more get those of the longest slice."""
     longest = max(int(key) for key in settings.names())
     entry = settings.table(str(min(layers, longest)))
@@ -155,7 +155,7 @@ def _end(entry: Table, field: str, coordinator: str) -> int:
     return COORDINATOR if entry.raw(field) == coordinator else entry.whole(field)
 
 
-def _layer_times(machine: Table) -> LayerTimes:
+def times_of(machine: Table) -> LayerTimes:
     prefill = machine.points("prompt_bs2time")
     decode = list(dense(machine.points("decode_bs2time")))
     # A lone decode is charged as two: the published simulator's tables start there.
