@@ -11,11 +11,13 @@ first in first out. Then chunks, then decodes first on links, then batches bound
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.planner_common import machine_summary, write_results
 from bench.simulator.native import Workload, simulate
@@ -23,9 +25,11 @@ from bench.simulator.records import Recorder
 from bench.simulator.settings import NodeSettings, SimSettings
 from bench.simulator.stats import report
 from bench.simulator.step_times import ChunkCost
+from bench.simulator.trial import run_trial
 from bench.traces.workload import open_workload
 from nodes.batching import BatchLimits
 from solver.inputs import Source, read_input
+from solver.objective import ServingModel
 from solver.reference_json import read_reference_cluster
 from solver.search import solve
 from solver.search_types import SolveOptions
@@ -77,6 +81,7 @@ class Job:
     placement: str
     variant: str
     node: NodeSettings
+    kv_high_water: float
     data: Path
     duration_s: float
     warmup_s: float
@@ -114,16 +119,28 @@ def run(job: Job) -> Outcome:
     """One simulation, in a process of its own."""
     path = job.data / "clusters" / f"{job.setup}.json"
     given = read_input(Source(path))
-    if job.placement == "ours":
-        planned = solve(given.problem, SolveOptions(method="blocks", time_limit_s=10.0))
+    assert given.step_times is not None
+    if job.placement != "helix":
+        options = SolveOptions(method="blocks", time_limit_s=10.0)
+        if job.placement == "serving":
+            model = ServingModel(given.step_times)
+            options = SolveOptions(
+                objective="serving", time_limit_s=120.0, serving=model, simulate=run_trial
+            )
+        planned = solve(given.problem, options)
         placement, flow = planned.placement, planned.objective_tokens_per_s
     else:
         published = read_reference_cluster(path).published[job.placement]
         placement, flow = published.placement, published.max_flow_tokens_per_s or 0.0
-    settings = SimSettings(duration_s=job.duration_s, warmup_s=job.warmup_s, node=job.node, seed=0)
+    settings = SimSettings(
+        duration_s=job.duration_s,
+        warmup_s=job.warmup_s,
+        node=job.node,
+        kv_high_water=job.kv_high_water,
+        seed=0,
+    )
     recorder = Recorder(job.warmup_s, job.duration_s)
     workload = Workload(open_workload(f"reference:{job.data / TRACE}", 0).lengths())
-    assert given.step_times is not None
     ran = simulate(given.problem, placement, given.step_times, workload, settings, recorder)
     found = report(recorder)
     theirs, latency_s = PUBLISHED[job.setup]
@@ -150,13 +167,31 @@ def run(job: Job) -> Outcome:
 
 
 def jobs(data: Path, duration_s: float, warmup_s: float) -> Iterator[Job]:
-    """All variants on every setup; the published placement as shipped; sensitivity on the first."""
+    """All variants on every setup; published placement and plan for serving as shipped; less KV
+    in use for shorter gaps; sensitivity on the first setup."""
+
+    def job(setup: str, placement: str, variant: str, node: NodeSettings, kv: float = 0.9) -> Job:
+        return Job(setup, placement, variant, node, kv, data, duration_s, warmup_s)
+
     for setup in SETUPS:
         for name, node in VARIANTS.items():
-            yield Job(setup, "ours", name, node, data, duration_s, warmup_s)
-        yield Job(setup, "helix", "shipped", NodeSettings(), data, duration_s, warmup_s)
+            yield job(setup, "ours", name, node)
+        for placement in ("helix", "serving"):
+            yield job(setup, placement, "shipped", NodeSettings())
+        yield job(setup, "serving", "shipped, KV to 60 %", NodeSettings(), 0.6)
     for name, node in SENSITIVITY.items():
-        yield Job(SETUPS[0], "ours", name, node, data, duration_s, warmup_s)
+        yield job(SETUPS[0], "ours", name, node)
+
+
+def key_of(row: Mapping[str, object]) -> tuple[str, str, str]:
+    return str(row["setup"]), str(row["placement"]), str(row["variant"])
+
+
+def merged(path: Path, outcomes: list[Outcome]) -> list[dict[str, object]]:
+    """What the file holds, with these rows new or in place of theirs."""
+    old = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else []
+    rows = {key_of(row): row for row in [*old, *(asdict(outcome) for outcome in outcomes)]}
+    return list(rows.values())
 
 
 def show(outcome: Outcome) -> str:
@@ -170,26 +205,66 @@ def show(outcome: Outcome) -> str:
     )
 
 
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Decode tokens/s by variant and setup, the published figure as a line; busy and convoys."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    grid = figure.subplots(2, len(SETUPS), sharex="col", sharey="row")
+    short = {name: name.replace("and ", "+ ") for name in VARIANTS}
+    by_key = {key_of(row): row for row in rows}
+    for column, setup in enumerate(SETUPS):
+        mine = [by_key[setup, "ours", name] for name in VARIANTS if (setup, "ours", name) in by_key]
+        names = [short[str(row["variant"])] for row in mine]
+        theirs = PUBLISHED[setup][0]
+        top, below = grid[0][column], grid[1][column]
+        top.bar(names, [row["decode_tokens_per_s"] / theirs for row in mine], color="#0072b2")
+        top.axhline(1.0, color="#d55e00", label=f"published, {theirs:g} tokens/s")
+        top.set_title(setup.replace("_", ", "), fontsize=10)
+        top.legend(fontsize=8, loc="upper left")
+        below.plot(
+            names,
+            [row["convoy_share"] for row in mine],
+            "o-",
+            label="convoy: batch of the average decode / in flight",
+            color="#cc79a7",
+        )
+        below.plot(names, [row["busy"] for row in mine], "s-", label="nodes busy", color="#009e73")
+        below.tick_params(axis="x", labelrotation=35, labelsize=8)
+        below.set_ylim(0, 1)
+    grid[0][0].set_ylabel("decode throughput\n(published = 1)")
+    grid[1][0].set_ylabel("share")
+    grid[1][0].legend(fontsize=8)
+    with rc_context({"svg.hashsalt": "helix-mq", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/reference"))
     parser.add_argument("--duration", type=float, default=600.0)
     parser.add_argument("--warmup", type=float, default=60.0)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", default="", help="of 'SETUP PLACEMENT VARIANT', a part")
+    parser.add_argument("--plot", type=Path, help="of all in --out: .svg or .png")
+    parser.add_argument("--out", type=Path, help="merged with what is there")
     arguments = parser.parse_args()
     outcomes = []
     with ProcessPoolExecutor(arguments.processes) as pool:
-        todo = list(jobs(arguments.data, arguments.duration, arguments.warmup))
+        every = jobs(arguments.data, arguments.duration, arguments.warmup)
+        todo = [j for j in every if arguments.only in f"{j.setup} {j.placement} {j.variant}"]
         for i, outcome in enumerate(pool.map(run, todo), 1):
             outcomes.append(outcome)
             print(show(outcome), flush=True)
             print(f"{i} of {len(todo)}", file=sys.stderr, flush=True)
+    if arguments.plot is not None and arguments.out is not None:
+        plot(merged(arguments.out, outcomes), arguments.plot)
     if arguments.out is not None:
         body: dict[str, object] = {
             "command": f"python -m bench.slow_trucks --duration {arguments.duration:g}",
             "machine": machine_summary(),
-            "rows": [asdict(outcome) for outcome in outcomes],
+            "rows": merged(arguments.out, outcomes),
         }
         write_results(arguments.out, body)
 

@@ -14,8 +14,8 @@ from solver.judging import Trial
 from solver.objective import ServingModel
 from solver.problem import Problem
 
-WARMUP_S = 90.0
-"""Until a cluster is full: it starts empty, with twenty prompts at a time."""
+WARMUP_S = 180.0
+"""Until a cluster is full: the prompts of all that fit must be computed first."""
 DURATION_S = 60.0
 SPREAD = 0.8
 """Of the logarithm of lengths, about that of published conversations."""
