@@ -10,13 +10,16 @@ from bench.simulator.settings import SimSettings
 from bench.simulator.stats import report
 from bench.traces.workload import open_workload
 from helix_mq.layers import Placement
+from solver.flow import max_flow
 from solver.judging import Trial
 from solver.objective import ServingModel
 from solver.problem import Problem
 
-WARMUP_S = 180.0
-"""Until a cluster is full: the prompts of all that fit must be computed first."""
-DURATION_S = 60.0
+LONGEST_S = 240.0
+"""Virtual seconds, three quarters of them to fill the cluster: the prompts of all requests that fit
+must be computed first."""
+MOST_ROWS = 4e6
+"""Fast clusters are tried for a shorter while: a row is one token's way through one node."""
 SPREAD = 0.8
 """Of the logarithm of lengths, about that of published conversations."""
 
@@ -28,8 +31,10 @@ def run_trial(problem: Problem, placement: Placement, model: ServingModel) -> Tr
         f"synthetic:prompt={_lognormal(work.input_tokens)},output={_lognormal(work.output_tokens)}",
         0,
     )
-    settings = SimSettings(warmup_s=WARMUP_S, duration_s=DURATION_S)
-    recorder = Recorder(WARMUP_S, DURATION_S)
+    length_s = _length_s(problem, placement, model)
+    warmup_s, duration_s = 0.75 * length_s, 0.25 * length_s
+    settings = SimSettings(warmup_s=warmup_s, duration_s=duration_s)
+    recorder = Recorder(warmup_s, duration_s)
     simulate(problem, placement, model.step_times, Workload(source.lengths()), settings, recorder)
     found = report(recorder)
     return Trial(
@@ -38,6 +43,17 @@ def run_trial(problem: Problem, placement: Placement, model: ServingModel) -> Tr
         ttft_p50_s=found.ttft.p50,
         requests_in_flight=found.running.mean,
     )
+
+
+def _length_s(problem: Problem, placement: Placement, model: ServingModel) -> float:
+    """As long as MOST_ROWS allow at the max flow, which no cluster passes for long."""
+    flow = max_flow(problem, placement)
+    if flow.tokens_per_s <= 0:
+        return LONGEST_S
+    work = model.workload
+    share = work.output_tokens / (work.input_tokens + work.output_tokens)
+    rows_per_s = share * math.fsum(flow.node_flow[name] for name in sorted(flow.node_flow))
+    return min(LONGEST_S, MOST_ROWS / rows_per_s)
 
 
 def _lognormal(mean: float) -> str:
