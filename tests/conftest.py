@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     write_byte_tokenizer(folder)
     return folder
+
+
+def pytest_configure() -> None:
+    """Started in the background by a shell, a process ignores Ctrl-C, and so would its children:
+    tests that interrupt them would wait for ever."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
