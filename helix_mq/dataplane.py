@@ -42,6 +42,9 @@ ACKNOWLEDGE_BYTES = 32 * 1024
 """A third of what a sender may have under way at least (pacing.MIN_WINDOW_BYTES). On fast links
 frames are larger than that, so this is one small message per frame at most."""
 
+LOST_AFTER_S = 3.0
+"""A connection is back within a second after a short break, its peer's restart included."""
+
 _OVERDRAWN_WINDOWS = 4
 """Room for a sender's own idea of the first window, and for overdrafts while all is blocked."""
 
@@ -112,7 +115,8 @@ class PlaneIdentity:
 
 @dataclass(frozen=True, slots=True)
 class PlaneHandlers:
-    """Called on the event loop. `on_link_lost(peer)`: what was on its way to it may be lost.
+    """Called on the event loop. `on_link_lost(peer)`: what was on its way to it may be lost; also
+    when that has waited too long for a connection.
     `on_credit()`: frames that waited may have gone."""
 
     on_message: MessageHandler
@@ -130,7 +134,9 @@ class DataPlane:
         transport: Transport,
         clock: Clock,
         window_bytes: int = DEFAULT_WINDOW_BYTES,
+        lost_after_s: float = LOST_AFTER_S,
     ) -> None:
+        """`lost_after_s`: how long frames may wait for a link that is not connected."""
         self.me = identity.name
         self.bad_messages: Counter[tuple[str, str]] = Counter()
         self._incarnation = identity.incarnation
@@ -142,6 +148,7 @@ class DataPlane:
         self._key = identity.key
         self._insecure = identity.insecure
         self._window = window_bytes
+        self._lost_after_s = lost_after_s
         self._listener: Listener | None = None
         self._allow: AllowList | None = None
         self._in: dict[bytes, InLink] = {}
@@ -249,9 +256,16 @@ class DataPlane:
             link.overdraft()
 
     def refresh(self) -> None:
-        """Repeats every link's grant; call about once a second. A lost grant stops a link."""
+        """Repeats every link's grant, as a lost one stops a link, and gives up the frames that
+        have waited too long for a connection. Call about once a second."""
         for link in self._in.values():
             link.announce()
+        # A list: who hears of it may send.
+        for name, out in list(self._out.items()):
+            if out.hopeless(self._lost_after_s):
+                log.warning("no data link to %s for %.1f s", name, out.down_s)
+                out.lose()
+                self._on_link_lost(name)
 
     def statistics(self) -> tuple[OutLinkStatistics, ...]:
         return tuple(self._out[name].statistics() for name in sorted(self._out))

@@ -45,6 +45,8 @@ class OutLinkStatistics:
     """As acknowledged lately; 0 where nothing was."""
     round_trip_s: float
     """The shortest lately; 0 where none was seen."""
+    down_s: float = 0.0
+    """For how long it has been unconnected; 0 while it is connected."""
 
 
 def is_urgent(header: FrameHeader) -> bool:
@@ -58,15 +60,35 @@ class OutLink:
     def __init__(self, address: PeerAddress, clock: Clock, window: int) -> None:
         self.address = address
         self.connection: Connection | None = None
-        self.connected = False
         self.link = 0
         self._clock = clock
+        self._down_since_s: float | None = clock.now_s()
         self._window = window
         self._credit = CreditSender(window_bytes=window, clock=clock)
         self._pacer = LinkPacer(clock)
         self._queue: LinkQueue[list[Buffer]] = LinkQueue()
         self._sent_bytes = 0
         self._sent_frames = 0
+
+    @property
+    def connected(self) -> bool:
+        return self._down_since_s is None
+
+    @connected.setter
+    def connected(self, now: bool) -> None:
+        if now:
+            self._down_since_s = None
+        elif self._down_since_s is None:
+            self._down_since_s = self._clock.now_s()
+
+    @property
+    def down_s(self) -> float:
+        """Seconds since it was last connected, or was made if it never was; 0 while it is."""
+        return self._clock.now_s() - self._down_since_s if self._down_since_s is not None else 0.0
+
+    def hopeless(self, after_s: float) -> bool:
+        """Frames wait for a link that has been down for longer than `after_s`."""
+        return len(self._queue) > 0 and self.down_s > after_s
 
     def begin(self, link: int) -> None:
         """A new connection: fresh counts. Frames that wait for it go when credit comes."""
@@ -75,7 +97,8 @@ class OutLink:
         self._pacer = LinkPacer(self._clock)
 
     def lose(self) -> None:
-        """The connection broke: what was in it is lost, so what waited behind it goes too."""
+        """The connection broke, or does not come about: what was in it is lost, so what waited
+        behind it goes too."""
         self.link = 0
         self._queue.clear()
 
@@ -141,6 +164,7 @@ class OutLink:
             blocked_s=self._credit.blocked_s,
             bytes_per_s=self._pacer.bytes_per_s,
             round_trip_s=self._pacer.round_trip_s,
+            down_s=self.down_s,
         )
 
 

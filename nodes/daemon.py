@@ -214,7 +214,7 @@ class NodeDaemon:
             bad_messages=self._bad_messages + sum(self._plane.bad_messages.values()),
             links=tuple(
                 control.LinkReport(
-                    s.peer, s.sent_bytes, s.sent_frames, s.backlog_bytes, s.blocked_s
+                    s.peer, s.sent_bytes, s.sent_frames, s.backlog_bytes, s.blocked_s, s.down_s
                 )
                 for s in self._plane.statistics()
             ),

@@ -78,6 +78,7 @@ class RouterApp:
             transport,
             clock,
             settings.window,
+            settings.link_down_after_s,
         )
         self._outgoing = Outgoing(self._plane.send)
         self._flush_pending = False
@@ -305,14 +306,20 @@ class RouterApp:
         ticks = 0
         while True:
             await asyncio.sleep(TICK_S)
+            ticks += 1
             try:
                 self.apply(ev.Tick())
+                if ticks % 4 == 0:
+                    self._look_after_links()
             except Exception:
                 # Without ticks nothing expires and nobody is missed: worse than a tick that fails.
                 log.exception("a tick failed")
-            ticks += 1
-            if ticks % 4 == 0:
-                self._plane.refresh()
+
+    def _look_after_links(self) -> None:
+        # Before frames are given up: their requests must not come the same way again.
+        links = self._plane.statistics()
+        self.apply(ev.OwnLinks(tuple((NodeId(link.peer), link.down_s) for link in links)))
+        self._plane.refresh()
 
     async def _sync_peers_for_ever(self) -> None:
         """Whenever membership changes: own connections, the allow-list, and everyone's list."""

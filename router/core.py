@@ -17,12 +17,10 @@ from functools import partial
 
 from helix_mq.clock import Clock
 from helix_mq.errors import (
-    CapacityError,
     ContextExceeded,
     DeadlineExceeded,
     HelixError,
     InvalidRequest,
-    LocalError,
     NotServing,
 )
 from helix_mq.ids import NodeId, RequestId
@@ -31,8 +29,10 @@ from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
 from helix_mq.models.config import ModelConfig
 from router import events as ev
 from router.admission import ThroughputMeter, WaitingQueue
-from router.cluster_core import ClusterCore
+from router.cluster_core import ClusterChange, ClusterCore
 from router.kv_books import KvBooks
+from router.link_watch import Edge, edges_of
+from router.refusals import AvoidedNodes, Expired, GiveUp, MoveOn, judge
 from router.routes import widest_route_tokens
 from router.schedulers import new_scheduler
 from router.schedulers_base import Scheduling
@@ -40,21 +40,8 @@ from router.service import Broken, Generation, StreamEvent
 from router.sessions import Session, State
 from router.text import TextStream
 
-_GIVE_UP_CODES = frozenset({"wrong_model", "context"})
-"""Refusals that another route would meet again."""
-
-_NO_NUMBERS = "logits_not_finite"
-_TRIES_FOR_NUMBERS = 3
-"""Another route may compute in a wider dtype; the same one would overflow again and again."""
-
 REMEMBERED_RELEASES = 1024
 """Per node: what may have been on its way when a link broke, and is said again."""
-
-AVOID_S = 0.5
-"""How long a node that refused rows gets no new ones; requests wait or go elsewhere meanwhile."""
-
-MAX_REROUTES = 64
-"""A request that has been moved this often is not the victim of chance any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +79,13 @@ class Core:
         self._new_text = new_text
         self._books = books
         self._scheduler = new_scheduler(settings.scheduling, cluster.flow.weights)
+        self._weights_stale = False
+        """The cluster has another flow than the scheduler: computed when a route is wanted."""
         self._queue = WaitingQueue(settings.max_waiting)
         self._meter = ThroughputMeter()
         self._sessions: dict[RequestId, Session] = {}
         self._released: dict[NodeId, deque[ReleaseItem]] = {}
-        self._avoid_until_s: dict[NodeId, float] = {}
+        self._avoided = AvoidedNodes()
         self._effects: list[ev.Effect] = []
         self._may_start = False
         """Something has happened that may let a waiting request start. Tokens come far more often
@@ -135,23 +124,31 @@ class Core:
         return self._config.vocab_size
 
     def _membership(self, event: ev.Event) -> None:
-        change = self.cluster.handle(event)
+        self._changed(self.cluster.handle(event))
+        if isinstance(event, ev.NodeBeat):
+            beat = event.beat
+            if self.cluster.membership.is_current(beat.node, beat.incarnation):
+                self._scheduler.on_beat(beat)
+
+    def _changed(self, change: ClusterChange) -> None:
         self._effects.extend(change.effects)
         for node in change.gone:
-            self._avoid_until_s.pop(node, None)
+            self._avoided.forget(node)
             self._books.drop_node(node)
             self._released.pop(node, None)
             self._reroute_node(node, "is gone")
         for node, ready in change.ready:
             self._books.set_node(node, ready.kv_pages, ready.page_tokens)
-        if change.flow_changed:
-            self._scheduler.replace(self.cluster.flow.weights)
+        if change.closed:
+            self._reroute_links(frozenset(change.closed))
+        self._weights_stale |= change.flow_changed
         if change.gone or change.ready or change.flow_changed:
             self._widest, self._may_start = None, True
-        if isinstance(event, ev.NodeBeat):
-            beat = event.beat
-            if self.cluster.membership.is_current(beat.node, beat.incarnation):
-                self._scheduler.on_beat(beat)
+
+    def _sync_weights(self) -> None:
+        if self._weights_stale:
+            self._weights_stale = False
+            self._scheduler.replace(self.cluster.flow.weights)
 
     def output_budget(self, prompt_tokens: int) -> int:
         """Most output tokens a prompt of this length may get; < 1 if it does not fit at all."""
@@ -209,10 +206,12 @@ class Core:
 
     def _pump(self) -> None:
         """Admits waiting requests while the next one finds a route with room."""
-        self._forget_avoided()
-        if not (self._may_start and self.cluster.serving):
+        if self._avoided and self._avoided.expire(self._clock.now_s()):
+            self._may_start = True
+        if not (self._may_start and len(self._queue) and self.cluster.serving):
             return
         self._may_start = False
+        self._sync_weights()
         too_long: list[Session] = []
         while (request := self._queue.head()) is not None:
             session = self._sessions[request]
@@ -232,19 +231,13 @@ class Core:
         for session in too_long:
             self._queue.push(session.request, session.generation.priority, session.arrived_s)
 
-    def _forget_avoided(self) -> None:
-        if self._avoid_until_s:
-            now_s = self._clock.now_s()
-            for node in [n for n, until_s in self._avoid_until_s.items() if until_s <= now_s]:
-                del self._avoid_until_s[node]
-                self._may_start = True
-
     def _has_room(self, hop: Hop, tokens: int) -> bool:
-        return hop.node not in self._avoid_until_s and self._books.has_room(hop, tokens)
+        return hop.node not in self._avoided and self._books.has_room(hop, tokens)
 
     def _widest_tokens(self) -> int:
         """Longest sequence that the live cluster could hold if it had nothing else to do."""
         if self._widest is None:
+            self._sync_weights()
             self._widest = widest_route_tokens(
                 self.cluster.flow.weights, self._scheduler.next_nodes, self._books.capacity_tokens
             )
@@ -263,6 +256,7 @@ class Core:
         assert session.route is not None
         if not session.prefilling:
             self._scheduler.on_token(session.route, now_s - session.sent_s)
+        self.cluster.links.worked(session.route)
         delta, finish, stop = session.take(item, now_s)
         self._effects.append(ev.Emit(session.request, delta))
         if finish is not None:
@@ -274,32 +268,22 @@ class Core:
 
     def _refused(self, node: str, item: RefusedItem) -> None:
         session = self._sessions.get(RequestId(item.request))
-        if session is None or session.state is not State.RUNNING:
+        if session is None:
             return
-        if item.attempt != session.attempt:
-            return
-        if session.route is None or NodeId(node) not in session.route.nodes:
-            # Only who was given a request may refuse it: ids are easy to guess.
-            return
-        if item.code in _GIVE_UP_CODES or session.reroutes >= MAX_REROUTES:
-            self._break(session, CapacityError(f"{node} refused the request: {item.reason}"))
-            return
-        if item.code == "deadline":
-            self._break(session, self._deadline_error(session))
-            return
-        if item.code == "kv_exhausted":
-            session.squeezed = True
-        elif item.code == _NO_NUMBERS:
-            # The request's doing more likely than the node's, which goes on serving the others.
-            if session.reroutes >= _TRIES_FOR_NUMBERS - 1:
-                self._break(session, LocalError(f"{node} refused the request: {item.reason}"))
-                return
-        else:
-            # What refuses at once would refuse all attempts within milliseconds.
-            self._avoid_until_s[NodeId(node)] = self._clock.now_s() + AVOID_S
-        level = logging.INFO if item.code == "kv_exhausted" else logging.WARNING
-        self._note(level, f"re-routed: {node}: {item.reason}", session)
-        self._requeue(session)
+        match judge(session, NodeId(node), item):
+            case GiveUp(error):
+                self._break(session, error)
+            case Expired():
+                self._break(session, self._deadline_error(session))
+            case MoveOn(avoid, link, squeezed):
+                level = logging.INFO if squeezed else logging.WARNING
+                self._note(level, f"re-routed: {node}: {item.reason}", session)
+                session.squeezed |= squeezed
+                self._requeue(session)
+                if avoid is not None:
+                    self._avoided.add(avoid, self._clock.now_s())
+                if link is not None:
+                    self._changed(self.cluster.link_lost(link))
 
     def _cancel(self, request: RequestId) -> None:
         session = self._sessions.get(request)
@@ -310,6 +294,14 @@ class Core:
         for session in list(self._sessions.values()):
             if session.route is not None and node in session.route.nodes:
                 self._note(logging.WARNING, f"re-routed: {node} {why}", session)
+                self._requeue(session)
+
+    def _reroute_links(self, closed: frozenset[Edge]) -> None:
+        for session in list(self._sessions.values()):
+            crossed = closed.intersection(edges_of(session.route)) if session.route else ()
+            if crossed:
+                source, target = min(crossed)
+                self._note(logging.WARNING, f"re-routed: no link {source} > {target}", session)
                 self._requeue(session)
 
     def _link_lost(self, node: NodeId) -> None:

@@ -90,6 +90,13 @@ class LinkLost:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnLinks:
+    """How long each of the router's own data links has been unconnected, 0 for those that work."""
+
+    down_s: tuple[tuple[NodeId, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed: deadlines, silent nodes."""
 
@@ -106,6 +113,7 @@ Event = (
     | TokensArrived
     | RowsRefused
     | LinkLost
+    | OwnLinks
     | Tick
 )
 

@@ -10,7 +10,7 @@ which would hold up the router's loop for seconds in large clusters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,14 +61,20 @@ class PlannedSpeeds:
 
 
 def live_flow(
-    num_layers: int, nodes: Sequence[LiveNode], planned: PlannedSpeeds | None = None
+    num_layers: int,
+    nodes: Sequence[LiveNode],
+    planned: PlannedSpeeds | None = None,
+    closed: Collection[tuple[NodeId, NodeId]] = frozenset(),
 ) -> LiveFlow:
-    """Max flow over the live nodes; zero, with no edges, when they do not cover the model."""
+    """Max flow over the live nodes; zero, with no edges, when they do not cover the model.
+
+    `closed`: links that are not to be used, ROUTER their first end or their second.
+    """
     placement = Placement(num_layers, {n.name: n.layers for n in nodes})
     ends = {n.name: n.layers.end for n in nodes}
     if placement.missing():
         return LiveFlow(0.0, FlowWeights(num_layers, {}, ends))
-    return _Graph(num_layers, nodes, planned).solve()
+    return _Graph(num_layers, nodes, planned, closed).solve()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +95,14 @@ class _Graph:
     """
 
     def __init__(
-        self, num_layers: int, nodes: Sequence[LiveNode], planned: PlannedSpeeds | None
+        self,
+        num_layers: int,
+        nodes: Sequence[LiveNode],
+        planned: PlannedSpeeds | None,
+        closed: Collection[tuple[NodeId, NodeId]],
     ) -> None:
         self._num_layers = num_layers
+        self._closed = closed
         self._nodes = sorted(nodes, key=lambda n: n.name)
         self._planned = planned
         self._rates = [self._rate(node) for node in self._nodes]
@@ -168,6 +179,8 @@ class _Graph:
         """Those of the targets that there is a link to, and the link."""
         next_nodes = self._next.setdefault(source, [])
         planned = self._planned
+        if self._closed:
+            targets = [j for j in targets if (source, self._nodes[j].name) not in self._closed]
         source_known = source == ROUTER or self._known(source) is not None
         if planned is None or not source_known:
             next_nodes += [self._nodes[j].name for j in targets]
@@ -194,6 +207,8 @@ class _Graph:
 
     def _back(self, name: NodeId) -> _Link | None:
         """A last hop's link to the router."""
+        if (name, ROUTER) in self._closed:
+            return None
         known = self._known(name)
         if known is None or self._planned is None:
             return _WIDE_LINK

@@ -20,6 +20,7 @@ from router.app import RouterApp
 from router.cluster_core import ClusterCore, ClusterSettings
 from router.core import Core, CoreSettings
 from router.kv_books import KvBooks
+from router.link_watch import LinkSettings
 from router.placing import FixedPlacer, Placer, ProportionalPlacer
 from router.planned import PlannedPlacement, read_planned
 from router.schedulers_base import Scheduling
@@ -41,7 +42,10 @@ def build_app(
     cluster = ClusterCore(
         config,
         model_digest(folder),
-        ClusterSettings(dead_after_s=settings.dead_after_s),
+        ClusterSettings(
+            dead_after_s=settings.dead_after_s,
+            links=LinkSettings(down_after_s=settings.link_down_after_s),
+        ),
         _placer(settings, config, planned),
         clock,
         # Frames of a router's earlier life are stale: epochs never restart.

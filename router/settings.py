@@ -104,6 +104,9 @@ class RouterSettings(Settings):
         None, description="the data endpoint nodes connect to, where it differs from `data`"
     )
     dead_after_s: float = Field(3.0, gt=0, le=600)
+    link_down_after_s: float = Field(
+        3.0, gt=0, le=600, description="how long a data link may be unconnected and still be used"
+    )
     window: ByteSize = Field(ByteSize(64 * 1024 * 1024), description="credit per incoming link")
     http: HttpSection = HttpSection()
     placement: PlacementSection = PlacementSection()

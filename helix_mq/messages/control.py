@@ -95,6 +95,8 @@ class LinkReport(msgspec.Struct, array_like=True, frozen=True):
     sent_frames: U63
     backlog_bytes: U63
     blocked_s: Seconds
+    down_s: Seconds = 0.0
+    """For how long it has been unconnected; 0 while it is connected."""
 
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True):

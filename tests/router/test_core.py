@@ -17,7 +17,8 @@ from helix_mq.messages.control import Assign
 from helix_mq.messages.data import Refused, RefusedItem, TokenItem, Tokens
 from helix_mq.sampling import SamplingParams
 from router import events as ev
-from router.core import MAX_REROUTES, CoreSettings
+from router.core import CoreSettings
+from router.refusals import MAX_REROUTES
 from router.service import Broken, Finished
 from tests.router.world import PAGE_TOKENS, World, undisturbed
 
