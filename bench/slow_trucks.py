@@ -93,7 +93,8 @@ class Outcome:
 
     `convoy_share`: the decode batch that the average token travels in, as a share of all requests
     in flight. `behind_prompts`: of decodes' time in steps, the share in steps with prompt tokens.
-    `busy`: mean over nodes.
+    `waiting_for_prompts`: of all time in flight, the share spent waiting at a node while it runs
+    prompt tokens that were there before. `busy`: mean over nodes.
     """
 
     setup: str
@@ -111,6 +112,7 @@ class Outcome:
     convoy_batch: float
     convoy_share: float
     behind_prompts: float
+    waiting_for_prompts: float
     busy: float
     cpu_s: float
 
@@ -161,6 +163,7 @@ def run(job: Job) -> Outcome:
         convoy_batch=found.batches.convoy_batch,
         convoy_share=found.batches.convoy_share,
         behind_prompts=found.batches.behind_prompts,
+        waiting_for_prompts=found.batches.waiting_for_prompts,
         busy=sum(used) / max(1, len(used)),
         cpu_s=ran.cpu_s,
     )
@@ -200,7 +203,7 @@ def show(outcome: Outcome) -> str:
         f"{outcome.decode_tokens_per_s:7.1f} tokens/s ({outcome.times_published:.2f} x) "
         f"ITL p50 {outcome.itl_p50_s:.2f} s (published {outcome.published_decode_p50_s:.2f}) "
         f"in flight {outcome.in_flight:5.0f} convoy {outcome.convoy_batch:5.0f} "
-        f"({outcome.convoy_share:.0%}) behind prompts {outcome.behind_prompts:.0%} "
+        f"({outcome.convoy_share:.0%}) waiting for prompts {outcome.waiting_for_prompts:.0%} "
         f"busy {outcome.busy:.0%}"
     )
 

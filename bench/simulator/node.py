@@ -92,6 +92,7 @@ class SimNode:
         self._frees: list[SeqKey] = []
         self._depth = depth
         self._busy = False
+        self._prompt_ends_s = 0.0
         self._blocked: set[str] = set()
 
     def same(self, layers: LayerRange) -> LayerRange:
@@ -156,6 +157,10 @@ class SimNode:
         self._batcher.extend([row for row in rows if row.payload.live or self._open(row)])
         if not self._busy:
             self._start()
+        elif self._prompt_ends_s and rows[0].is_decode:
+            # A frame of decodes (they travel apart) that comes while prompts run waits for them.
+            now = self._parts.timeline.now
+            self._parts.recorder.on_behind(now, len(rows) * (self._prompt_ends_s - now))
 
     def _open(self, row: Row) -> bool:
         """A row of a sequence that is not live: True if it may run, as the first one."""
@@ -227,6 +232,7 @@ class SimNode:
         parts, now = self._parts, self._parts.timeline.now
         end_s = now + step.seconds * self.slowdown + parts.overhead_s
         self._busy = True
+        self._prompt_ends_s = end_s if step.prefill_tokens else 0.0
         self.steps += 1
         self._step_s += end_s - now
         self.rows += len(step.rows)

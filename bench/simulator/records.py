@@ -95,6 +95,8 @@ class Recorder:
         self.prompt_tokens = 0
         """Of requests whose first token came inside the window."""
         self.tokens_by_bin = [0] * bins
+        self.behind_s = 0.0
+        """That decodes waited at nodes while a step with prompt tokens ran, summed over decodes."""
         self.nodes: dict[str, NodeTally] = {}
         self.links: dict[tuple[str, str], LinkTally] = {}
         self.kv: dict[str, KvTally] = {}
@@ -205,6 +207,11 @@ class Recorder:
             tally.prefill_tokens += prefill_tokens
             tally.prefill_s += end_s - start_s
             tally.mixed_row_s += decode_rows * (end_s - start_s)
+
+    def on_behind(self, at_s: float, waiting_s: float) -> None:
+        """Decodes that reach a node now wait so long in all for the prompt tokens it runs."""
+        if self._start_s <= at_s < self._end_s:
+            self.behind_s += waiting_s
 
     def on_link(self, src: str, dst: str, start_s: float, end_s: float, size_bytes: int) -> None:
         """A frame holds the link from `start_s` to `end_s`."""

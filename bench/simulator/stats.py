@@ -97,7 +97,8 @@ class Batches:
 
     `convoy_share` = convoy_batch / requests running: 1 when all decodes travel in one batch, about
     1 / stages when they are spread. `behind_prompts`: of decodes' step time, the share in steps
-    that also had prompt tokens.
+    that also had prompt tokens. `waiting_for_prompts`: of all time in flight, the share that
+    decodes wait at a node while it runs prompt tokens that were there before them.
     """
 
     decode_batch: float
@@ -106,6 +107,7 @@ class Batches:
     tokens_per_step: float
     token_weighted_tokens: float
     behind_prompts: float
+    waiting_for_prompts: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,11 @@ def report(recorder: Recorder, objectives: Objectives | None = None) -> Report:
         itl=of_histogram(recorder.gaps),
         e2e=of_values(r.e2e_s for r in done),
         goodput=None if objectives is None else _goodput(recorder, objectives),
-        batches=_batches([t for _, t in sorted(recorder.nodes.items())], in_flight),
+        batches=_batches(
+            [t for _, t in sorted(recorder.nodes.items())],
+            in_flight,
+            _per(recorder.behind_s, in_flight * duration_s),
+        ),
         running=running,
         waiting=_held(recorder.waiting, duration_s),
         in_system=in_system,
@@ -267,7 +273,7 @@ def _links(recorder: Recorder) -> tuple[LinkUse, ...]:
     )
 
 
-def _batches(nodes: Sequence[NodeTally], in_flight: float) -> Batches:
+def _batches(nodes: Sequence[NodeTally], in_flight: float, waiting_for_prompts: float) -> Batches:
     rows = sum(t.decode_rows for t in nodes)
     tokens = rows + sum(t.prefill_tokens for t in nodes)
     convoy = _per(sum(t.decode_rows_squared for t in nodes), rows)
@@ -278,6 +284,7 @@ def _batches(nodes: Sequence[NodeTally], in_flight: float) -> Batches:
         tokens_per_step=_per(tokens, sum(t.steps for t in nodes)),
         token_weighted_tokens=_per(sum(t.tokens_squared for t in nodes), tokens),
         behind_prompts=_per(sum(t.mixed_row_s for t in nodes), sum(t.decode_row_s for t in nodes)),
+        waiting_for_prompts=waiting_for_prompts,
     )
 
 

@@ -66,7 +66,11 @@ def _totals(report: Report) -> list[str]:
             f"{batches.decode_batch:.1f} decodes a step, {batches.convoy_batch:.1f} around the "
             f"average token ({batches.convoy_share:.0%} of those in flight)",
         ),
-        ("behind prompts", f"{batches.behind_prompts:.0%} of decodes' time in steps"),
+        (
+            "behind prompts",
+            f"{batches.behind_prompts:.0%} of decodes' time in steps, "
+            f"{batches.waiting_for_prompts:.0%} of all time in flight waiting for theirs to end",
+        ),
         ("KV pages", f"{report.kv_mean:.0%} in use, {report.kv_peak:.0%} on the fullest node"),
     ]
     if report.goodput is not None:

@@ -184,3 +184,10 @@ def test_memory_does_not_grow_with_tokens_and_steps() -> None:
     grown_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert grown_bytes < 20_000
+
+
+def test_waiting_for_prompts_counts_inside_the_window() -> None:
+    recorder = Recorder(warmup_s=10.0, duration_s=10.0)
+    for at_s, waiting_s in ((9.0, 5.0), (10.0, 1.0), (19.0, 2.0), (20.0, 5.0)):
+        recorder.on_behind(at_s, waiting_s)
+    assert recorder.behind_s == 3.0
