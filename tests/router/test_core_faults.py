@@ -134,6 +134,17 @@ class Faults(RuleBasedStateMachine):
         ]
         self.world.handle(ev.LinkLost(NodeId(node)))
 
+    @rule(node=NODES, other=st.sampled_from([*sorted(SLICES), "router"]), up=st.booleans())
+    def report_a_link(self, node: str, other: str, up: bool) -> None:
+        """Rows that wait for the link get nowhere when it is down; the world's `in_flight` may
+        answer them still, as those that had passed it would be."""
+        if node in self.world.members:
+            self.world.beat(node, **{other: 0.0 if up else 4.0})
+
+    @rule(node=NODES, up=st.booleans())
+    def see_an_own_link(self, node: str, up: bool) -> None:
+        self.world.handle(ev.OwnLinks(((NodeId(node), 0.0 if up else 4.0),)))
+
     @precondition(lambda self: self.world.core.sessions())
     @rule(pick=PICK)
     def cancel(self, pick: int) -> None:

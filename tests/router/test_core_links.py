@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import router.cluster_core
-from helix_mq.ids import ROUTER, NodeId, RequestId
+from helix_mq.ids import NodeId, RequestId
 from helix_mq.layers import LayerRange
-from helix_mq.messages.control import Heartbeat, LinkReport
 from helix_mq.sampling import SamplingParams
 from router import events as ev
 from router.core import CoreSettings
@@ -24,17 +23,6 @@ from tests.router.world import SLICES, World
 DETOUR = {"a": LayerRange(0, 3), "b": LayerRange(3, 6), "c": LayerRange(3, 6)}
 PAIR = {"a": LayerRange(0, 3), "b": LayerRange(3, 6)}
 LONG = SamplingParams(max_tokens=12, seed=5, ignore_eos=True)
-
-
-def report(world: World, node: str, **down_s: float) -> list[ev.Effect]:
-    """A heartbeat that says for how long links are down; ROUTER is spelled `router`."""
-    links = tuple(
-        LinkReport(ROUTER if peer == "router" else peer, 0, 0, 0, 0.0, for_s)
-        for peer, for_s in down_s.items()
-    )
-    incarnation = world.members[node]
-    beat = Heartbeat(node, incarnation, 1, 7, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, links)
-    return world.handle(ev.NodeBeat(beat))
 
 
 def routes(world: World) -> dict[RequestId, tuple[str, ...]]:
@@ -94,16 +82,16 @@ def _end(world: World, request: RequestId) -> Finished:
 
 def test_a_link_reported_down_is_left_before_any_request_has_to_wait_for_it(world: World) -> None:
     requests = [world.submit((i, 2), LONG) for i in range(8)]
-    report(world, "a", b=2.9, c=0.0)
+    world.beat("a", b=2.9, c=0.0)
     assert "b" in {nodes[-1] for nodes in routes(world).values()}
-    report(world, "a", b=3.1, c=0.0)
+    world.beat("a", b=3.1, c=0.0)
     assert set(routes(world).values()) == {("a", "c")}
     world.pass_time(100)
-    report(world, "a", b=103.1, c=0.0)
+    world.beat("a", b=103.1, c=0.0)
     later = world.submit((7,), LONG)
     assert routes(world)[later] == ("a", "c")
     finish(world, requests)
-    report(world, "a", b=0.0, c=0.0)
+    world.beat("a", b=0.0, c=0.0)
     world.handle(ev.Tick())
     for i in range(8):
         world.submit((i, 3), LONG)
@@ -112,7 +100,7 @@ def test_a_link_reported_down_is_left_before_any_request_has_to_wait_for_it(worl
 
 def test_a_last_hop_that_cannot_reach_the_router_gets_no_requests(world: World) -> None:
     requests = [world.submit((i, 2), LONG) for i in range(8)]
-    report(world, "b", router=3.5)
+    world.beat("b", router=3.5)
     assert set(routes(world).values()) == {("a", "c")}
     finish(world, requests)
 
@@ -134,7 +122,7 @@ def test_without_a_detour_requests_wait_and_are_told_which_link_it_is() -> None:
     world = World(slices=PAIR)
     world.join_all()
     running = world.submit((1,), LONG, deadline_s=50.0)
-    effects = report(world, "a", b=3.5)
+    effects = world.beat("a", b=3.5)
     notes = [e.text for e in effects if isinstance(e, ev.Note)]
     assert any("no requests over the link a > b" in text for text in notes)
     cluster = world.core.cluster
@@ -142,7 +130,7 @@ def test_without_a_detour_requests_wait_and_are_told_which_link_it_is() -> None:
     assert "a cannot reach b" in cluster.why_not_serving()
     assert not routes(world)
     world.in_flight.clear()
-    report(world, "a", b=0.0)
+    world.beat("a", b=0.0)
     world.handle(ev.Tick())
     assert (cluster.serving, cluster.why_not_serving()) == (True, "")
     assert routes(world)[running] == ("a", "b")
@@ -167,7 +155,7 @@ def test_what_a_link_keeps_losing_is_tried_less_and_less_often() -> None:
 def test_reports_about_strangers_are_not_kept() -> None:
     world = World(slices=DETOUR)
     world.join_all()
-    report(world, "a", zed=50.0)
+    world.beat("a", zed=50.0)
     assert world.core.cluster.links.closed == frozenset()
     assert not world.core.cluster.links._troubles
 
@@ -249,9 +237,9 @@ def test_what_is_told_without_computing_is_what_computing_tells(
             case "lose" if node in world.members:
                 world.lose(node)
             case "down" if node in world.members:
-                report(world, node, **{other: 4.0})
+                world.beat(node, **{other: 4.0})
             case "up" if node in world.members:
-                report(world, node, **{other: 0.0})
+                world.beat(node, **{other: 0.0})
             case "tick":
                 world.clock.advance(0.25)
                 world.handle(ev.Tick())

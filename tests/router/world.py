@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from helix_mq.clock import VirtualClock
 from helix_mq.errors import HelixError
-from helix_mq.ids import Epoch, NodeId, RequestId
+from helix_mq.ids import ROUTER, Epoch, NodeId, RequestId
 from helix_mq.layers import LayerRange, Placement
-from helix_mq.messages.control import Assign, Heartbeat, Ready, Register
+from helix_mq.messages.control import Assign, Heartbeat, LinkReport, Ready, Register
 from helix_mq.messages.data import Refused, RefusedItem, ReleaseItem, TokenItem, Tokens
 from helix_mq.models.config import Family, ModelConfig
 from helix_mq.sampling import SamplingParams
@@ -23,6 +23,7 @@ from router import events as ev
 from router.cluster_core import ClusterCore, ClusterSettings
 from router.core import Core, CoreSettings
 from router.kv_books import KvBooks
+from router.link_watch import edges_of
 from router.placing import FixedPlacer, Placer
 from router.service import Broken, Delta, Finished, Generation
 from router.sessions import State
@@ -175,8 +176,13 @@ class World:
             if node not in self.members:
                 self.join(node)
 
-    def beat(self, node: str) -> list[ev.Effect]:
-        beat = Heartbeat(node, self.members[node], 1, 7, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, ())
+    def beat(self, node: str, **down_s: float) -> list[ev.Effect]:
+        """`down_s`: for how long links to peers are down; the router's name is `router` here."""
+        links = tuple(
+            LinkReport(ROUTER if peer == "router" else peer, 0, 0, 0, 0.0, for_s)
+            for peer, for_s in down_s.items()
+        )
+        beat = Heartbeat(node, self.members[node], 1, 7, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, links)
         return self.handle(ev.NodeBeat(beat))
 
     def lose(self, node: str) -> list[ev.Effect]:
@@ -265,6 +271,7 @@ class World:
     def _book_row(self, row: ev.SendRow) -> None:
         serving = {m.name: m.layers for m in self.core.cluster.membership.serving()}
         assert row.route.num_layers == CONFIG.num_layers
+        assert not self.core.cluster.links.closed.intersection(edges_of(row.route))
         for hop in row.route.hops:
             layers = serving.get(hop.node)
             assert layers is not None, f"row sent to {hop.node}, which does not serve"
