@@ -6,13 +6,11 @@ Blocking work, run on the device thread; reports progress in words through a cal
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from helix_mq.errors import ConfigError
@@ -22,9 +20,9 @@ from helix_mq.step_budget import StepProfile, prefill_tokens
 from nodes.engine import Engine
 from nodes.kv_cache import KvCache
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
-from nodes.model.batch import RowSpec, SliceBatch
 from nodes.model.slice import ModelSlice
 from nodes.model.weights import held_bytes
+from nodes.stepping import Span, Stepper
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +93,31 @@ def kv_pages_within(request: LoadRequest, config: ModelConfig, page_tokens: int)
 def load(request: LoadRequest, report: Report) -> Loaded:
     """Loads, allocates, warms up. Raises ConfigError or ModelFormatError in words."""
     started_s = time.perf_counter()
+    model, cache = load_model(request, report)
+    report("warming up")
+    rate = _measure(model, cache)
+    profile = measure_profile(model, cache)
+    return Loaded(
+        engine=Engine(request.node, model, cache),
+        layers=request.layers,
+        config=model.config,
+        kv_pages=cache.pool.total_pages,
+        page_tokens=cache.page_tokens,
+        load_s=time.perf_counter() - started_s,
+        layer_tokens_per_s=rate,
+        profile=profile,
+        notes=f"{str(request.dtype).removeprefix('torch.')} on {request.device}, "
+        f"{model.attention.reason}",
+    )
+
+
+def load_model(
+    request: LoadRequest, report: Report, most_pages: Callable[[int], int] | None = None
+) -> tuple[ModelSlice, KvCache]:
+    """The slice, and a KV cache of what memory is left. Raises as load().
+
+    most_pages: from the tokens of a page, how many layer-pages are of use.
+    """
     config = ModelConfig.from_folder(request.folder)
     # Before anything is read: a slice that leaves no room for KV is refused at once.
     kv_pages_within(request, config, DEFAULT_PAGE_TOKENS)
@@ -113,96 +136,47 @@ def load(request: LoadRequest, report: Report) -> Loaded:
     )
     page_tokens = model.page_tokens()
     pages = kv_pages_within(request, config, page_tokens)
-    cache = model.new_cache(pages, page_tokens)
-    report("warming up")
-    rate = _measure(model, cache)
-    profile = measure_profile(model, cache)
-    return Loaded(
-        engine=Engine(request.node, model, cache),
-        layers=request.layers,
-        config=config,
-        kv_pages=pages,
-        page_tokens=page_tokens,
-        load_s=time.perf_counter() - started_s,
-        layer_tokens_per_s=rate,
-        profile=profile,
-        notes=f"{str(request.dtype).removeprefix('torch.')} on {request.device}, "
-        f"{model.attention.reason}",
-    )
+    if most_pages is not None:
+        pages = min(pages, most_pages(page_tokens))
+    return model, model.new_cache(pages, page_tokens)
 
 
 def _measure(model: ModelSlice, cache: KvCache) -> float:
     """Tokens of one layer per second over a few small prefills and decodes; also the warm-up."""
-    config, layers = model.config, model.layers
-    count = min(
-        _WARM_UP_TOKENS,
-        config.max_context - 1,
-        cache.pool.total_pages // len(layers) * cache.page_tokens,
-    )
+    stepper, layers = Stepper(model, cache), len(model.layers)
+    count = min(_WARM_UP_TOKENS, model.config.max_context - 1, room_tokens(model, cache))
+    prompt = max(1, count // 2)
+    # One prompt, then some decodes: the mix that serving has, roughly.
+    spans = [Span(0, prompt)]
+    spans += [Span(at, 1) for at in range(prompt, prompt + min(8, count - prompt))]
     best = 0.0
-    for step in range(_WARM_UP_STEPS):
-        seq = ("warm-up", step)
-        cache.pool.open(seq, layers)
-        try:
-            cache.pool.ensure(seq, count)
-            started_s = time.perf_counter()
-            position, ran = 0, 0
-            # One prompt, then some decodes: the mix that serving has, roughly.
-            for part in [max(1, count // 2)] + [1] * min(8, count - max(1, count // 2)):
-                model.forward(_warm_batch(model, seq, position, part), cache)
-                position, ran = position + part, ran + part
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
-            elapsed_s = max(time.perf_counter() - started_s, 1e-6)
-            best = max(best, ran * len(layers) / elapsed_s)
-        finally:
-            cache.pool.free(seq)
+    for _ in range(_WARM_UP_STEPS):
+        elapsed_s = 0.0
+        for span in spans:
+            with stepper.step([span]) as step:
+                elapsed_s += step.run_s()
+        best = max(best, sum(span.count for span in spans) * layers / elapsed_s)
     return best
+
+
+def room_tokens(model: ModelSlice, cache: KvCache) -> int:
+    """Tokens of one sequence that runs all layers, as far as pages go."""
+    return cache.pool.total_pages // len(model.layers) * cache.page_tokens
 
 
 def measure_profile(model: ModelSlice, cache: KvCache) -> StepProfile:
     """Seconds of steps of one token and of prefills, the best of a few tries each."""
-    room = min(
-        model.config.max_context,
-        cache.pool.total_pages // len(model.layers) * cache.page_tokens,
-    )
-    pass_s = _step_s(model, cache, 1)
+    stepper = Stepper(model, cache)
+    room = min(model.config.max_context, room_tokens(model, cache))
+    pass_s = _best_s(stepper, 1)
     prefill: list[tuple[float, float]] = []
     for tokens in [n for n in _PROFILE_TOKENS if n <= room] or [1]:
-        prefill.append((float(tokens), _step_s(model, cache, tokens)))
+        prefill.append((float(tokens), _best_s(stepper, tokens)))
         if prefill[-1][1] > _LONG_STEP * pass_s and len(prefill) > 1:
             break
     return StepProfile(pass_s, tuple(prefill))
 
 
-def _step_s(model: ModelSlice, cache: KvCache, tokens: int) -> float:
-    best_s = math.inf
-    for _ in range(_PROFILE_TRIES):
-        seq = ("profile", tokens)
-        cache.pool.open(seq, model.layers)
-        try:
-            cache.pool.ensure(seq, tokens)
-            batch = _warm_batch(model, seq, 0, tokens)
-            started_s = time.perf_counter()
-            model.forward(batch, cache)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
-            best_s = min(best_s, time.perf_counter() - started_s)
-        finally:
-            cache.pool.free(seq)
-    return max(best_s, 1e-9)
-
-
-def _warm_batch(model: ModelSlice, seq: object, position: int, count: int) -> SliceBatch:
-    config, layers = model.config, model.layers
-    row = RowSpec(
-        seq=seq,
-        position=position,
-        count=count,
-        layers=layers,
-        wants_logits=layers.end == config.num_layers,
-    )
-    if layers.first == 0:
-        ids = np.arange(count, dtype=np.int64) % config.vocab_size
-        return SliceBatch([row], token_ids=torch.from_numpy(ids))
-    return SliceBatch([row], hidden=torch.zeros(count, config.hidden_size, dtype=model.dtype))
+def _best_s(stepper: Stepper, tokens: int) -> float:
+    with stepper.step([Span(0, tokens)]) as step:
+        return min(step.run_s() for _ in range(_PROFILE_TRIES))

@@ -1,89 +1,36 @@
-"""Measured step times as CSV: `phase,batch,seconds_per_layer`, one point a line.
-
-`prefill` counts tokens in the batch, `decode` requests; seconds are of one layer. Read strictly:
-errors name the line and the column. What is written reads back to the same StepTimes; what would
-not is refused before a file is touched.
-"""
+"""Measured step times in CSV files: the format of helix_mq.step_tables, as StepTimes."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from pathlib import Path
-from typing import Final
 
-from helix_mq.errors import ConfigError
+from helix_mq import step_tables
+from helix_mq.step_tables import MAX_POINTS, StepTables, TableError
 from solver.objective import StepTimes
 
-HEADER: Final = ("phase", "batch", "seconds_per_layer")
-PHASES: Final = ("prefill", "decode")
-MAX_FILE_BYTES: Final = 1 << 20
-MAX_POINTS: Final = 4096
-"""Per phase; a profile has a few dozen."""
-MAX_BATCH: Final = 1e9
-MIN_SECONDS: Final = 1e-12
-MAX_SECONDS: Final = 1e9
-"""Far outside of what can be measured, but such that rates made of these times stay finite."""
-
-
-class TableError(ConfigError):
-    """A table of step times is not what it should be; `param` is the column."""
-
-    code = "invalid_table"
+__all__ = [
+    "MAX_POINTS",
+    "TableError",
+    "parse_tables",
+    "read_tables",
+    "show_tables",
+    "write_tables",
+]
 
 
 def read_tables(path: Path) -> StepTimes:
     """The step times in a CSV file. TableError names file, line and column."""
-    try:
-        # A pipe or a device has no size to check and may never end.
-        if not path.is_file():
-            raise TableError(f"{path}: cannot be read: no regular file", param="tables")
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as e:
-        raise TableError(f"{path}: cannot be read: {e.strerror}", param="tables") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise TableError(f"{path}: larger than {MAX_FILE_BYTES} bytes", param="tables")
-    try:
-        text = content.decode("utf-8-sig")  # spreadsheets put a byte order mark before the header
-    except UnicodeDecodeError:
-        raise TableError(f"{path}: is no UTF-8 text", param="tables") from None
-    return parse_tables(text, str(path))
+    return _times(step_tables.read_tables(path))
 
 
 def parse_tables(text: str, source: str) -> StepTimes:
     """As `read_tables`, from text; `source` names it in errors."""
-    points: dict[str, dict[float, float]] = {phase: {} for phase in PHASES}
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = tuple(name.strip() for name in next(reader, []))
-        if header != HEADER:
-            raise TableError(
-                f"{source}, line 1: expected the header {','.join(HEADER)}", param="tables"
-            )
-        for row in reader:
-            if row:
-                _add(points, row, f"{source}, line {reader.line_num}")
-    except csv.Error as e:
-        raise TableError(f"{source}, line {reader.line_num}: {e}", param="tables") from None
-    for phase in PHASES:
-        if len(points[phase]) < 2:
-            raise TableError(
-                f"{source}: {len(points[phase])} points of {phase}; give two or more, to draw a "
-                "line through",
-                param="phase",
-            )
-    prefill, decode = (tuple(sorted(points[phase].items())) for phase in PHASES)
-    return StepTimes(prefill=prefill, decode=decode)
+    return _times(step_tables.parse_tables(text, source))
 
 
 def show_tables(times: StepTimes) -> str:
     """The text that `parse_tables` reads back to the same step times."""
-    lines = [",".join(HEADER)]
-    for phase, points in (("prefill", times.prefill), ("decode", times.decode)):
-        lines += [f"{phase},{float(batch)!r},{float(seconds)!r}" for batch, seconds in points]
-    return "\n".join(lines) + "\n"
+    return step_tables.show_tables(_tables(times))
 
 
 def write_tables(path: Path, times: StepTimes) -> None:
@@ -91,42 +38,12 @@ def write_tables(path: Path, times: StepTimes) -> None:
 
     StepTimes may hold batches of 0 and times of 0, files may not: leave such points out first.
     """
-    text = show_tables(times)
-    parse_tables(text, str(path))
-    try:
-        path.write_text(text, "utf-8")
-    except OSError as e:
-        raise TableError(f"{path}: cannot be written: {e.strerror}", param="tables") from None
-    except ValueError as e:
-        raise TableError(f"{str(path)!r}: cannot be written: {e}", param="tables") from None
+    step_tables.write_tables(path, _tables(times))
 
 
-def _add(points: dict[str, dict[float, float]], row: list[str], where: str) -> None:
-    if len(row) != len(HEADER):
-        raise TableError(f"{where}: {len(row)} columns, expected {len(HEADER)}", param="tables")
-    phase = row[0].strip()
-    if phase not in points:
-        raise TableError(f"{where}, phase: {phase!r:.40} is not prefill or decode", param="phase")
-    batch = _number(row, 1, where, 0.0, MAX_BATCH)
-    seconds = _number(row, 2, where, MIN_SECONDS, MAX_SECONDS)
-    if batch in points[phase]:
-        raise TableError(f"{where}, batch: {batch:g} is given twice for {phase}", param="batch")
-    if len(points[phase]) >= MAX_POINTS:
-        raise TableError(f"{where}: more than {MAX_POINTS} points of {phase}", param="tables")
-    points[phase][batch] = seconds
+def _times(tables: StepTables) -> StepTimes:
+    return StepTimes(prefill=tables.prefill, decode=tables.decode)
 
 
-def _number(row: list[str], column: int, where: str, least: float, most: float) -> float:
-    name, text = HEADER[column], row[column].strip()
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    # Python reads "1_000" and full-width digits, which other readers of the same file do not.
-    if not (value > 0 and text.isascii() and "_" not in text):
-        raise TableError(f"{where}, {name}: {text!r:.40} is not a positive number", param=name)
-    if not least <= value <= most:
-        raise TableError(
-            f"{where}, {name}: {text!r:.40} is not between {least:g} and {most:g}", param=name
-        )
-    return value
+def _tables(times: StepTimes) -> StepTables:
+    return StepTables(prefill=times.prefill, decode=times.decode)
