@@ -160,6 +160,31 @@ def test_reports_about_strangers_are_not_kept() -> None:
     assert not world.core.cluster.links._troubles
 
 
+def test_a_token_over_the_link_begins_the_pauses_anew() -> None:
+    world = World(slices=PAIR)
+    world.join_all()
+    request = world.submit((1,), LONG)
+    for _ in range(3):
+        world.refuse(0, 0, "link_lost")
+        while not world.in_flight:
+            world.pass_time(1)
+    world.answer()
+    world.refuse(0, 0, "link_lost")
+    world.pass_time(1)
+    assert routes(world)[request] == ("a", "b")
+    finish(world, [request])
+
+
+def test_a_node_that_starts_anew_has_new_links() -> None:
+    world = World(slices=PAIR)
+    world.join_all()
+    world.beat("a", b=100.0)
+    assert not world.core.cluster.serving
+    world.join("b")
+    assert world.core.cluster.serving
+    finish(world, [world.submit((1,), LONG)])
+
+
 # -- the flow ------------------------------------------------------------------
 
 
