@@ -63,13 +63,17 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What was measured. `prefill_end`, `decode_end`: why there is no larger size."""
+    """What was measured. `prefill_end`, `decode_end`: why there is no larger size.
+
+    busy_share: of the processors, what other programs used just before; 0 where a GPU computes.
+    """
 
     context_tokens: int
     prefill: tuple[Point, ...]
     decode: tuple[Point, ...]
     prefill_end: str
     decode_end: str
+    busy_share: float = 0.0
 
     def tables(self) -> StepTables:
         prefill, decode = (

@@ -68,6 +68,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode: _Points
     prefill_end: _Text
     decode_end: _Text
+    busy_share: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 def find(cache: Path, key: ProfileKey, max_seconds: float) -> Profile | None:
@@ -90,6 +91,7 @@ def find(cache: Path, key: ProfileKey, max_seconds: float) -> Profile | None:
         decode=_points(kept.decode),
         prefill_end=kept.prefill_end,
         decode_end=kept.decode_end,
+        busy_share=kept.busy_share,
     )
 
 

@@ -8,10 +8,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import psutil
 import torch
 
 from helix_mq.errors import ConfigError
@@ -32,6 +33,11 @@ Say = Callable[[str], None]
 LEAST_LAYERS: Final = 4
 LEAST_BYTES: Final = 256 << 20
 """Of weights in the default slice, so that a processor's caches do not hold them between steps."""
+
+BUSY: Final = 0.2
+"""Share of the processors that others may use before times are called too long: threads of a step
+wait for each other, so that one that has to share its core holds up all."""
+_LOOK_S: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +156,15 @@ def _device_name(identity: NodeIdentity) -> str:
 def _measured(subject: _Subject, max_seconds: float, say: Say) -> Profile:
     request, context = subject.request, subject.key.context_tokens
     layers, longest = len(request.layers), subject.config.max_context
+    busy_share = 0.0
+    if request.device.type == "cpu":
+        say("looking for other load")
+        busy_share = min(1.0, psutil.cpu_percent(_LOOK_S) / 100)
     model, cache = load_model(request, say, lambda page: most_pages(layers, longest, context, page))
-    return measure(
+    profile = measure(
         model, cache, context, max_seconds, lambda phase, batch: say(f"{phase}, batch {batch:,}")
     )
+    return replace(profile, busy_share=busy_share)
 
 
 def _check_writable(path: Path) -> None:
@@ -225,6 +236,12 @@ def _lines(subject: _Subject, profile: Profile, out: Path | None, kept: bool) ->
             profile.decode_end,
         ),
     ]
+    if profile.busy_share > BUSY:
+        lines += [
+            "",
+            f"WARNING: other programs used {profile.busy_share:.0%} of the processors just before, "
+            "so times are too long; repeat with --fresh when the machine is quiet",
+        ]
     if out is not None:
         lines += ["", f'wrote {out}: name it in a cluster file, tables = "{out.name}"']
     return lines
