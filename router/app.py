@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections import Counter
 from collections.abc import Sequence
@@ -317,8 +318,11 @@ class RouterApp:
 
     def _look_after_links(self) -> None:
         # Before frames are given up: their requests must not come the same way again.
-        links = self._plane.statistics()
-        self.apply(ev.OwnLinks(tuple((NodeId(link.peer), link.down_s) for link in links)))
+        down_s = {NodeId(link.peer): link.down_s for link in self._plane.statistics()}
+        for member in self.core.cluster.membership.serving():
+            # Its address is none that can be connected to.
+            down_s.setdefault(member.name, math.inf)
+        self.apply(ev.OwnLinks(tuple(down_s.items())))
         self._plane.refresh()
 
     async def _sync_peers_for_ever(self) -> None:

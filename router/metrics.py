@@ -138,10 +138,12 @@ class _StatusCollector(Collector):
             labels=ends,
         )
         backlog = _gauge("link_backlog_bytes", "Bytes waiting for credit.", labels=ends)
+        down = _gauge("link_down_seconds", "0 for a link that is connected.", labels=ends)
         for link in status.links:
             sent.add_metric([link.sender, link.receiver], link.sent_bytes)
             backlog.add_metric([link.sender, link.receiver], link.backlog_bytes)
-        yield from (pages, held, waiting, sent, backlog)
+            down.add_metric([link.sender, link.receiver], link.down_s)
+        yield from (pages, held, waiting, sent, backlog, down)
 
 
 def _gauge(

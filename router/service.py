@@ -110,12 +110,14 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """One directed data link; `sent_bytes` is cumulative since its sender started."""
+    """One directed data link; `sent_bytes` is cumulative since its sender started, `down_s` says
+    for how long it has been unconnected."""
 
     sender: str
     receiver: str
     sent_bytes: int
     backlog_bytes: int
+    down_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,11 @@ def service_status(core: Core, links: Sequence[OutLinkStatistics]) -> ServiceSta
         running=statistics.running,
         flow_tokens_per_s=statistics.flow_tokens_per_s,
         nodes=tuple(_node(m) for m in core.cluster.membership),
-        links=tuple(LinkStatus("@router", s.peer, s.sent_bytes, s.backlog_bytes) for s in links)
+        links=tuple(
+            LinkStatus("@router", s.peer, s.sent_bytes, s.backlog_bytes, s.down_s) for s in links
+        )
         + tuple(
-            LinkStatus(m.name, link.peer, link.sent_bytes, link.backlog_bytes)
+            LinkStatus(m.name, link.peer, link.sent_bytes, link.backlog_bytes, link.down_s)
             for m in core.cluster.membership
             if m.beat is not None
             for link in m.beat.links

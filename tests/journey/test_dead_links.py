@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from helix_mq.ids import NodeId, RequestId
+from helix_mq.ids import ROUTER, NodeId, RequestId
 from helix_mq.layers import Route
+from helix_mq.outlink import PeerAddress
 from helix_mq.transport import Transport, ZmqTransport
 from helix_mq.transport.zmq_connection import ZmqConnection
 from router.schedulers_base import Method
@@ -125,6 +126,8 @@ async def test_a_link_that_never_comes_up_loses_no_request(
         assert [r.token_ids for r in await asyncio.gather(*runs)] == wanted
         await c.until(lambda: x.closed, "the router knows")
         assert x.gate.passed_bytes == 0
+        down = [(k.sender, k.receiver) for k in c.app.status().links if k.down_s > 1]
+        assert down == [("a", "b")]
         x.routes.clear()
         again = await asyncio.gather(*(c.run(greedy(p, TOKENS)) for p in PROMPTS))
         assert [r.token_ids for r in again] == wanted
@@ -158,3 +161,20 @@ async def test_a_link_that_is_cut_under_load_moves_what_crosses_it(tiny_folder: 
         assert max(r.finish.reroutes for r in results) >= 1
         assert x.crossing()
         assert ("a", "b") not in x.routes[at:]
+
+
+async def test_a_node_that_the_router_has_no_link_to_gets_no_requests(tiny_folder: Path) -> None:
+    wanted = await expected(tiny_folder, TOKENS)
+    async with cluster(tiny_folder, {"a": "0:6", "b": "0:6"}) as c:
+        core = c.app.core
+        await c.until(lambda: len(core.cluster.membership.serving()) == 2, "both are ready")
+        a = core.cluster.membership.get("a")
+        assert a is not None
+        only = PeerAddress("a", a.register.incarnation, a.register.data_endpoint)
+        await c.app._plane.set_peers({"a": only})
+        runs = await asyncio.gather(*(c.run(greedy(p, TOKENS)) for p in PROMPTS))
+        assert [r.token_ids for r in runs] == wanted
+        await c.until(lambda: (ROUTER, "b") in core.cluster.links.closed, "the router knows")
+        again = await asyncio.gather(*(c.run(greedy(p, TOKENS)) for p in PROMPTS))
+        assert [r.token_ids for r in again] == wanted
+        assert {r.finish.reroutes for r in again} == {0}

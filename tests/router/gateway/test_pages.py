@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -78,8 +80,10 @@ def test_metrics_follow_the_events_of_streams(tiny_folder: object) -> None:
     metrics.saw(RequestId(0), Finished("stop", 10, 2, 0.1, 0.3, 0.4, 2))
     metrics.saw(RequestId(1), Broken(QueueFull("x")))
     metrics.saw(RequestId(2), Finished("cancelled", 10, 0, 0.0, 0.0, 0.0, 0))
-    text, _ = metrics.render(status)
+    (link,) = status.links
+    text, _ = metrics.render(replace(status, links=(replace(link, down_s=4.5),)))
     got = samples(text.decode())
+    assert got["helix_mq_link_down_seconds", "alpha", "@router"] == 4.5
     assert got["helix_mq_requests_total", "stop"] == 1
     assert got["helix_mq_requests_total", "queue_full"] == 2
     assert got["helix_mq_requests_total", "cancelled"] == 1
