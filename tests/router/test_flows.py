@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -58,6 +59,31 @@ def test_the_flow_is_the_exact_max_flow(drawn: tuple[Problem, list[LiveNode]]) -
     found = live_flow(LAYERS, nodes, PlannedSpeeds(cluster))
     assert found.tokens_per_s == pytest.approx(exact, rel=1e-6, abs=1e-4)
     check(found, nodes)
+
+
+@given(planned_clusters(), st.data())
+@settings(max_examples=40)
+def test_closed_links_are_as_if_the_plan_had_none_there(
+    drawn: tuple[Problem, list[LiveNode]], data: st.DataObject
+) -> None:
+    cluster, nodes = drawn
+    gone = data.draw(st.lists(st.sampled_from(cluster.links), unique=True))
+    closed = {
+        (ROUTER if k.src == SOURCE else k.src, ROUTER if k.dst == SINK else k.dst) for k in gone
+    }
+    without = replace(cluster, links=tuple(k for k in cluster.links if k not in gone))
+    found = live_flow(LAYERS, nodes, PlannedSpeeds(cluster), closed)
+    assert found == live_flow(LAYERS, nodes, PlannedSpeeds(without))
+    check(found, nodes)
+
+
+def test_a_closed_link_is_left_out_where_nothing_is_planned() -> None:
+    nodes = [live(A, 0, 3), live(B, 3, 6), live(C, 3, 6)]
+    assert live_flow(LAYERS, nodes, None, {(A, B)}).weights.transitions[A] == (C,)
+    assert live_flow(LAYERS, nodes, None, {(C, ROUTER)}).weights.transitions[A] == (B,)
+    for closed in ({(ROUTER, A)}, {(A, B), (A, C)}, {(A, B), (C, ROUTER)}):
+        flow = live_flow(LAYERS, nodes, None, closed)
+        assert (flow.tokens_per_s, flow.weights.transitions[ROUTER]) == (0.0, ())
 
 
 def check(flow: LiveFlow, nodes: list[LiveNode]) -> None:
