@@ -165,6 +165,8 @@ class _Phase:
         self._spans = spans
         self.points: list[Point] = []
         self.end: str | None = None
+        self._around_s = 0.0
+        """Of the last point, beside its steps: pages to reserve and to fill."""
 
     def grow(self, left_s: float, on_point: OnPoint) -> None:
         """One more point, or the end."""
@@ -177,8 +179,12 @@ class _Phase:
             self._stop(TIME)
         else:
             on_point(self._name, size)
+            started_s = time.perf_counter()
             try:
-                self.points.append(_point(self._stepper, size, spans, left_s))
+                point = _point(self._stepper, size, spans, left_s)
+                self.points.append(point)
+                steps_s = point.median_s * self._stepper.num_layers * (1 + point.repeats)
+                self._around_s = max(0.0, time.perf_counter() - started_s - steps_s)
             except torch.OutOfMemoryError:
                 # The failed step's tensors are garbage by now; others need their memory.
                 torch.cuda.empty_cache()
@@ -196,10 +202,10 @@ class _Phase:
         self.end = why
 
     def _expected_s(self, size: int) -> float:
-        """Of a warm-up and the fewest repeats, if time grows as the batch does."""
+        """Of a point with the fewest repeats, if time grows as the batch does."""
         last = self.points[-1]
-        step_s = last.median_s * self._stepper.num_layers
-        return step_s * size / last.batch * (1 + _LEAST_REPEATS)
+        steps_s = last.median_s * self._stepper.num_layers * (1 + _LEAST_REPEATS)
+        return (steps_s + self._around_s) * size / last.batch
 
 
 def _point(stepper: Stepper, size: int, spans: Sequence[Span], left_s: float) -> Point:

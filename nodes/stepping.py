@@ -19,7 +19,7 @@ from nodes.kv_pages import SeqKey
 from nodes.model.batch import RowSpec, SliceBatch
 from nodes.model.slice import ModelSlice
 
-_FILL_BYTES = 64 << 20
+_FILL_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,16 @@ class Stepper:
 
     def _fill(self, pages: int) -> None:
         """Gives the first so many pages contents; the pool hands out low pages first."""
+        if pages <= self._filled_pages:
+            return
         for tensor in (self._cache.keys, self._cache.values):
             page_bytes = tensor[0].numel() * tensor.element_size()
             stride = max(1, _FILL_BYTES // page_bytes)
+            # Drawn once and copied: drawing gigabytes would take longer than the steps.
+            block = torch.randn_like(tensor[: min(stride, pages)])
             for first in range(self._filled_pages, pages, stride):
-                tensor[first : min(first + stride, pages)].normal_()
+                last = min(first + stride, pages)
+                tensor[first:last].copy_(block[: last - first])
         self._filled_pages = max(self._filled_pages, pages)
 
     def _batch(self, seqs: Sequence[SeqKey], spans: Sequence[Span]) -> SliceBatch:
