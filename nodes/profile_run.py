@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -66,6 +67,10 @@ def run(settings: NodeSettings, options: ProfileOptions, *, as_json: bool) -> st
     ConfigError, ModelFormatError or CapacityError in words; nothing is measured whose result could
     not be written.
     """
+    if not 0 < options.max_seconds < math.inf:
+        raise ConfigError(
+            f"--max-seconds {options.max_seconds} must be positive", param="max_seconds"
+        )
     if options.out is not None:
         _check_writable(options.out)
     with _progress() as say:

@@ -243,6 +243,7 @@ def test_where_nothing_can_be_kept_there_is_a_warning_only(
         ({"model": Path("/none")}, {}, ModelFormatError, "no such model"),
         ({}, {"layers": "0:7"}, ConfigError, "--layers '0:7'"),
         ({}, {"out": Path("/none/x.csv")}, ConfigError, "there is no folder /none"),
+        ({}, {"max_seconds": float("nan")}, ConfigError, "--max-seconds nan must be positive"),
         ({}, {"out": Path("/")}, ConfigError, "cannot be written"),
         ({"attention": "flash_attn"}, {}, ConfigError, "does not run on cpu"),
         ({"memory": 1}, {}, ConfigError, "nothing is left for KV cache"),
