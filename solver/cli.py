@@ -60,7 +60,7 @@ def make(
         bool, typer.Option(help="serving: rank the best candidates by short simulations.")
     ] = True,
     time_limit: Annotated[float, typer.Option(help="Seconds for the whole search.")] = 60.0,
-    seed: Annotated[int, typer.Option(help="For the methods that draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="For what is drawn at random.")] = 0,
     partial_inference: Annotated[
         bool, typer.Option(help="Let a node run only part of its layers for a request.")
     ] = True,
@@ -106,7 +106,7 @@ def make(
     from helix_mq.errors import ConfigError
     from helix_mq.ids import NodeId
     from helix_mq.units import bits_per_s
-    from solver.cli_options import files_beside
+    from solver.cli_options import files_beside, require_seed, require_writable
     from solver.cli_options import warm_start as starting_from
     from solver.cli_show import as_dict, describe
     from solver.explain import explain as explained
@@ -121,6 +121,10 @@ def make(
 
     if plot is not None:
         require_plotting(plot)
+        require_writable(plot, "plot")
+    if save is not None:
+        require_writable(save, "save")
+    require_seed(seed)
     source = Source(
         cluster=cluster,
         model=model,

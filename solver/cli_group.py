@@ -12,6 +12,14 @@ class WithDefault(TyperGroup):
 
     default_command = "make"
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The group's help, then the default command's: its options are what people look for."""
+        super().format_help(ctx, formatter)
+        command = self.commands[self.default_command]
+        command.format_help(
+            type(ctx)(command, info_name=ctx.info_name, parent=ctx.parent), formatter
+        )
+
     # typer brings its own copy of click under a private name, so the context has no public type.
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         first = next((a for a in args if not a.startswith("-")), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from helix_mq.errors import ConfigError
@@ -13,6 +14,8 @@ from solver.problem import Problem
 from solver.search_types import NoPlacement
 
 STARTS = ("petals", "swarm", "homogeneous", "separate", "separate-leftovers")
+MAX_SEED = 2**31 - 1
+"""What HiGHS and SCIP take."""
 
 
 def warm_start(text: str, problem: Problem, seed: int) -> Placement:
@@ -44,3 +47,24 @@ def _by_method(method: str, problem: Problem, seed: int) -> Placement:
 def files_beside(saved: Path) -> Path:
     """The folder for what the mixed-integer solver leaves: `plan.toml` -> `plan.milp`."""
     return saved.with_suffix(".milp")
+
+
+def require_seed(seed: int) -> int:
+    """ConfigError unless every solver takes it: asked before a long search, not after."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed={seed} must be in 0..{MAX_SEED}", param="seed")
+    return seed
+
+
+def require_writable(path: Path, param: str) -> None:
+    """ConfigError where no file of that name can be made: before a long search, not after."""
+    folder = path.parent
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"there is no folder {folder}"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        reason = "permission denied"
+    else:
+        return
+    raise ConfigError(f"{param}={path}: cannot be written: {reason}", param=param)

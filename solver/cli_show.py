@@ -95,10 +95,17 @@ def _table(problem: Problem, result: PlanResult) -> list[str]:
 
 
 def _served(serving: ServingEstimate) -> str:
+    if serving.decode_tokens_per_s <= 0:
+        return f"expected to serve nothing: {serving.limit}"
+    limit = (
+        f"limited by KV room, busiest is {serving.busiest}"
+        if serving.limit == "KV room"
+        else f"limited by {serving.busiest}, which is {serving.limit}"
+    )
     return (
         f"expected to serve {serving.decode_tokens_per_s:.1f} decode tokens/s with "
         f"{serving.requests_in_flight:.0f} requests in flight, {serving.round_trip_s:.2f} s per "
-        f"token of each; limited by {serving.limit}, busiest is {serving.busiest}"
+        f"token of each; {limit}"
     )
 
 

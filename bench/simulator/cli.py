@@ -73,7 +73,11 @@ def run(
     ] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option(help="kill:NODE@S, cut:A:B@S, slow:NODE:FACTOR@S, restore:NODE@S, join:…"),
+        typer.Option(
+            # A colon before and after a letter would be read as an emoji's name.
+            help="kill:NODE@S, cut:NODE:NODE2@S, slow:NODE:FACTOR@S, restore:NODE@S or "
+            "join:NODE@S, S in seconds. May be repeated."
+        ),
     ] = None,
     ttft: Annotated[
         float | None, typer.Option(help="Goodput: seconds to the first token, at most.")
