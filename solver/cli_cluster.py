@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,7 @@ def generate(
     from solver.generate import generate_geo, generate_single, parse_counts
 
     counts = parse_counts(nodes)
+    _tell_of_unknown(counts)
     if shape is Shape.SINGLE:
         cluster = generate_single(counts, name or "single")
     else:
@@ -58,6 +60,17 @@ def generate(
     except OSError as e:
         raise ConfigError(f"{output}: cannot be written: {e.strerror}", param="output") from None
     typer.echo(f"{output}: {len(cluster.nodes)} nodes")
+
+
+def _tell_of_unknown(types: Iterable[str]) -> None:
+    """Not refused: measured tables can be added to the file. But a slip is told at once."""
+    from solver.catalogue import UnknownMachine, machine
+
+    for name in types:
+        try:
+            machine(name)
+        except UnknownMachine as e:
+            typer.echo(f"note: {e}", err=True)
 
 
 def show(

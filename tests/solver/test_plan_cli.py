@@ -13,6 +13,8 @@ import pytest
 
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
+from solver.cli_show import _served as described
+from solver.objective import ServingEstimate
 from solver.plan_file import read_plan
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "clusters"
@@ -147,6 +149,11 @@ def test_ctrl_c_gives_the_best_so_far(tmp_path: Path) -> None:
         (("c.toml", "--min-bandwidth", "3", "--model", "config.json"), "--min-bandwidth"),
         (("c.toml", "--method", "foo", "--model", "config.json"), "foo"),
         (("c.toml", "--objective", "foo", "--model", "config.json"), "foo"),
+        (("c.toml", "--seed", "-1", "--model", "config.json"), "seed=-1 must be in 0.."),
+        (("c.toml", "--seed", "2147483648", "--model", "config.json"), "must be in 0.."),
+        (("c.toml", "--model", "config.json", "--save", "."), "save=.: cannot be written"),
+        (("c.toml", "--model", "config.json", "--save", "none/p.toml"), "no folder none"),
+        (("c.toml", "--model", "config.json", "--plot", "none/p.svg"), "no folder none"),
         (("verify", "c.toml"), "there is no such field in a plan"),
         (("export", "none.toml", "--solution", "s.ini"), "none.toml"),
     ],
@@ -161,6 +168,34 @@ def test_refusals_are_one_line(tmp_path: Path, arguments: tuple[str, ...], says:
     assert says in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert "Traceback" not in refused.stderr
+
+
+def test_help_of_the_group_shows_the_options_of_planning() -> None:
+    for group, option in (("plan", "--objective"), ("simulate", "--fault")):
+        told = helix(group, "--help").stdout
+        assert f"Usage: helix-mq {group} [OPTIONS]" in told.replace(
+            "python -m helix_mq", "helix-mq"
+        )
+        assert option in told
+        assert "verify" in told or "compare" in told
+        assert "NODE2@S" in told or group == "plan"
+
+
+def test_an_unknown_gpu_type_is_told_when_a_cluster_is_generated(tmp_path: Path) -> None:
+    made = helix("cluster", "generate", "single", "--nodes", "A100=1,A1000=2", folder=tmp_path)
+    assert made.returncode == 0
+    assert "machine type 'A1000' is not known" in made.stderr
+    assert made.stderr.count("\n") == 1
+    assert 'type = "A1000"' in made.stdout
+
+
+def test_what_limits_serving_is_said_in_words() -> None:
+    busy = ServingEstimate(10.0, 5.0, 0.5, "always busy", "a -> b")
+    assert described(busy).endswith("limited by a -> b, which is always busy")
+    full = ServingEstimate(10.0, 5.0, 0.5, "KV room", "a")
+    assert described(full).endswith("limited by KV room, busiest is a")
+    none = ServingEstimate(0.0, 0.0, float("inf"), "no flow", "")
+    assert described(none) == "expected to serve nothing: no flow"
 
 
 @pytest.mark.parametrize(
