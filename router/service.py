@@ -28,6 +28,9 @@ class Generation:
     """Seconds from now; None takes the router's default."""
     priority: int = 0
     """0 = interactive, 1 = background."""
+    owner: str = ""
+    """Whose request it is, for sharing fairly: an API key's digest or a client key's name; empty
+    where there are no keys."""
     continues_text: bool = False
     """The output goes on where the prompt's text ends (completions), so a space at its start
     stays; a chat answer is a text of its own."""

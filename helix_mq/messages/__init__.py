@@ -32,6 +32,7 @@ class Kind(IntEnum):
     LEAVE = 8
     DRAIN = 9
     REJECTED = 10
+    RETAIN = 11
 
     FRAME = 32
     TOKENS = 33
@@ -62,6 +63,7 @@ KINDS: dict[Kind, type[msgspec.Struct]] = {
     Kind.LEAVE: control.Leave,
     Kind.DRAIN: control.Drain,
     Kind.REJECTED: control.Rejected,
+    Kind.RETAIN: control.Retain,
     Kind.FRAME: data.FrameHeader,
     Kind.TOKENS: data.Tokens,
     Kind.REFUSED: data.Refused,

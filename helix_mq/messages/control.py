@@ -21,6 +21,23 @@ class SliceRef(msgspec.Struct, array_like=True, frozen=True):
     end: U31
 
 
+StepPoint = tuple[
+    Annotated[float, msgspec.Meta(gt=0, le=1e9)], Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+]
+"""(tokens or requests in the batch, seconds per layer)."""
+StepPoints = Annotated[tuple[StepPoint, ...], msgspec.Meta(min_length=2, max_length=64)]
+
+
+class StepTimes(msgspec.Struct, array_like=True, frozen=True):
+    """Measured seconds per layer of a step, batches strictly rising; see `helix_mq.step_tables`.
+
+    `prefill` counts tokens in the batch, `decode` requests.
+    """
+
+    prefill: StepPoints
+    decode: StepPoints
+
+
 class Register(msgspec.Struct, array_like=True, frozen=True):
     """First message of a node, and again after every reconnect."""
 
@@ -41,6 +58,11 @@ class Register(msgspec.Struct, array_like=True, frozen=True):
     """Digest of the model's config: a node with other weights must not join."""
     version: Text
     holding: SliceRef | None = None
+    """The newest slice it holds, loaded and serving."""
+    heartbeat_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 1.0
+    """How often it will be heard from."""
+    times: StepTimes | None = None
+    """What its device has measured with this model; None where it has not."""
 
 
 class RegisterAgain(msgspec.Struct, array_like=True, frozen=True):
@@ -57,7 +79,11 @@ class Rejected(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Assign(msgspec.Struct, array_like=True, frozen=True):
-    """Load these layers, then say ready. `depth` is the number of stages a route passes."""
+    """Load these layers, then say ready. `depth` is the number of stages a route passes.
+
+    What the node holds under other epochs stays loaded and goes on serving them, until a Retain
+    leaves them out; with the very layers it holds already there is nothing to load.
+    """
 
     epoch: U63
     first: U31
@@ -65,8 +91,15 @@ class Assign(msgspec.Struct, array_like=True, frozen=True):
     depth: Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 
+class Retain(msgspec.Struct, array_like=True, frozen=True):
+    """Only these epochs are served from now on: what the node holds for others alone is freed, and
+    rows of others are refused. Epochs that the node does not know change nothing."""
+
+    epochs: Annotated[tuple[U63, ...], msgspec.Meta(max_length=16)]
+
+
 class Ready(msgspec.Struct, array_like=True, frozen=True):
-    """The slice is loaded and warm."""
+    """The slice is loaded and warm. Said again when its KV pool has grown since."""
 
     epoch: U63
     first: U31
@@ -79,6 +112,8 @@ class Ready(msgspec.Struct, array_like=True, frozen=True):
     """Measured at warm-up: tokens of one layer per second, decode and prefill mixed."""
     notes: Text
     """In words: compute dtype and attention backend chosen, and why."""
+    held_bytes: U63 = 0
+    """Weights and KV pool of this slice."""
 
 
 class AssignFailed(msgspec.Struct, array_like=True, frozen=True):
@@ -97,6 +132,10 @@ class LinkReport(msgspec.Struct, array_like=True, frozen=True):
     blocked_s: Seconds
     down_s: Seconds = 0.0
     """For how long it has been unconnected; 0 while it is connected."""
+    bytes_per_s: Rate = 0.0
+    """Measured lately; 0 where it is not known."""
+    round_trip_s: Seconds = 0.0
+    """Least measured lately, there and back; 0 where it is not known."""
 
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True):
@@ -120,6 +159,10 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True):
     """Cumulative tokens x layers run."""
     bad_messages: U63
     links: Annotated[tuple[LinkReport, ...], msgspec.Meta(max_length=4096)]
+    expected_s: Seconds = 0.0
+    """What the steps counted in `step_s` should have taken by the node's own measurements; 0 where
+    it has none. The ratio of the two tells a node that has become slow from one that has more to
+    do."""
 
 
 class Peer(msgspec.Struct, array_like=True, frozen=True):
