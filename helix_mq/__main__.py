@@ -2,4 +2,6 @@
 
 from helix_mq.cli import main
 
-main()
+# Processes that this one starts import this file again, and must not start anything.
+if __name__ == "__main__":
+    main()

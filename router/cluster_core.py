@@ -9,39 +9,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from helix_mq.clock import Clock
 from helix_mq.errors import ConfigError
 from helix_mq.ids import ROUTER, Epoch, NodeId
-from helix_mq.messages.control import (
-    Assign,
-    Leave,
-    Ready,
-    Register,
-    RegisterAgain,
-    Rejected,
-    SliceRef,
-)
+from helix_mq.messages.control import Assign, Register, RegisterAgain, Rejected, SliceRef
 from helix_mq.models.config import ModelConfig
 from router import events as ev
+from router.change import ClusterChange, to_member
 from router.flows import LiveFlow, LiveNode, PlannedSpeeds, live_flow
 from router.link_watch import Edge, LinkSettings, LinkWatch
+from router.machines import catalogued, measured
 from router.membership import Member, Membership, NodeState
+from router.moves import Moves, MoveSettings
 from router.placing import Candidate, Placer
+from router.relocation import EpochsInUse
 from solver.problem import Problem
-
-
-@dataclass(slots=True)
-class ClusterChange:
-    """What an event changed: effects to carry out, nodes lost, nodes ready, links that closed, and
-    whether there is another flow."""
-
-    effects: list[ev.Effect] = field(default_factory=list)
-    gone: list[NodeId] = field(default_factory=list)
-    ready: list[tuple[NodeId, Ready]] = field(default_factory=list)
-    closed: list[Edge] = field(default_factory=list)
-    flow_changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +37,7 @@ class ClusterSettings:
     """After losing coverage new requests still queue this long, since a restart may bring it
     back; after that they are refused at once."""
     links: LinkSettings = LinkSettings()
+    moves: MoveSettings = MoveSettings()
 
 
 class ClusterCore:
@@ -69,7 +54,7 @@ class ClusterCore:
         """`problem`: what a plan knows of nodes and links; without it, or for nodes it does not
         know, flows follow what nodes have measured."""
         self.membership = Membership(config.num_layers)
-        self.epoch = first_epoch
+        self.moves = Moves(config, self.membership, placer, settings.moves, first_epoch)
         self.links = LinkWatch(settings.links)
         self._flow: LiveFlow | None = None
         self._serving = False
@@ -83,13 +68,23 @@ class ClusterCore:
         self._placing_fault = ""
 
     @property
+    def epoch(self) -> Epoch:
+        """Of the placement that new requests take."""
+        return self.moves.epoch
+
+    @property
     def flow(self) -> LiveFlow:
         """The max flow over what serves now; some 0.25 s of work for 1,000 nodes after a change."""
         if self._flow is None:
-            nodes = [_live(m) for m in self.membership.serving()]
+            nodes = [_live(m) for m in self._routed()]
             closed = self.links.closed
             self._flow = live_flow(self._config.num_layers, nodes, self._planned, closed)
         return self._flow
+
+    def _routed(self) -> list[Member]:
+        """Those that new requests may take."""
+        out = self.moves.leavers.out_of_flow()
+        return [m for m in self.membership.serving() if m.name not in out]
 
     @property
     def serving(self) -> bool:
@@ -106,7 +101,7 @@ class ClusterCore:
         """In words, empty when serving: `layers 12-17 are on no live node (...)`."""
         if self.serving:
             return ""
-        text = self.membership.missing_text() or self._no_way_text()
+        text = self.membership.missing_text(self.moves.leavers.out_of_flow()) or self._no_way_text()
         if self._placing_fault:
             return f"{text}: {self._placing_fault}"
         waiting = self._placer.waiting_for(self._candidates())
@@ -125,6 +120,13 @@ class ClusterCore:
                 self._beat(event, change)
             case ev.NodeDraining():
                 self._drain(event, change)
+            case ev.DrainWanted():
+                if event.node in self.membership:
+                    self.moves.leave(event.node, self._clock.now_s(), change, asked=True)
+            case ev.ReplanWanted():
+                self.moves.replanner.ask()
+            case ev.PlanFound():
+                self.moves.found(event, self._clock.now_s(), change)
             case ev.NodeGone():
                 if self.membership.is_current(event.node, event.incarnation):
                     self._lose(event.node, event.reason, change)
@@ -134,6 +136,27 @@ class ClusterCore:
                 self._tick(change)
             case _:
                 raise AssertionError(f"not a membership event: {event}")
+        return self._finish(change)
+
+    def move_on(self, in_use: EpochsInUse) -> ClusterChange:
+        """Called as time passes, with what requests on their way need: frees what they do not,
+        goes on with re-placements, lets nodes leave, looks for better placements."""
+        change, now_s = ClusterChange(), self._clock.now_s()
+        since_s = self._uncovered_since_s
+        uncovered_s = None if self.serving or since_s is None else now_s - since_s
+        for node in self.moves.tick(in_use, uncovered_s, now_s, change):
+            member = self.membership.get(node)
+            if member is not None:
+                self.moves.farewell(member, change)
+                self._lose(node, "it is leaving", change)
+        return self._finish(change)
+
+    def _finish(self, change: ClusterChange) -> ClusterChange:
+        if change.fallback:
+            self._placer.fall_back()
+        if change.placed or change.fallback:
+            self._assign(change)
+            self._keep_placement(change)
         self._settle(change)
         return change
 
@@ -142,8 +165,7 @@ class ClusterCore:
         change = ClusterChange()
         if self.links.lost(edge, self._clock.now_s()):
             self._close([edge], "it lost rows", change)
-            self._settle(change)
-        return change
+        return self._finish(change)
 
     def _no_way_text(self) -> str:
         text = "no flow from the first layer to the last"
@@ -157,14 +179,14 @@ class ClusterCore:
                 f"{name} has another model (config digest {register.model_digest[:12]}, the "
                 f"router's is {self._digest[:12]}): give both the same model folder"
             )
-            change.effects.append(_to(register, Rejected("wrong_model", reason)))
+            change.effects.append(to_member(register, Rejected("wrong_model", reason)))
             change.effects.append(ev.Note(logging.ERROR, reason, node=name))
             return
         old = self.membership.get(name)
         if old is not None and old.register.incarnation != register.incarnation:
             self._lose(name, "it registered anew", change)
             old = None
-        if old is not None and old.serves and register.holding == _holding(old):
+        if old is not None and old.serves and self._still_holds(old, register.holding):
             # The same process, reconnected, with its slice still loaded.
             old.last_heard_s = now_s
             change.effects.append(ev.PeersChanged())
@@ -178,12 +200,28 @@ class ClusterCore:
             # Until it has loaded again nothing may be routed there.
             self._lose(name, "it came back without its slice", change)
         self.membership.join(register, now_s)
-        change.effects.append(ev.Note(logging.INFO, f"joined: {register.device}", node=name))
+        change.note(logging.INFO, f"joined: {register.device}", node=name)
         change.effects.append(ev.PeersChanged())
+        self.moves.replanner.changed(now_s)
         self._assign(change)
+
+    def _still_holds(self, member: Member, holding: SliceRef | None) -> bool:
+        """The newest slice of a node that registers again is the one it serves with, or the one
+        it has loaded for the next placement."""
+        shift = self.moves.relocation.shift
+        ahead = shift.readies.get(member.name) if shift is not None else None
+        known = [_holding(member)]
+        if ahead is not None:
+            known.append(SliceRef(ahead.epoch, ahead.first, ahead.end))
+        return holding is not None and holding in known
 
     def _assign(self, change: ClusterChange) -> None:
         """Gives slices to members that are due one and have none."""
+        if self.moves.busy:
+            # Who is new waits for the placement that is being made, and the search after it.
+            return
+        if self._placer.wants_plan(self._candidates()):
+            self.moves.search_first(self._clock.now_s(), change)
         try:
             slices = self._placer.place(self._candidates())
         except ConfigError as e:
@@ -198,19 +236,28 @@ class ClusterCore:
             member.layers, member.state, member.epoch = layers, NodeState.LOADING, self.epoch
             depth = max(1, round(self._config.num_layers / len(layers)))
             order = Assign(self.epoch, layers.first, layers.end, depth)
-            change.effects.append(_to(member.register, order))
+            change.effects.append(to_member(member.register, order))
+            if member.register.holding is not None:
+                # Slices of a router before this one: nobody here knows their epochs.
+                self.moves.relocation.tidy(member.name)
             change.effects.append(ev.Note(logging.INFO, f"is to hold {layers}", node=member.name))
 
     def _candidates(self) -> list[Candidate]:
         return [
-            Candidate(m.name, m.register.memory_bytes, m.register.dtype_bytes)
+            Candidate(
+                m.name,
+                m.register.memory_bytes,
+                m.register.dtype_bytes,
+                measured(m) is not None or catalogued(m.register.device) is not None,
+            )
             for m in self.membership
-            if m.state not in (NodeState.DRAINING, NodeState.FAILED)
+            if m.state is not NodeState.FAILED and m.name not in self.moves.leavers
         ]
 
     def _ready(self, event: ev.NodeReady, change: ClusterChange) -> None:
-        member = self.membership.hear(event.node, event.incarnation, self._clock.now_s())
-        if member is None or member.state is not NodeState.LOADING:
+        now_s = self._clock.now_s()
+        member = self.membership.hear(event.node, event.incarnation, now_s)
+        if member is None or self.moves.ready(member, event.ready, now_s, change):
             return
         ready = event.ready
         layers = member.layers
@@ -220,6 +267,12 @@ class ClusterCore:
             layers.end,
         ):
             return
+        if member.state is not NodeState.LOADING:
+            if member.serves:
+                # Its KV pool has grown since.
+                member.ready = ready
+                change.ready.append((member.name, ready))
+            return
         member.state, member.ready = NodeState.READY, ready
         change.ready.append((member.name, ready))
         text = f"ready with {layers} after {ready.load_s:.1f} s: {ready.notes}"
@@ -228,7 +281,9 @@ class ClusterCore:
 
     def _assign_failed(self, event: ev.NodeAssignFailed, change: ClusterChange) -> None:
         member = self.membership.hear(event.node, event.incarnation, self._clock.now_s())
-        if member is None or member.state is not NodeState.LOADING:
+        if member is None or self.moves.failed(member, event, change):
+            return
+        if member.state is not NodeState.LOADING or event.failure.epoch != member.epoch:
             return
         member.state, member.failure = NodeState.FAILED, event.failure.reason
         text = f"could not load {member.layers}: {event.failure.reason}"
@@ -253,14 +308,11 @@ class ClusterCore:
             change.effects.append(ev.ToNode(name, beat.incarnation, again))
 
     def _drain(self, event: ev.NodeDraining, change: ClusterChange) -> None:
-        """A node wants to leave: it gets no new requests; what runs there is moved, not awaited."""
-        member = self.membership.hear(event.node, event.incarnation, self._clock.now_s())
-        if member is None:
-            return
-        change.effects.append(
-            _to(member.register, Leave(member.name, event.incarnation, "drained"))
-        )
-        self._lose(member.name, "it is leaving", change)
+        """A node wants to leave: it gets no new requests, and goes when those it has are done."""
+        now_s = self._clock.now_s()
+        member = self.membership.hear(event.node, event.incarnation, now_s)
+        if member is not None:
+            self.moves.leave(member.name, now_s, change, asked=False)
 
     def _lose(self, node: NodeId, reason: str, change: ClusterChange) -> None:
         member = self.membership.leave(node)
@@ -269,6 +321,7 @@ class ClusterCore:
         change.gone.append(node)
         change.effects.append(ev.Note(logging.WARNING, f"left: {reason}", node=node))
         change.effects.append(ev.PeersChanged())
+        self.moves.lost(node, self._clock.now_s(), change)
         self._assign(change)
         self.links.forget(node)
         if member.serves:
@@ -304,7 +357,8 @@ class ClusterCore:
         if not change.flow_changed:
             return
         self._flow = None
-        was_serving, lost_some = self._serving, bool(change.gone or change.closed)
+        lost_some = bool(change.gone or change.closed or change.moved or self.moves.leavers)
+        was_serving = self._serving
         if was_serving and not lost_some:
             # What serves goes on serving when something is added.
             return
@@ -317,17 +371,17 @@ class ClusterCore:
             self._uncovered_since_s = self._clock.now_s()
             change.effects.append(ev.Note(logging.ERROR, f"not serving: {self.why_not_serving()}"))
 
+    def _keep_placement(self, change: ClusterChange) -> None:
+        slices = {m.name: m.layers for m in self.membership if m.layers is not None}
+        change.effects.append(ev.PlacementKept(slices))
+
     def _has_flow(self) -> bool:
-        if self.membership.live_placement().missing():
+        if self.membership.live_placement(self.moves.leavers.out_of_flow()).missing():
             return False
         if self._planned is None and not self.links.closed:
             # All links are there, so wherever a node ends another one goes on.
             return True
         return self.flow.tokens_per_s > 0
-
-
-def _to(register: Register, message: Assign | Rejected | Leave) -> ev.ToNode:
-    return ev.ToNode(NodeId(register.node), register.incarnation, message)
 
 
 def _live(member: Member) -> LiveNode:

@@ -23,13 +23,14 @@ from helix_mq.errors import (
     InvalidRequest,
     NotServing,
 )
-from helix_mq.ids import NodeId, RequestId
+from helix_mq.ids import Epoch, NodeId, RequestId
 from helix_mq.layers import Hop
 from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
 from helix_mq.models.config import ModelConfig
 from router import events as ev
 from router.admission import ThroughputMeter, WaitingQueue
-from router.cluster_core import ClusterChange, ClusterCore
+from router.change import ClusterChange
+from router.cluster_core import ClusterCore
 from router.kv_books import KvBooks
 from router.link_watch import Edge, edges_of
 from router.refusals import AvoidedNodes, Expired, GiveUp, MoveOn, judge
@@ -42,6 +43,9 @@ from router.text import TextStream
 
 REMEMBERED_RELEASES = 1024
 """Per node: what may have been on its way when a link broke, and is said again."""
+
+OLDEST_EPOCHS = 8
+"""A request that stays on nodes which keep their slices may see so many re-placements go by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,8 @@ class Core:
                 self._membership(event)
         if isinstance(event, ev.Tick):
             self._expire()
+        if isinstance(event, ev.Tick | ev.NodeDraining | ev.DrainWanted | ev.ReplanWanted):
+            self._move_on()
         self._pump()
         return self._effects
 
@@ -137,13 +143,37 @@ class Core:
             self._books.drop_node(node)
             self._released.pop(node, None)
             self._reroute_node(node, "is gone")
+        for node in change.moved:
+            # What is on its former slice has been booked on a pool that is to go.
+            self._books.drop_node(node)
         for node, ready in change.ready:
             self._books.set_node(node, ready.kv_pages, ready.page_tokens)
         if change.closed:
             self._reroute_links(frozenset(change.closed))
         self._weights_stale |= change.flow_changed
-        if change.gone or change.ready or change.flow_changed:
+        if change.gone or change.ready or change.moved or change.flow_changed:
             self._widest, self._may_start = None, True
+
+    def _move_on(self) -> None:
+        """Re-placements go on as requests leave old slices, or are moved when their time is up."""
+        moves = self.cluster.moves
+        in_use: dict[NodeId, set[Epoch]] = {}
+        if moves.unsettled:
+            overdue = moves.relocation.overdue(self._clock.now_s())
+            for session in list(self._sessions.values()):
+                route, epoch = session.route, session.epoch
+                if route is None:
+                    continue
+                if epoch != moves.epoch and overdue.intersection(route.nodes):
+                    self._note(logging.INFO, "re-routed: a slice it is on is to go", session)
+                    self._requeue(session)
+                elif epoch < moves.epoch - OLDEST_EPOCHS:
+                    self._note(logging.INFO, "re-routed: its epoch is long over", session)
+                    self._requeue(session)
+                else:
+                    for node in route.nodes:
+                        in_use.setdefault(node, set()).add(epoch)
+        self._changed(self.cluster.move_on(in_use))
 
     def _sync_weights(self) -> None:
         if self._weights_stale:

@@ -6,10 +6,11 @@ effects go back the same way. Nothing here does anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from helix_mq.ids import NodeId, RequestId
-from helix_mq.layers import Route
+from helix_mq.ids import Attempt, NodeId, RequestId
+from helix_mq.layers import LayerRange, Route
 from helix_mq.messages.control import (
     Assign,
     AssignFailed,
@@ -19,8 +20,10 @@ from helix_mq.messages.control import (
     Register,
     RegisterAgain,
     Rejected,
+    Retain,
 )
-from helix_mq.messages.data import Refused, ReleaseItem, SampleSpec, Tokens
+from helix_mq.messages.data import Refused, ReleaseItem, SampleSpec, TokenItem, Tokens
+from router.searches import Found, NothingFound, Search
 from router.service import Generation, StreamEvent
 
 
@@ -55,6 +58,26 @@ class NodeDraining:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainWanted:
+    """An operator wants a node to leave, as soon as others hold its layers."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class ReplanWanted:
+    """An operator wants to know of a better placement, and to have it if it is worth the move."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFound:
+    """The answer to the PlanWanted of that number."""
+
+    number: int
+    found: Found | NothingFound
+
+
+@dataclass(frozen=True, slots=True)
 class NodeGone:
     node: NodeId
     incarnation: int
@@ -65,6 +88,26 @@ class NodeGone:
 class Submitted:
     request: RequestId
     generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A request that the router's earlier life accepted and did not end. Never refused: it waits
+    for the cluster until its deadline."""
+
+    request: RequestId
+    generation: Generation
+    output: tuple[TokenItem, ...]
+    """Its tokens so far; what they say of attempt and position means nothing any more."""
+    attempt: Attempt
+    """Above any that nodes may have seen."""
+    restarts: int
+    age_s: float
+    """Since it was submitted."""
+    first_token_s: float | None
+    """From its submission, where there is one."""
+    deadline_ms: int
+    """Unix time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +150,12 @@ Event = (
     | NodeAssignFailed
     | NodeBeat
     | NodeDraining
+    | DrainWanted
+    | ReplanWanted
+    | PlanFound
     | NodeGone
     | Submitted
+    | Restored
     | Cancelled
     | TokensArrived
     | RowsRefused
@@ -124,7 +171,7 @@ class ToNode:
 
     node: NodeId
     incarnation: int
-    message: Assign | RegisterAgain | Rejected | Leave
+    message: Assign | RegisterAgain | Rejected | Leave | Retain
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +197,31 @@ class SendRelease:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """An event of a request's stream."""
+    """An event of a request's stream. `past`: of the router's earlier life, kept already."""
 
     request: RequestId
     event: StreamEvent
+    past: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PeersChanged:
     """The set of nodes with data sockets changed: tell everyone, connect and disconnect."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanWanted:
+    """A placement is to be searched for; the answer is a PlanFound of that number."""
+
+    number: int
+    search: Search
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementKept:
+    """What nodes are to hold from now on, after a restart of the router too."""
+
+    slices: Mapping[NodeId, LayerRange]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,4 +234,4 @@ class Note:
     request: int = 0
 
 
-Effect = ToNode | SendRow | SendRelease | Emit | PeersChanged | Note
+Effect = ToNode | SendRow | SendRelease | Emit | PeersChanged | PlanWanted | PlacementKept | Note

@@ -83,7 +83,8 @@ class KvBooks:
         self._tokens[request] = tokens
         wanted: dict[NodeId, int] = {}
         for hop in route.hops:
-            if hop.node in self._total:
+            # Not where its pages are no longer counted: the node is gone, or has another slice.
+            if hop.node in held:
                 wanted[hop.node] = wanted.get(hop.node, 0) + self.pages_for(hop, tokens)
         for node, pages in wanted.items():
             if pages > held.get(node, 0):

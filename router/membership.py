@@ -1,13 +1,13 @@
 """Who is in the cluster, what each node holds, and whether the model is covered. Pure.
 
-A node is JOINED (no layers yet), LOADING, READY, FAILED (could not load) or DRAINING. A name
+A node is JOINED (no layers yet), LOADING, READY or FAILED (could not load). A name
 belongs to the newest incarnation that registered under it; what an older one says is answered by a
 rejection, so that two processes never serve under one name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,7 +21,6 @@ class NodeState(StrEnum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
-    DRAINING = "draining"
 
 
 @dataclass(slots=True)
@@ -97,30 +96,34 @@ class Membership:
     def serving(self) -> list[Member]:
         return [m for _, m in sorted(self._members.items()) if m.serves]
 
-    def live_placement(self) -> Placement:
+    def live_placement(self, without: Collection[NodeId] = ()) -> Placement:
         """What the ready nodes hold, together."""
         return Placement(
             self._num_layers,
-            {m.name: m.layers for m in self.serving() if m.layers is not None},
+            {
+                m.name: m.layers
+                for m in self.serving()
+                if m.layers is not None and m.name not in without
+            },
         )
 
-    def missing_text(self) -> str:
-        """Why the model is not covered, in words; empty when it is.
+    def missing_text(self, leaving: Collection[NodeId] = ()) -> str:
+        """Why the model is not covered without those that leave, in words; empty when it is.
 
         `layers 12-17 are on no live node (beta is loading them)`
         """
-        missing = self.live_placement().missing()
+        missing = self.live_placement(leaving).missing()
         if not missing:
             return ""
         text = f"{describe_ranges(missing)} {_verb(missing)} on no live node"
         reasons = []
         for name in sorted(self._members):
             member = self._members[name]
-            if member.layers is None or member.serves:
+            if member.layers is None or (member.serves and name not in leaving):
                 continue
             if not any(_overlap(member.layers, gap) for gap in missing):
                 continue
-            reasons.append(_why_not(member))
+            reasons.append(f"{name} is leaving" if name in leaving else _why_not(member))
         return f"{text} ({'; '.join(reasons)})" if reasons else text
 
 
@@ -130,8 +133,6 @@ def _why_not(member: Member) -> str:
             return f"{member.name} is loading {member.layers}"
         case NodeState.FAILED:
             return f"{member.name} could not load {member.layers}: {member.failure}"
-        case NodeState.DRAINING:
-            return f"{member.name} is leaving"
         case _:
             return f"{member.name} is {member.state}"
 

@@ -24,6 +24,7 @@ class Candidate:
     name: NodeId
     memory_bytes: int
     dtype_bytes: int
+    measured: bool = False
 
 
 class Placer(Protocol):
@@ -33,6 +34,18 @@ class Placer(Protocol):
 
     def waiting_for(self, nodes: Sequence[Candidate]) -> str:
         """In words, what the placement still waits for; empty if nothing."""
+        ...
+
+    def adopt(self, slices: Mapping[NodeId, LayerRange]) -> None:
+        """From now on these are the slices, whatever the placer thought before."""
+        ...
+
+    def wants_plan(self, nodes: Sequence[Candidate]) -> bool:
+        """Nothing is placed yet, all are here that are expected, and a plan would be welcome."""
+        ...
+
+    def fall_back(self) -> None:
+        """No plan could be made: the placer is to do without."""
         ...
 
 
@@ -58,21 +71,47 @@ class FixedPlacer:
         absent = [name for name in self._placement if name not in here]
         return f"node {', '.join(absent)} to join" if absent else ""
 
+    def adopt(self, slices: Mapping[NodeId, LayerRange]) -> None:
+        self._placement = Placement(self._placement.num_layers, dict(slices))
+
+    def wants_plan(self, nodes: Sequence[Candidate]) -> bool:
+        return False
+
+    def fall_back(self) -> None:
+        """It never waits for a plan."""
+
 
 class ProportionalPlacer:
     """Splits the layers by memory, once `nodes_expected` nodes are there; keeps the split.
 
-    A node that joins later takes over the slice of one that has gone, if its memory allows.
+    With `planned` it waits for a plan instead (`adopt`), if all nodes have measured themselves, and
+    splits only where none can be made. A node that joins later takes over the slice of one that has
+    gone, if its memory allows.
     """
 
-    def __init__(self, config: ModelConfig, nodes_expected: int) -> None:
+    def __init__(self, config: ModelConfig, nodes_expected: int, *, planned: bool = False) -> None:
         self._config = config
         self._expected = nodes_expected
         self._slices: dict[NodeId, LayerRange] = {}
+        self._planned = planned
+
+    def wants_plan(self, nodes: Sequence[Candidate]) -> bool:
+        return (
+            self._planned
+            and not self._slices
+            and len(nodes) >= self._expected
+            and all(n.measured for n in nodes)
+        )
+
+    def adopt(self, slices: Mapping[NodeId, LayerRange]) -> None:
+        self._slices = dict(slices)
+
+    def fall_back(self) -> None:
+        self._planned = False
 
     def place(self, nodes: Sequence[Candidate]) -> Mapping[NodeId, LayerRange]:
         if not self._slices:
-            if len(nodes) < self._expected:
+            if len(nodes) < self._expected or self.wants_plan(nodes):
                 return {}
             self._slices = split_by_memory(self._config, nodes)
         here = {n.name for n in nodes}
@@ -92,7 +131,9 @@ class ProportionalPlacer:
             absent = [name for name in sorted(self._slices) if name not in here]
             return f"node {', '.join(absent)} to come back" if absent else ""
         more = self._expected - len(nodes)
-        return f"{more} more node{'s' if more > 1 else ''} to join" if more > 0 else ""
+        if more <= 0:
+            return "the planner" if self.wants_plan(nodes) else ""
+        return f"{more} more node{'s' if more > 1 else ''} to join"
 
 
 def _by_memory(node: Candidate) -> tuple[int, NodeId]:

@@ -10,45 +10,17 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 
 from helix_mq.errors import HelixError
-from helix_mq.ids import NodeId
-from helix_mq.layers import LayerRange, Placement
-from solver.problem import Problem
+from router.searches import Found, NothingFound, Search
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 30.0
 """Beyond the search's own limit: starting the process, importing the solvers, checking the answer.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """`now`: what serves at present, to begin from and to compare with; None where nothing does."""
-
-    problem: Problem
-    now: Placement | None
-    limit_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A verified placement, and the max flow of it and of the present one on the same problem."""
-
-    slices: Mapping[NodeId, LayerRange]
-    tokens_per_s: float
-    now_tokens_per_s: float
-    method: str
-
-
-@dataclass(frozen=True, slots=True)
-class NothingFound:
-    reason: str
 
 
 def search(wanted: Search) -> Found | NothingFound:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from helix_mq.ids import Attempt, RequestId
+from helix_mq.ids import Attempt, Epoch, RequestId
 from helix_mq.layers import Route
 from helix_mq.messages.data import SampleSpec, TokenItem
 from router.events import SendRow
@@ -51,7 +51,7 @@ class Session:
     state: State = State.QUEUED
     attempt: Attempt = Attempt(0)
     route: Route | None = None
-    epoch: int = 0
+    epoch: Epoch = Epoch(0)
     started_s: float | None = None
     first_token_s: float | None = None
     sent_s: float = 0.0
@@ -91,7 +91,7 @@ class Session:
             raise AssertionError(f"request {self.request}: {self.state} -> {state}")
         self.state = state
 
-    def start(self, route: Route, epoch: int, now_s: float) -> SendRow:
+    def start(self, route: Route, epoch: Epoch, now_s: float) -> SendRow:
         """Goes on a route: the prompt, with all tokens emitted so far, as one row to prefill."""
         self.move(State.RUNNING)
         self.route, self.epoch, self.sent_s = route, epoch, now_s

@@ -84,10 +84,8 @@ def test_what_is_missing_is_said_with_its_reasons() -> None:
     for member in members:
         member.state = NodeState.READY
     assert members.missing_text() == ""
-    last = members.get("b")
-    assert last is not None
-    last.state = NodeState.DRAINING
-    assert members.missing_text() == "layer 2 is on no live node (b is leaving)"
+    leaving = members.missing_text({NodeId("b")})
+    assert leaving == "layer 2 is on no live node (b is leaving)"
 
 
 def test_another_model_is_rejected_in_words() -> None:
@@ -149,12 +147,36 @@ def test_the_same_process_reconnecting_with_its_slice_goes_on_serving() -> None:
     assert world.streams[request].end is not None
 
 
-def test_a_leaving_node_is_let_go_and_its_requests_move() -> None:
+def test_a_leaving_node_gets_nothing_new_and_goes_when_its_requests_are_done() -> None:
     world = World()
     world.join_all()
     requests = [world.submit((i,)) for i in range(4)]
     effects = world.handle(ev.NodeDraining(NodeId("a"), world.members["a"]))
+    assert replies(effects, "a") == []
+    later = world.submit((9,))
+    route = world.core.sessions()[later].route
+    assert route is not None
+    assert "a" not in route.nodes
+    world.run()
+    assert [world.streams[r].end.reroutes for r in requests] == [0] * 4  # type: ignore[union-attr]
+    effects = world.handle(ev.Tick())
     assert [type(m) for m in replies(effects, "a")] == [Leave]
+    assert "a" not in world.core.cluster.membership
+
+
+def test_a_leaving_node_without_requests_goes_at_once() -> None:
+    world = World()
+    world.join_all()
+    effects = world.handle(ev.NodeDraining(NodeId("a"), world.members["a"]))
+    assert [type(m) for m in replies(effects, "a")] == [Leave]
+
+
+def test_requests_that_outstay_a_leaving_node_are_moved() -> None:
+    world = World()
+    world.join_all()
+    requests = [world.submit((i,)) for i in range(4)]
+    world.handle(ev.NodeDraining(NodeId("a"), world.members["a"]))
+    world.pass_time(31)
     assert "a" not in world.core.cluster.membership
     assert all(
         "a" not in s.route.nodes for s in world.core.sessions().values() if s.route is not None

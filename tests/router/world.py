@@ -15,7 +15,14 @@ from helix_mq.clock import VirtualClock
 from helix_mq.errors import HelixError
 from helix_mq.ids import ROUTER, Epoch, NodeId, RequestId
 from helix_mq.layers import LayerRange, Placement
-from helix_mq.messages.control import Assign, Heartbeat, LinkReport, Ready, Register
+from helix_mq.messages.control import (
+    Assign,
+    Heartbeat,
+    Leave,
+    LinkReport,
+    Ready,
+    Register,
+)
 from helix_mq.messages.data import Refused, RefusedItem, ReleaseItem, TokenItem, Tokens
 from helix_mq.models.config import Family, ModelConfig
 from helix_mq.sampling import SamplingParams
@@ -144,7 +151,7 @@ class World:
 
     def handle(self, event: ev.Event) -> list[ev.Effect]:
         """One event through the core; its effects are booked and the invariants checked."""
-        if isinstance(event, ev.NodeGone | ev.NodeDraining):
+        if isinstance(event, ev.NodeGone):
             self._forget(event.node, event.incarnation)
         effects = self.core.handle(event)
         for effect in effects:
@@ -265,15 +272,16 @@ class World:
                 self.holds.discard((node, self.members[node], RequestId(request), attempt))
             case ev.Emit():
                 self._book_emit(effect)
+            case ev.ToNode(node, incarnation, Leave()):
+                self._forget(node, incarnation)
             case _:
                 pass
 
     def _book_row(self, row: ev.SendRow) -> None:
-        serving = {m.name: m.layers for m in self.core.cluster.membership.serving()}
         assert row.route.num_layers == CONFIG.num_layers
         assert not self.core.cluster.links.closed.intersection(edges_of(row.route))
         for hop in row.route.hops:
-            layers = serving.get(hop.node)
+            layers = self._served(hop.node, row.epoch)
             assert layers is not None, f"row sent to {hop.node}, which does not serve"
             assert layers.covers(hop.layers)
             self.holds.add((hop.node, self.members[hop.node], row.request, row.attempt))
@@ -282,6 +290,11 @@ class World:
             assert row.token_ids == sent
             assert row.spec is not None
         self.in_flight.append(row)
+
+    def _served(self, node: str, epoch: int) -> LayerRange | None:
+        """The layers that a node runs for rows of this epoch."""
+        member = self.core.cluster.membership.get(node)
+        return member.layers if member is not None and member.serves else None
 
     def _seen(self, request: RequestId) -> list[int]:
         return self.streams[request].tokens
