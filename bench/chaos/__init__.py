@@ -1,0 +1,1 @@
+"""Faults under load against real processes: `helix-mq bench chaos`. See docs/chaos.md."""
