@@ -16,7 +16,8 @@
     │   ├── QueueFull          the bounded queue is full
     │   ├── NotServing         no live nodes cover the model; names the missing layers
     │   ├── DeadlineExceeded   the request's own deadline passed
-    │   └── KvExhausted        a node has no free KV page
+    │   ├── KvExhausted        a node has no free KV page
+    │   └── JournalUnavailable the router cannot write down what it would accept
     └── LocalError             our own fault, or this machine's
 
 Each class has a stable `code` for programs and a sentence for people. Foreign exceptions are
@@ -126,6 +127,10 @@ class DeadlineExceeded(CapacityError):
 
 class KvExhausted(CapacityError):
     code = "kv_exhausted"
+
+
+class JournalUnavailable(CapacityError):
+    code = "journal_unavailable"
 
 
 class LocalError(HelixError):

@@ -26,16 +26,14 @@ from helix_mq.outlink import PeerAddress
 from helix_mq.transport import Delivery, Listener, ServerSecurity, Transport
 from router import events as ev
 from router.core import Core
+from router.journal_reader import JournalReader
+from router.journal_streams import JournaledStreams
 from router.metrics import RouterMetrics
 from router.outgoing import Outgoing
+from router.restore_clients import KeptStreams
+from router.restore_requests import Keeping, restore_requests
 from router.security import RouterSecurity
-from router.service import (
-    Broken,
-    Delta,
-    EventStream,
-    Generation,
-    ServiceStatus,
-)
+from router.service import NO_ORIGIN, EventStream, Generation, Origin, ServiceStatus
 from router.settings import RouterSettings
 from router.status import service_status
 from router.tokenising import Tokenising
@@ -57,7 +55,9 @@ class RouterApp:
         transport: Transport,
         security: RouterSecurity,
         clock: Clock,
+        keeping: Keeping | None = None,
     ) -> None:
+        """`keeping`: the journal that requests are written to, and restored from at the start."""
         self.model_name = model_name
         self.tokenizer = tokenizer
         self.core = core
@@ -69,7 +69,7 @@ class RouterApp:
         self.security = security
         self._clock = clock
         self._incarnation = secrets.randbits(62)
-        self._streams: dict[RequestId, EventStream] = {}
+        self._keeping = keeping
         self._next_request = int(clock.wall_s() * 1000) << 20
         self._routing_ids: dict[tuple[str, int], bytes] = {}
         self._control: Listener | None = None
@@ -88,12 +88,18 @@ class RouterApp:
         self._peers_changed = asyncio.Event()
         self._data_endpoint = ""
         self.metrics = RouterMetrics(clock)
+        journal = keeping.journal if keeping is not None else None
+        self._streams = JournaledStreams(journal, clock, self.metrics, self.cancel)
+        self.kept: KeptStreams | None = None
+        """Streams of SDK clients of the router's earlier life, after `start`."""
         self.closing = False
 
     # -- life ---------------------------------------------------------------
 
     async def start(self) -> None:
         """Binds control and data sockets. Raises ConfigError when an address cannot be used."""
+        if self._keeping is not None:
+            self._restore(self._keeping)
         control_security: ServerSecurity | None = self.security.server()
         self._control = await self._transport.listen(
             self._settings.control,
@@ -106,18 +112,29 @@ class RouterApp:
         self._spawn(self._tick_for_ever(), "ticks")
         self._spawn(self._sync_peers_for_ever(), "peers")
 
+    def _restore(self, keeping: Keeping) -> None:
+        # Also where the clock was set back: nodes know the old ids.
+        self._next_request = max(self._next_request, keeping.journal.highest_request + 1)
+        keeping.journal.start()
+        self.kept = restore_requests(keeping, self._clock, self._streams, self.apply)
+
+    @property
+    def requests(self) -> JournalReader | None:
+        """Requests by their name, where there is a journal."""
+        return self._keeping.reader if self._keeping is not None else None
+
     @property
     def control_endpoint(self) -> str:
         assert self._control is not None
         return self._control.endpoint
 
     async def close(self) -> None:
-        """Ends open streams with an error that says so, then closes the sockets."""
+        """Ends open streams with an error that says so, then closes the sockets. What is in the
+        journal goes on with the next start."""
         self.closing = True
-        for stream in list(self._streams.values()):
-            stopping = NotServing("the router is shutting down", retry_after_s=5.0)
-            stream.push(Broken(stopping))
-        self._streams.clear()
+        if self._keeping is not None:
+            await self._keeping.journal.close()
+        self._streams.break_all(NotServing("the router is shutting down", retry_after_s=5.0))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -138,23 +155,30 @@ class RouterApp:
 
     # -- the service --------------------------------------------------------
 
-    def submit(self, generation: Generation) -> EventStream:
+    def submit(self, generation: Generation, origin: Origin = NO_ORIGIN) -> EventStream:
         if self.closing:
             raise NotServing("the router is shutting down", retry_after_s=5.0)
         request = RequestId(self._next_request)
         self._next_request += 1
-        stream = EventStream(request, len(generation.prompt_ids))
-        self._streams[request] = stream
+        stream = self._streams.open(request, len(generation.prompt_ids), origin)
         try:
+            self._streams.check()
             self.apply(ev.Submitted(request, generation))
         except HelixError as e:
-            del self._streams[request]
+            self._streams.forget(request)
             self.metrics.refused(e)
             raise
         self.metrics.accepted(request, stream.prompt_tokens)
+        if self._keeping is not None:
+            deadline_ms = self.core.sessions()[request].deadline_ms
+            served = (self.model_name, self._keeping.model_digest)
+            self._streams.opened(stream, generation, origin, deadline_ms, served)
         return stream
 
     def cancel(self, request: RequestId) -> None:
+        if self.closing and self._keeping is not None:
+            # Clients go because the router goes. It comes back, and so may they.
+            return
         self.apply(ev.Cancelled(request))
 
     def status(self) -> ServiceStatus:
@@ -265,7 +289,7 @@ class RouterApp:
     def _carry_out(self, effect: ev.Effect) -> None:
         match effect:
             case ev.Emit():
-                self._emit(effect)
+                self._streams.emit(effect.request, effect.event, past=effect.past)
             case ev.SendRow():
                 self._outgoing.add_row(effect)
             case ev.SendRelease():
@@ -280,15 +304,6 @@ class RouterApp:
                 log.log(
                     effect.level, "%s%s", f"{about}: " if about else "", effect.text, extra=extra
                 )
-
-    def _emit(self, effect: ev.Emit) -> None:
-        stream = self._streams.get(effect.request)
-        if stream is None:
-            return
-        stream.push(effect.event)
-        self.metrics.saw(effect.request, effect.event)
-        if not isinstance(effect.event, Delta):
-            del self._streams[effect.request]
 
     def _to_node(self, node: str, incarnation: int, message: msgspec.Struct) -> None:
         routing_id = self._routing_ids.get((node, incarnation))

@@ -105,6 +105,11 @@ class ClientBook:
         self._by_submission[stream.user, stream.reference] = stream
         peer.streams[stream.reference] = stream
 
+    def restore(self, stream: ClientStream) -> None:
+        """Takes in a stream of the router's earlier life, whose client is away."""
+        self._by_name[stream.name] = stream
+        self._by_submission[stream.user, stream.reference] = stream
+
     def attach(self, stream: ClientStream, peer: Peer, reference: int, index: int | None) -> None:
         """Moves a stream to another connection. Raises InvalidRequest; see ClientStream.attach."""
         old = self._peers.get(stream.peer) if stream.peer is not None else None

@@ -17,6 +17,7 @@ from helix_mq.messages import client
 from helix_mq.messages.data import TopLogprob
 from helix_mq.models.tokenizer import Tokenizer
 from helix_mq.sdk.errors import failed
+from router.journal_records import Opened
 from router.service import Broken, Delta, Finished, StreamEvent, TokenLogprob
 
 _MAX_TOKEN_CHARS = 4096
@@ -25,23 +26,42 @@ _MAX_TOKEN_CHARS = 4096
 class ClientStream:
     """`peer` is the connection it goes to, None while its client is away."""
 
-    def __init__(self, peer: bytes, user: str | None, reference: int, now_s: float) -> None:
-        self.peer: bytes | None = peer
+    def __init__(
+        self,
+        peer: bytes | None,
+        user: str | None,
+        reference: int,
+        now_s: float,
+        kept_name: str = "",
+    ) -> None:
+        """`kept_name`: what it was called before the router restarted."""
+        self.peer = peer
         self.user = user
         self.reference = reference
         self.request: RequestId | None = None
-        self.name = secrets.token_urlsafe(24)
+        self.name = kept_name or secrets.token_urlsafe(24)
         """Random: whoever knows it may read the stream. Clients know it behind the request's id."""
+        self._kept = bool(kept_name)
         self.away_since_s = now_s
         """When the client went away; counts while `peer` is None."""
         self.ended_s: float | None = None
         self.cancelled = False
         self._accepted: client.Accepted | None = None
         self._accept_due = False
+        self._accept_wanted = not kept_name
         self._deltas: list[Delta] = []
         self._cursor = 0
         self._end: Finished | HelixError | None = None
         self._end_sent = False
+
+    @classmethod
+    def restored(cls, opened: Opened, now_s: float) -> ClientStream:
+        """As the journal has it; its client is away."""
+        origin = opened.origin
+        assert origin.reference is not None
+        stream = cls(None, origin.user, origin.reference, now_s, origin.secret)
+        stream.accept(opened.request, opened.model, len(opened.generation.prompt_ids))
+        return stream
 
     @property
     def ended(self) -> bool:
@@ -61,7 +81,7 @@ class ClientStream:
         # The id is what the router's log says; the name is what a Resume is found by.
         shown = f"{request:x}.{self.name}"
         self._accepted = client.Accepted(self.reference, shown, model, prompt_tokens)
-        self._accept_due = True
+        self._accept_due = self._accept_wanted
 
     def record(self, event: StreamEvent, now_s: float) -> None:
         match event:
@@ -84,15 +104,17 @@ class ClientStream:
     def attach(self, peer: bytes, reference: int, index: int | None) -> None:
         """Goes on over another connection: from delta `index`, or all anew for None.
 
-        Raises InvalidRequest when there is no such delta yet.
+        Raises InvalidRequest when there is no such delta yet, unless the router has restarted: a
+        disk that lost the last moments lets them be computed again.
         """
-        if index is not None and index > len(self._deltas):
+        if index is not None and index > len(self._deltas) and not self._kept:
             raise InvalidRequest(
                 f"cannot resume at delta {index}: there are {len(self._deltas)}", param="index"
             )
         self.peer, self.reference = peer, reference
         self._cursor = index or 0
-        self._accept_due = index is None and self._accepted is not None
+        self._accept_wanted = index is None
+        self._accept_due = self._accept_wanted and self._accepted is not None
         self._end_sent = False
 
     def detach(self, now_s: float) -> None:

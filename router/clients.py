@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -24,22 +26,25 @@ from helix_mq.errors import (
     QueueFull,
 )
 from helix_mq.frames import decode, encode
-from helix_mq.messages import Kind, client
-from helix_mq.packing import U63, unpack
+from helix_mq.messages import client
 from helix_mq.sdk.errors import failed
 from helix_mq.transport import Delivery, Limits, Listener, Transport
 from router.client_book import ClientBook, ClientBounds, Peer
+from router.client_faults import reference_of
 from router.client_streams import ClientStream
+from router.journal_records import EndedStream
 from router.preparing import check_model, check_token_ids, decide_sampling
+from router.restore_clients import KeptStreams, RunningStream
 from router.security import RouterSecurity
-from router.service import Finished, Generation, Service
+from router.service import EventStream, Finished, Generation, Origin, Service
 
 log = logging.getLogger(__name__)
 
 _LIMITS = Limits(max_message_bytes=4 * 1024 * 1024, max_parts=2, backlog_bytes=16 * 1024 * 1024)
 _RETRY_S = 0.02
 _MAX_REASONS = 1000
-_WITH_REFERENCE = tuple(bytes((kind,)) for kind in (Kind.SUBMIT, Kind.RESUME))
+
+Work = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +54,6 @@ class ClientStatistics:
     kept_streams: int
     """Ended, kept for a client that may come back."""
     bad_messages: tuple[tuple[str, int], ...]
-
-
-class _Referenced(msgspec.Struct, array_like=True, frozen=True):
-    """The first field of every message that belongs to a stream."""
-
-    reference: U63
 
 
 class ClientSockets:
@@ -67,7 +66,10 @@ class ClientSockets:
         *,
         bounds: ClientBounds | None = None,
         clock: Clock | None = None,
+        kept: KeptStreams | None = None,
     ) -> None:
+        """`kept`: streams of the router's earlier life; then those of this one are kept, too."""
+        self._kept = kept
         self._service = service
         self._transport = transport
         self._endpoint = endpoint
@@ -80,6 +82,7 @@ class ClientSockets:
         self._stalled: dict[str, ClientStream] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._kept_until_s = 0.0
         self._bad: Counter[str] = Counter()
         self._closing = False
 
@@ -100,12 +103,16 @@ class ClientSockets:
             on_disconnect=self._on_disconnect,
         )
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="clients-sweep")
+        self._kept_until_s = self._clock.now_s() + self._bounds.silent_s
+        for running in self._kept.running if self._kept is not None else ():
+            self._restore(running)
 
     async def close(self) -> None:
-        """Tells every open stream, then closes the socket."""
+        """Tells every open stream, then closes the socket. Streams that the router keeps over a
+        restart are not ended: their clients come back for them."""
         self._closing = True
         stopping = NotServing("the router is shutting down", retry_after_s=5.0)
-        for stream in self._book.streams():
+        for stream in self._book.streams() if self._kept is None else ():
             stream.fail(stopping, self._clock.now_s())
             self._flush(stream)
         tasks = list(self._tasks.values())
@@ -167,6 +174,10 @@ class ClientSockets:
             if before.peer != peer.id:
                 self._attach(before, peer, submit.reference, None)
             return
+        kept = self._kept.take_submitted(peer.user, submit.reference) if self._kept else None
+        if kept is not None:
+            self._load(kept, peer, submit.reference, None)
+            return
         stream = ClientStream(peer.id, peer.user, submit.reference, self._clock.now_s())
         try:
             if self._closing:
@@ -175,16 +186,20 @@ class ClientSockets:
         except HelixError as e:
             self._send(peer.id, failed(submit.reference, e))
             return
-        self._tasks[stream.name] = asyncio.create_task(
-            self._run(stream, submit), name=f"sdk-{submit.reference:x}"
-        )
+        self._start(stream, partial(self._run, stream, submit))
 
     def _resume(self, peer: Peer, message: client.Resume) -> None:
-        stream = self._book.named(message.request.rpartition(".")[2], peer.user)
+        name = message.request.rpartition(".")[2]
+        stream = self._book.named(name, peer.user)
+        if stream is None and self._kept is not None:
+            kept = self._kept.take_named(name, peer.user)
+            if kept is not None:
+                self._load(kept, peer, message.reference, message.index)
+                return
         if stream is None:
             gone = ConnectionLost(
-                "the router does not know this stream any more: it restarted, or the connection "
-                "was away for too long; submit the request again"
+                "the router does not know this stream any more: it restarted without a journal, or "
+                "the connection was away for too long; submit the request again"
             )
             self._send(peer.id, failed(message.reference, gone))
             return
@@ -201,21 +216,65 @@ class ClientSockets:
 
     # -- one stream ---------------------------------------------------------
 
+    def _restore(self, running: RunningStream) -> None:
+        """A stream that goes on whether its client is back yet or not."""
+        stream = ClientStream.restored(running.opened, self._clock.now_s())
+        self._book.restore(stream)
+        self._start(stream, partial(self._follow, stream, running.events))
+
+    def _load(self, ended: EndedStream, peer: Peer, reference: int, index: int | None) -> None:
+        """A stream that ended before the router restarted: its client lacks some of it."""
+        stream = ClientStream(
+            peer.id, ended.user, reference, self._clock.now_s(), kept_name=ended.secret
+        )
+        try:
+            self._book.add(peer, stream)
+        except HelixError as e:
+            self._send(peer.id, failed(reference, e))
+            return
+        self._attach(stream, peer, reference, index)
+        self._start(stream, partial(self._replay, ended, stream))
+
+    def _start(self, stream: ClientStream, work: Work) -> None:
+        self._tasks[stream.name] = asyncio.create_task(
+            self._guarded(stream, work), name=f"sdk-{stream.reference:x}"
+        )
+
+    async def _replay(self, ended: EndedStream, stream: ClientStream) -> None:
+        assert self._kept is not None
+        loaded = await self._kept.load(ended)
+        if loaded is None:
+            raise ConnectionLost("the router has forgotten this stream; submit the request again")
+        opened, events = loaded
+        stream.accept(opened.request, opened.model, len(opened.generation.prompt_ids))
+        await self._follow(stream, events)
+
     async def _run(self, stream: ClientStream, submit: client.Submit) -> None:
         service = self._service
-        try:
-            generation = await self._generation(submit)
-            if stream.cancelled:
-                prompt = len(generation.prompt_ids)
-                never_ran = Finished("cancelled", prompt, 0, 0.0, 0.0, 0.0, 0)
-                stream.record(never_ran, self._clock.now_s())
-                return
-            events = service.submit(generation)
-            stream.accept(events.request, service.model_name, events.prompt_tokens)
+        generation = await self._generation(submit)
+        if stream.cancelled:
+            prompt = len(generation.prompt_ids)
+            never_ran = Finished("cancelled", prompt, 0, 0.0, 0.0, 0.0, 0)
+            stream.record(never_ran, self._clock.now_s())
+            return
+        origin = Origin(stream.name, stream.user, stream.reference)
+        events = service.submit(generation, origin)
+        # Known from here on, so that a cancel finds it.
+        stream.request = events.request
+        await events.accepted()
+        stream.accept(events.request, service.model_name, events.prompt_tokens)
+        self._flush(stream)
+        await self._follow(stream, events)
+
+    async def _follow(self, stream: ClientStream, events: EventStream) -> None:
+        async for event in events:
+            stream.record(event, self._clock.now_s())
             self._flush(stream)
-            async for event in events:
-                stream.record(event, self._clock.now_s())
-                self._flush(stream)
+
+    async def _guarded(self, stream: ClientStream, work: Work) -> None:
+        """Whatever goes wrong with a stream, its client hears of it."""
+        try:
+            await work()
         except HelixError as e:
             stream.fail(e, self._clock.now_s())
         except Exception:
@@ -313,6 +372,8 @@ class ClientSockets:
 
     def sweep(self) -> None:
         """Cancels what nobody will ask for any more, and forgets what has ended so."""
+        if self._kept is not None and self._clock.now_s() > self._kept_until_s:
+            self._kept.forget()
         overdue = self._book.overdue(self._clock.now_s())
         for stream in overdue.abandoned:
             self._stop(stream)
@@ -335,16 +396,6 @@ class ClientSockets:
 
     def _refuse(self, delivery: Delivery, error: HelixError) -> None:
         """Answers a message that is not used, where it names a stream."""
-        reference = _reference(delivery)
+        reference = reference_of(delivery)
         if reference is not None:
             self._send(delivery.peer, failed(reference, error))
-
-
-def _reference(delivery: Delivery) -> int | None:
-    """The reference in a message that may be broken elsewhere, where it can be read."""
-    if len(delivery.parts) != 2 or delivery.parts[0][1:2] not in _WITH_REFERENCE:
-        return None
-    try:
-        return unpack(delivery.parts[1], _Referenced).reference
-    except FrameError:
-        return None

@@ -34,6 +34,7 @@ from router.cluster_core import ClusterCore
 from router.kv_books import KvBooks
 from router.link_watch import Edge, edges_of
 from router.refusals import AvoidedNodes, Expired, GiveUp, MoveOn, judge
+from router.restore import rebuild
 from router.routes import widest_route_tokens
 from router.schedulers import new_scheduler
 from router.schedulers_base import Scheduling
@@ -102,6 +103,8 @@ class Core:
         match event:
             case ev.Submitted():
                 self._submit(event)
+            case ev.Restored():
+                self._restore(event)
             case ev.Cancelled():
                 self._cancel(event.request)
             case ev.TokensArrived():
@@ -206,6 +209,20 @@ class Core:
         self._sessions[session.request] = session
         self._queue.push(session.request, generation.priority, now_s)
         self._may_start = True
+
+    def _restore(self, event: ev.Restored) -> None:
+        """Whatever was accepted once is served: no check may refuse it now."""
+        now_s, eos_ids = self._clock.now_s(), frozenset(self._config.eos_ids)
+        text = self._new_text(event.generation)
+        past = rebuild(event, text, eos_ids, now_s, self._clock.wall_s())
+        session = self._sessions[event.request] = past.session
+        self._queue.push(session.request, session.generation.priority, session.arrived_s)
+        self._may_start = True
+        self._effects.extend(ev.Emit(event.request, delta, past=True) for delta in past.deltas)
+        if past.finish is not None:
+            # Only its end was not written down any more.
+            reason, stop = past.finish
+            self._end(session, session.finished(reason, now_s, stop))
 
     def _sessions_can_wait(self) -> bool:
         """New requests wait only while an outage may pass by itself; see ClusterCore."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from helix_mq.clock import Clock, SystemClock
 from helix_mq.errors import ConfigError
-from helix_mq.ids import Epoch
+from helix_mq.ids import Epoch, RequestId
 from helix_mq.layers import Placement
 from helix_mq.models.config import ModelConfig
 from helix_mq.models.digest import model_digest
@@ -19,13 +19,18 @@ from helix_mq.transport import Transport, ZmqTransport
 from router.app import RouterApp
 from router.cluster_core import ClusterCore, ClusterSettings
 from router.core import Core, CoreSettings
+from router.journal import Journal
+from router.journal_reader import JournalReader
+from router.journal_store import JournalStore
 from router.kv_books import KvBooks
 from router.link_watch import LinkSettings
 from router.placing import FixedPlacer, Placer, ProportionalPlacer
 from router.planned import PlannedPlacement, read_planned
+from router.restore_requests import Keeping
 from router.schedulers_base import Scheduling
 from router.security import RouterSecurity
 from router.service import Generation
+from router.sessions import State
 from router.settings import RouterSettings
 from router.text import TextStream
 
@@ -61,9 +66,32 @@ def build_app(
         text_factory(tokenizer),
     )
     name = settings.model_name or settings.model.stem
-    return RouterApp(
-        settings, core, tokenizer, name, transport, RouterSecurity(settings.security), clock
-    )
+    security = RouterSecurity(settings.security)
+    keeping = _keeping(settings, core, config, tokenizer, model_digest(folder), clock)
+    return RouterApp(settings, core, tokenizer, name, transport, security, clock, keeping)
+
+
+def _keeping(
+    settings: RouterSettings,
+    core: Core,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    digest: str,
+    clock: Clock,
+) -> Keeping | None:
+    """Opens the journal, where the settings name one."""
+    wanted = settings.journal
+    if wanted.path is None:
+        return None
+    store = JournalStore(wanted.path, fsync=wanted.fsync, max_bytes=int(wanted.max_bytes))
+    journal = Journal(store, wanted.keep_s, clock)
+
+    def is_running(request: RequestId) -> bool:
+        session = core.sessions().get(request)
+        return session is not None and session.state is State.RUNNING
+
+    reader = JournalReader(journal, text_factory(tokenizer), frozenset(config.eos_ids), is_running)
+    return Keeping(journal, reader, digest)
 
 
 def core_settings(settings: RouterSettings, config: ModelConfig) -> CoreSettings:
@@ -121,8 +149,8 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     transport = ZmqTransport()
     app = build_app(settings, folder, transport, SystemClock())
     await app.start()
-    sdk = ClientSockets(app, transport, settings.clients, app.security)
-    gateway = GatewayServer(app, settings.http, app.metrics)
+    sdk = ClientSockets(app, transport, settings.clients, app.security, kept=app.kept)
+    gateway = GatewayServer(app, settings.http, app.metrics, requests=app.requests)
     try:
         await sdk.start()
         await gateway.start()
@@ -135,6 +163,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         )
         await stop.wait()
     finally:
+        app.closing = True
         await gateway.stop()
         await sdk.close()
         await app.close()

@@ -79,14 +79,67 @@ class Broken:
 StreamEvent = Delta | Finished | Broken
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who submitted a request and how it is asked for later, also after a restart.
+
+    `user` and `reference` are an SDK client's: its key's name and its number for the stream.
+    `first` and `choice` belong to HTTP: n choices are asked for by the name of the first.
+    """
+
+    secret: str = ""
+    """What makes the name unguessable; drawn by the service where it is empty."""
+    user: str | None = None
+    reference: int | None = None
+    first: RequestId | None = None
+    choice: int = 0
+
+
+NO_ORIGIN = Origin()
+
+
 class EventStream:
     """One generation's events, in order, for one reader. Bounded by max_tokens + 2 events."""
 
-    def __init__(self, request: RequestId, prompt_tokens: int) -> None:
+    def __init__(
+        self, request: RequestId, prompt_tokens: int, secret: str = "", *, accepted: bool = True
+    ) -> None:
+        """Not `accepted`: `accept` or `refuse` will follow."""
         self.request = request
         self.prompt_tokens = prompt_tokens
+        self.secret = secret
         self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        self._decided = asyncio.Event()
+        self._refusal: HelixError | None = None
+        if accepted:
+            self._decided.set()
         self.ended = False
+
+    @property
+    def name(self) -> str:
+        """What a client calls the request."""
+        return f"{self.request:x}.{self.secret}" if self.secret else f"{self.request:x}"
+
+    @property
+    def undecided(self) -> bool:
+        """Submitted, but not accepted yet."""
+        return not self._decided.is_set()
+
+    def accept(self) -> None:
+        """From now on the request cannot be lost."""
+        self._decided.set()
+
+    def refuse(self, error: HelixError) -> None:
+        """It could not be accepted after all."""
+        self._refusal = error
+        self._decided.set()
+        self.push(Broken(error))
+
+    async def accepted(self) -> None:
+        """Returns once the client may be told that its request is accepted. Raises its refusal."""
+        await self._decided.wait()
+        if self._refusal is not None:
+            raise self._refusal
 
     def push(self, event: StreamEvent) -> None:
         self._events.put_nowait(event)
@@ -148,8 +201,11 @@ class Service(Protocol):
     vocab_size: int
     tokenizer: Tokenizer
 
-    def submit(self, generation: Generation) -> EventStream:
-        """Admits or queues; raises CallerError or CapacityError when refused at once."""
+    def submit(self, generation: Generation, origin: Origin = NO_ORIGIN) -> EventStream:
+        """Admits or queues; raises CallerError or CapacityError when refused at once.
+
+        Wait for the stream's `accepted` before telling anyone.
+        """
         ...
 
     def cancel(self, request: RequestId) -> None:

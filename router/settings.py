@@ -86,6 +86,24 @@ class SchedulingSection(Section):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
+class JournalSection(Section):
+    """Where accepted requests and their tokens are written down, so that a restart goes on with
+    them. Without a path nothing is: what runs when the router dies is lost.
+
+    `fsync`: "normal" survives the death of the process, "always" also a power cut, at the cost of
+    one write to the disk per commit; "off" leaves it all to the system.
+    """
+
+    path: Path | None = None
+    fsync: Literal["always", "normal", "off"] = "normal"
+    keep_s: float = Field(
+        3600.0, ge=0, le=30 * 86_400, description="how long ended requests can be fetched"
+    )
+    max_bytes: ByteSize = Field(
+        ByteSize(1024**3), ge=1024**2, description="ended requests go early when it fills up"
+    )
+
+
 class SecuritySection(Section):
     """CURVE keys. Without them only loopback addresses work, unless `insecure` is set."""
 
@@ -112,5 +130,6 @@ class RouterSettings(Settings):
     placement: PlacementSection = PlacementSection()
     scheduling: SchedulingSection = SchedulingSection()
     admission: AdmissionSection = AdmissionSection()
+    journal: JournalSection = JournalSection()
     security: SecuritySection = SecuritySection()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

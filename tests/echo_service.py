@@ -14,6 +14,7 @@ from helix_mq.errors import ContextExceeded, HelixError, QueueFull
 from helix_mq.ids import RequestId
 from helix_mq.models.tokenizer import Tokenizer
 from router.service import (
+    NO_ORIGIN,
     Broken,
     Delta,
     EventStream,
@@ -21,6 +22,7 @@ from router.service import (
     Generation,
     LinkStatus,
     NodeStatus,
+    Origin,
     ServiceStatus,
     TokenLogprob,
 )
@@ -59,7 +61,7 @@ class EchoService:
         self.changed = asyncio.Event()
         self._seeds = 1000
 
-    def submit(self, generation: Generation) -> EventStream:
+    def submit(self, generation: Generation, origin: Origin = NO_ORIGIN) -> EventStream:
         if self.refusal is not None:
             raise self.refusal
         if len(self.open) >= self.max_open:

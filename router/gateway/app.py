@@ -25,6 +25,8 @@ from router.gateway.generate import (
     completion_dialect,
 )
 from router.gateway.replies import ModelCard, ModelList
+from router.gateway.requests import RequestPages
+from router.journal_reader import JournalReader
 from router.metrics import RouterMetrics
 from router.preparing import check_model
 from router.service import Service
@@ -46,11 +48,17 @@ def build_app(
     clock: Clock | None = None,
     open_requests: OpenRequests | None = None,
     timings: Timings = DEFAULT_TIMINGS,
+    requests: JournalReader | None = None,
 ) -> Starlette:
-    """The ASGI app over `service`. Raises ConfigError for api_keys that are no digests."""
+    """The ASGI app over `service`. Raises ConfigError for api_keys that are no digests.
+
+    `requests`: what answers /v1/helix/requests; without it there are none to fetch.
+    """
     clock = clock or SystemClock()
     open_requests = open_requests if open_requests is not None else OpenRequests()
     pages = Pages(service, metrics, int(clock.wall_s()))
+    keys = ApiKeys(settings.api_keys)
+    kept = RequestPages(service, keys, requests)
     chat, completions = (
         GenerateEndpoint(
             make,
@@ -66,6 +74,7 @@ def build_app(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/helix/requests/{name}", kept.request),
             Route("/v1/models", pages.models),
             Route("/v1/models/{name:path}", pages.model),
             Route("/health", pages.health),
@@ -74,7 +83,7 @@ def build_app(
         ],
         middleware=[
             Middleware(CountResponses, metrics=metrics),
-            Middleware(RequireKey, keys=ApiKeys(settings.api_keys)),
+            Middleware(RequireKey, keys=keys),
         ],
         exception_handlers={HTTPException: _http_error, Exception: _fault},
     )

@@ -20,6 +20,18 @@ _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _MAX_KEY_CHARS = 4096
 
 
+_OWNER_DIGITS = 16
+
+
+def owner_of(key: str) -> str:
+    """What a key's requests are known by, `Generation.owner`: the beginning of its digest."""
+    return _digest(key).hex()[:_OWNER_DIGITS]
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key[:_MAX_KEY_CHARS].encode("utf-8", "replace")).digest()
+
+
 class ApiKeys:
     """Digests of the keys that may pass; none at all lets everyone pass."""
 
@@ -42,11 +54,19 @@ class ApiKeys:
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
             raise Unauthorized("no API key: send it as `Authorization: Bearer KEY`")
-        digest = hashlib.sha256(key[:_MAX_KEY_CHARS].encode("utf-8", "replace")).digest()
+        digest = _digest(key)
         # Every digest is compared: the time must not tell which one came close.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if not any(matches):
             raise Unauthorized("this API key is not one of this server's")
+
+    def owns(self, headers: Headers, owner: str) -> bool:
+        """Whether what belongs to `owner` is that of the key in these headers, which passed."""
+        if not self._digests or not owner:
+            # Made while there were no keys: whoever knows its name may have it.
+            return True
+        _, _, key = headers.get("authorization", "").partition(" ")
+        return hmac.compare_digest(owner.encode(), owner_of(key.strip()).encode())
 
 
 class RequireKey:

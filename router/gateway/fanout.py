@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from router.gateway.faults import RequestCancelled
-from router.service import Broken, Delta, EventStream, Finished, Generation, Service
+from router.service import Broken, Delta, EventStream, Finished, Generation, Origin, Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,17 @@ class Fanout:
         self._news = asyncio.Event()
         self._open: set[int] = set()
         self._pumps: list[asyncio.Task[None]] = []
+        self._undecided: set[int] = set()
         try:
-            for generation in generations:
-                stream = service.submit(generation)
+            for choice, generation in enumerate(generations):
+                first = self._streams[0].request if self._streams else None
+                stream = service.submit(generation, Origin(first=first, choice=choice))
                 self._open.add(len(self._streams))
                 self._streams.append(stream)
         except Exception:
             self._cancel_open()
             raise
+        self._undecided = {i for i, s in enumerate(self._streams) if s.undecided}
         self._pumps = [
             asyncio.create_task(self._pump(i, s), name=f"http-{s.request:x}")
             for i, s in enumerate(self._streams)
@@ -50,7 +53,7 @@ class Fanout:
     @property
     def request_name(self) -> str:
         """The first sequence's id, for logs and answers."""
-        return f"{self._streams[0].request:x}"
+        return self._streams[0].name
 
     async def __aenter__(self) -> Fanout:
         return self
@@ -71,6 +74,14 @@ class Fanout:
         if self._fault is None:
             self._fault = error
         self._news.set()
+
+    async def accepted(self) -> None:
+        """Returns once every sequence is accepted. Raises like `batch`."""
+        while self._undecided and self._fault is None:
+            self._news.clear()
+            await self._news.wait()
+        if self._undecided and self._fault is not None:
+            raise self._fault
 
     async def batch(self, wait_s: float | None = None) -> list[Item]:
         """What has arrived, in order; empty when all have ended, or after `wait_s` without news.
@@ -103,6 +114,10 @@ class Fanout:
             self.interrupt(e)
 
     async def _read(self, index: int, stream: EventStream) -> None:
+        if stream.undecided:
+            await stream.accepted()
+            self._undecided.discard(index)
+            self._news.set()
         async for event in stream:
             match event:
                 case Delta():

@@ -83,6 +83,11 @@ def error_response(error: HelixError) -> Response:
     return Response(error_json(error), error.http_status, headers, "application/json")
 
 
+def error_fields(error: HelixError) -> ErrorFields:
+    """The error as part of another body."""
+    return _fields(error.http_status, error.message, error.param, error.code)
+
+
 def plain_error_response(
     status: int, message: str, code: str, headers: Mapping[str, str] | None = None
 ) -> Response:
@@ -91,6 +96,10 @@ def plain_error_response(
 
 
 def _json(status: int, message: str, param: str | None, code: str) -> bytes:
+    return msgspec.json.encode(ErrorBody(_fields(status, message, param, code)))
+
+
+def _fields(status: int, message: str, param: str | None, code: str) -> ErrorFields:
     if len(message) > _MAX_MESSAGE_CHARS:
         message = message[:_MAX_MESSAGE_CHARS] + " ..."
     if status == 429:
@@ -98,7 +107,7 @@ def _json(status: int, message: str, param: str | None, code: str) -> bytes:
     else:
         kind = "invalid_request_error" if status < 500 else "server_error"
     param = _clean(param) if param is not None else None
-    return msgspec.json.encode(ErrorBody(ErrorFields(_clean(message), kind, param, code)))
+    return ErrorFields(_clean(message), kind, param, code)
 
 
 def _clean(text: str) -> str:

@@ -129,6 +129,7 @@ class GenerateEndpoint:
         generations = await dialect.generations(self._service)
         fanout = Fanout(self._service, generations)
         async with fanout, self._watched(fanout, receive):
+            await fanout.accepted()
             created = int(self._clock.wall_s())
             dialect.begin(Stamp(fanout.request_name, created, dialect.request.model))
             if dialect.request.stream:

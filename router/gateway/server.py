@@ -19,6 +19,7 @@ from helix_mq.errors import ConfigError, NotServing
 from router.gateway.app import DEFAULT_TIMINGS, GatewaySettings, build_app
 from router.gateway.generate import OpenRequests, Timings
 from router.gateway.protocol import BoundedProtocol, GatewayConfig
+from router.journal_reader import JournalReader
 from router.metrics import RouterMetrics
 from router.service import Service
 
@@ -46,6 +47,7 @@ class GatewayServer:
         *,
         clock: Clock | None = None,
         timings: Timings = DEFAULT_TIMINGS,
+        requests: JournalReader | None = None,
     ) -> None:
         """Raises ConfigError for wrong settings."""
         self._settings = settings
@@ -57,6 +59,7 @@ class GatewayServer:
             clock=clock,
             open_requests=self._open_requests,
             timings=timings,
+            requests=requests,
         )
         config = GatewayConfig(
             app,
