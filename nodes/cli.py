@@ -6,10 +6,26 @@ from pathlib import Path
 
 import typer
 
+from helix_mq.cli.group import WithDefault
+from nodes.cli_drain import drain
+
+
+class _NodeGroup(WithDefault):
+    """`helix-mq node` is `helix-mq node run`."""
+
+    default_command = "run"
+    runs_alone = True
+
 
 def register(app: typer.Typer) -> None:
-    @app.command()
-    def node(
+    group = typer.Typer(
+        name="node", cls=_NodeGroup, help="Run a node: `node`; have one leave: `node drain NAME`."
+    )
+    group.command(name="drain")(drain)
+    app.add_typer(group)
+
+    @group.command(name="run")
+    def run_node(
         config: Path | None = typer.Option(None, "--config", "-c", help="Settings file (TOML)."),
         name: str | None = typer.Option(None, help="This node's name in the cluster."),
         router: str | None = typer.Option(None, help="The router's control endpoint."),

@@ -28,8 +28,11 @@ from router import events as ev
 from router.core import Core
 from router.journal_reader import JournalReader
 from router.journal_streams import JournaledStreams
+from router.kept_placement import PLACEMENT, kept_placement, placement_bytes
 from router.metrics import RouterMetrics
+from router.operating import ClusterPicture, UnknownNode, cluster_picture
 from router.outgoing import Outgoing
+from router.planning import PlanningProcess
 from router.restore_clients import KeptStreams
 from router.restore_requests import Keeping, restore_requests
 from router.security import RouterSecurity
@@ -82,6 +85,7 @@ class RouterApp:
             settings.link_down_after_s,
         )
         self._outgoing = Outgoing(self._plane.send)
+        self._planning = PlanningProcess()
         self._flush_pending = False
         self._tokenising = Tokenising(tokenizer, lambda: core.output_budget(0))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,6 +120,10 @@ class RouterApp:
         # Also where the clock was set back: nodes know the old ids.
         self._next_request = max(self._next_request, keeping.journal.highest_request + 1)
         keeping.journal.start()
+        layers = self.core.num_layers
+        placement = kept_placement(keeping.journal.get(PLACEMENT), layers)
+        if placement is not None and self.core.cluster.moves.replanner.settings.automatic:
+            self.core.cluster.resume(placement)
         self.kept = restore_requests(keeping, self._clock, self._streams, self.apply)
 
     @property
@@ -138,6 +146,7 @@ class RouterApp:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._planning.close()
         if self._control is not None:
             await self._control.close()
         await self._plane.close()
@@ -298,6 +307,10 @@ class RouterApp:
                 self._to_node(effect.node, effect.incarnation, effect.message)
             case ev.PeersChanged():
                 self._peers_changed.set()
+            case ev.PlanWanted():
+                self._spawn(self._plan(effect), "planning")
+            case ev.PlacementKept():
+                self._keep_placement(effect)
             case ev.Note():
                 extra = {"node": effect.node, "request": effect.request}
                 about = effect.node or (f"request {effect.request:x}" if effect.request else "")
@@ -315,6 +328,27 @@ class RouterApp:
         for node in self._outgoing.flush():
             # No link yet although the node is ready: try those requests again in a moment.
             asyncio.get_running_loop().call_later(TICK_S, self._on_link_lost, node)
+
+    async def _plan(self, wanted: ev.PlanWanted) -> None:
+        found = await self._planning.search(wanted.search)
+        self.apply(ev.PlanFound(wanted.number, found))
+
+    def _keep_placement(self, kept: ev.PlacementKept) -> None:
+        if self._keeping is not None and kept.slices:
+            self._keeping.journal.put(PLACEMENT, placement_bytes(kept.slices))
+
+    # -- the operator -------------------------------------------------------
+
+    def picture(self) -> ClusterPicture:
+        return cluster_picture(self.core.cluster)
+
+    def drain(self, node: str) -> None:
+        if node not in self.core.cluster.membership:
+            raise UnknownNode(f"no node {node[:80]!r} is in the cluster", param="node")
+        self.apply(ev.DrainWanted(NodeId(node)))
+
+    def replan(self) -> None:
+        self.apply(ev.ReplanWanted())
 
     # -- tasks --------------------------------------------------------------
 

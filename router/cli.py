@@ -6,10 +6,28 @@ from pathlib import Path
 
 import typer
 
+from helix_mq.cli.group import WithDefault
+from router.cli_replan import replan
+
+
+class _RouterGroup(WithDefault):
+    """`helix-mq router` is `helix-mq router run`."""
+
+    default_command = "run"
+    runs_alone = True
+
 
 def register(app: typer.Typer) -> None:
-    @app.command()
-    def router(
+    group = typer.Typer(
+        name="router",
+        cls=_RouterGroup,
+        help="Run the router: `router`; look for a better placement: `router replan`.",
+    )
+    group.command(name="replan")(replan)
+    app.add_typer(group)
+
+    @group.command(name="run")
+    def run_router(
         config: Path | None = typer.Option(None, "--config", "-c", help="Settings file (TOML)."),
         model: Path | None = typer.Option(None, help="Hugging Face folder or GGUF file."),
         clients: str | None = typer.Option(None, help="Endpoint for SDK clients."),

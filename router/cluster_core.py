@@ -8,12 +8,13 @@ ready by the dozen, and nobody looks at the flows in between.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from helix_mq.clock import Clock
 from helix_mq.errors import ConfigError
 from helix_mq.ids import ROUTER, Epoch, NodeId
+from helix_mq.layers import LayerRange
 from helix_mq.messages.control import Assign, Register, RegisterAgain, Rejected, SliceRef
 from helix_mq.models.config import ModelConfig
 from router import events as ev
@@ -65,6 +66,7 @@ class ClusterCore:
         self._placer = placer
         self._clock = clock
         self._uncovered_since_s: float | None = None
+        self._started_s = clock.now_s()
         self._placing_fault = ""
 
     @property
@@ -142,14 +144,26 @@ class ClusterCore:
         """Called as time passes, with what requests on their way need: frees what they do not,
         goes on with re-placements, lets nodes leave, looks for better placements."""
         change, now_s = ClusterChange(), self._clock.now_s()
-        since_s = self._uncovered_since_s
-        uncovered_s = None if self.serving or since_s is None else now_s - since_s
-        for node in self.moves.tick(in_use, uncovered_s, now_s, change):
+        for node in self.moves.tick(in_use, self._uncovered_s(now_s), now_s, change):
             member = self.membership.get(node)
             if member is not None:
                 self.moves.farewell(member, change)
                 self._lose(node, "it is leaving", change)
         return self._finish(change)
+
+    def _uncovered_s(self, now_s: float) -> float | None:
+        """For how long nothing serves and nothing on its way will change that; None if it does."""
+        if self.serving:
+            return None
+        states = {m.state for m in self.membership if m.layers is not None}
+        if not states or NodeState.LOADING in states:
+            return 0.0
+        since_s = self._uncovered_since_s
+        return now_s - (since_s if since_s is not None else self._started_s)
+
+    def resume(self, slices: Mapping[NodeId, LayerRange]) -> None:
+        """The placement of the router's earlier life: nodes may still have it loaded."""
+        self._placer.adopt(slices)
 
     def _finish(self, change: ClusterChange) -> ClusterChange:
         if change.fallback:

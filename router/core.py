@@ -129,6 +129,10 @@ class Core:
         return self._settings.max_context
 
     @property
+    def num_layers(self) -> int:
+        return self._config.num_layers
+
+    @property
     def vocab_size(self) -> int:
         return self._config.vocab_size
 

@@ -49,6 +49,9 @@ class Leavers:
     def forget(self, node: NodeId) -> None:
         self._leavers.pop(node, None)
 
+    def names(self) -> list[NodeId]:
+        return sorted(self._leavers)
+
     def out_of_flow(self) -> frozenset[NodeId]:
         return frozenset(n for n, leaver in self._leavers.items() if not leaver.needed)
 

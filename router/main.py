@@ -24,8 +24,11 @@ from router.journal_reader import JournalReader
 from router.journal_store import JournalStore
 from router.kv_books import KvBooks
 from router.link_watch import LinkSettings
+from router.moves import MoveSettings
 from router.placing import FixedPlacer, Placer, ProportionalPlacer
 from router.planned import PlannedPlacement, read_planned
+from router.relocation import RelocationSettings
+from router.replanner import ReplanSettings
 from router.restore_requests import Keeping
 from router.schedulers_base import Scheduling
 from router.security import RouterSecurity
@@ -50,6 +53,7 @@ def build_app(
         ClusterSettings(
             dead_after_s=settings.dead_after_s,
             links=LinkSettings(down_after_s=settings.link_down_after_s),
+            moves=_moves(settings),
         ),
         _placer(settings, config, planned),
         clock,
@@ -111,6 +115,25 @@ def core_settings(settings: RouterSettings, config: ModelConfig) -> CoreSettings
     )
 
 
+def _moves(settings: RouterSettings) -> MoveSettings:
+    wanted = settings.replan
+    placement = settings.placement
+    automatic = wanted.automatic
+    if automatic is None:
+        automatic = not placement.nodes and placement.plan is None
+    return MoveSettings(
+        RelocationSettings(drain_s=wanted.drain_s),
+        ReplanSettings(
+            automatic=automatic,
+            settle_s=wanted.settle_s,
+            every_s=wanted.every_s,
+            return_s=wanted.return_s,
+            horizon_s=wanted.horizon_s,
+            search_s=wanted.search_s,
+        ),
+    )
+
+
 def _planned(settings: RouterSettings, config: ModelConfig) -> PlannedPlacement | None:
     path = settings.placement.plan
     return read_planned(path, config.num_layers) if path is not None else None
@@ -124,7 +147,7 @@ def _placer(
         return FixedPlacer(planned.placement)
     ranges = settings.placement.ranges()
     if not ranges:
-        return ProportionalPlacer(config, settings.placement.nodes_expected)
+        return ProportionalPlacer(config, settings.placement.nodes_expected, planned=True)
     try:
         placement = Placement(config.num_layers, ranges)
     except ValueError as e:
@@ -150,7 +173,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     app = build_app(settings, folder, transport, SystemClock())
     await app.start()
     sdk = ClientSockets(app, transport, settings.clients, app.security, kept=app.kept)
-    gateway = GatewayServer(app, settings.http, app.metrics, requests=app.requests)
+    gateway = GatewayServer(app, settings.http, app.metrics, requests=app.requests, operator=app)
     try:
         await sdk.start()
         await gateway.start()

@@ -141,7 +141,7 @@ class Moves:
         for member, order in self.relocation.orders(self.epoch, in_use, now_s):
             change.effects.append(to_member(member.register, order))
         going = self._let_go(in_use, now_s, change) if self.leavers else []
-        if not self.busy:
+        if not self.busy and not self._loading():
             needed = bool(self.leavers.undecided())
             occasion = self.replanner.occasion(
                 now_s, uncovered_s=uncovered_s, someone_needed=needed
@@ -149,6 +149,10 @@ class Moves:
             if occasion is not None:
                 self._search(occasion, now_s, change)
         return going
+
+    def _loading(self) -> bool:
+        """What there will be in a moment is not known yet."""
+        return any(m.state is NodeState.LOADING for m in self._membership)
 
     def search_first(self, now_s: float, change: ClusterChange) -> None:
         """All expected nodes are here and nothing is placed yet."""

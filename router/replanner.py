@@ -54,6 +54,7 @@ class Replanner:
         self.searching: Occasion | None = None
         self.number = 0
         """Of the search under way, or the last: answers to others are stale."""
+        self.ended = 0
         self.last_text = ""
         self._changed_s: float | None = None
         self._searched_s = float("-inf")
@@ -83,7 +84,8 @@ class Replanner:
         if not self.settings.automatic or self._changed_s is None or self._hopeless:
             return None
         if uncovered_s is not None:
-            return Occasion.UNCOVERED if uncovered_s >= self.settings.return_s else None
+            long = uncovered_s > 0 and uncovered_s >= self.settings.return_s
+            return Occasion.UNCOVERED if long else None
         settled = now_s - self._changed_s >= self.settings.settle_s
         if settled and now_s - self._searched_s >= self.settings.every_s:
             return Occasion.CHANGED
@@ -104,6 +106,7 @@ class Replanner:
         occasion = self.searching
         assert occasion is not None
         self.searching = None
+        self.ended += 1
         self._hopeless = not found
         return occasion
 

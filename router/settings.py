@@ -62,6 +62,23 @@ class PlacementSection(Section):
         return {NodeId(name): parse_range(text) for name, text in self.nodes.items()}
 
 
+class ReplanSection(Section):
+    """When nodes are given other layers while the cluster serves.
+
+    `automatic` is on unless `[placement]` fixes the layers. `horizon_s`: a move must pay for itself
+    within this time. `return_s`: how long a lost node may take to come back before its layers go to
+    others. `drain_s`: how long requests may stay on slices that are to go, or on a leaving node.
+    """
+
+    automatic: bool | None = None
+    horizon_s: float = Field(600.0, gt=0, le=30 * 86_400)
+    settle_s: float = Field(10.0, ge=0, le=3600)
+    every_s: float = Field(60.0, ge=0, le=86_400)
+    return_s: float = Field(15.0, ge=0, le=3600)
+    search_s: float = Field(10.0, gt=0, le=600)
+    drain_s: float = Field(25.0, ge=0, le=3600)
+
+
 class HttpSection(Section):
     """The OpenAI-compatible endpoint. `api_keys` are SHA-256 hex digests of allowed keys."""
 
@@ -128,6 +145,7 @@ class RouterSettings(Settings):
     window: ByteSize = Field(ByteSize(64 * 1024 * 1024), description="credit per incoming link")
     http: HttpSection = HttpSection()
     placement: PlacementSection = PlacementSection()
+    replan: ReplanSection = ReplanSection()
     scheduling: SchedulingSection = SchedulingSection()
     admission: AdmissionSection = AdmissionSection()
     journal: JournalSection = JournalSection()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from solver.cli_group import WithDefault
+from helix_mq.cli.group import WithDefault
 from solver.cli_ini import export_plan, import_solution
 
 if TYPE_CHECKING:

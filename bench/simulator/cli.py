@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bench.simulator.cli_compare import compare
-from solver.cli_group import WithDefault
+from helix_mq.cli.group import WithDefault
 
 DEFAULT_WORKLOAD = "synthetic:prompt=exponential(750),output=exponential(240),rate=1"
 

@@ -24,10 +24,12 @@ from router.gateway.generate import (
     chat_dialect,
     completion_dialect,
 )
+from router.gateway.operate import OperatorPages
 from router.gateway.replies import ModelCard, ModelList
 from router.gateway.requests import RequestPages
 from router.journal_reader import JournalReader
 from router.metrics import RouterMetrics
+from router.operating import Operator
 from router.preparing import check_model
 from router.service import Service
 from router.settings import HttpSection
@@ -49,6 +51,7 @@ def build_app(
     open_requests: OpenRequests | None = None,
     timings: Timings = DEFAULT_TIMINGS,
     requests: JournalReader | None = None,
+    operator: Operator | None = None,
 ) -> Starlette:
     """The ASGI app over `service`. Raises ConfigError for api_keys that are no digests.
 
@@ -75,6 +78,7 @@ def build_app(
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/helix/requests/{name}", kept.request),
+            *(OperatorPages(operator).routes() if operator is not None else ()),
             Route("/v1/models", pages.models),
             Route("/v1/models/{name:path}", pages.model),
             Route("/health", pages.health),

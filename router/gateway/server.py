@@ -21,6 +21,7 @@ from router.gateway.generate import OpenRequests, Timings
 from router.gateway.protocol import BoundedProtocol, GatewayConfig
 from router.journal_reader import JournalReader
 from router.metrics import RouterMetrics
+from router.operating import Operator
 from router.service import Service
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class GatewayServer:
         clock: Clock | None = None,
         timings: Timings = DEFAULT_TIMINGS,
         requests: JournalReader | None = None,
+        operator: Operator | None = None,
     ) -> None:
         """Raises ConfigError for wrong settings."""
         self._settings = settings
@@ -60,6 +62,7 @@ class GatewayServer:
             open_requests=self._open_requests,
             timings=timings,
             requests=requests,
+            operator=operator,
         )
         config = GatewayConfig(
             app,

@@ -1,4 +1,4 @@
-"""`helix-mq plan CLUSTER` beside `helix-mq plan verify FILE`: a group with a command of its own."""
+"""`helix-mq node` beside `helix-mq node drain NAME`: a group with a command of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ class WithDefault(TyperGroup):
     """A group whose first argument, when it names no sub-command, goes to `default_command`."""
 
     default_command = "make"
+    runs_alone = False
+    """Without arguments too; else they are asked for by showing the help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The group's help, then the default command's: its options are what people look for."""
@@ -24,6 +26,7 @@ class WithDefault(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         first = next((a for a in args if not a.startswith("-")), None)
         asks_for_help = bool({"--help"} & set(args)) and first is None
-        if args and not asks_for_help and first not in self.commands:
+        given = bool(args) or self.runs_alone
+        if given and not asks_for_help and first not in self.commands:
             args = [self.default_command, *args]
         return super().parse_args(ctx, args)
