@@ -108,7 +108,7 @@ def kv_room(config: ModelConfig, memory_bytes: int, dtype_bytes: int) -> tuple[f
         if held == config.num_layers:
             weights = config.slice_weight_bytes(config.all_layers, dtype_bytes)
         tokens = (memory_bytes * (1 - WORKSPACE_SHARE) - weights) // per_token
-        if tokens < LEAST_KV_TOKENS * held:
+        if tokens < min(LEAST_KV_TOKENS, config.max_context) * held:
             break
         room.append(tokens)
     return tuple(room)
