@@ -191,9 +191,13 @@ class Worker:
         self._give_up(lost, "link_lost", f"the link {self.view.node} > {peer} broke")
 
     def close_all(self) -> None:
-        """Forgets every sequence, e.g. when the router that knows them is gone."""
-        for seq in self._ledger.sequences():
-            self._close(seq)
+        """Gives every sequence up, e.g. when a router that has lost sight of this node assigns anew.
+
+        Refused and not just closed: an order that comes twice may find requests of now, which the
+        router would wait for until their deadline. Refusals of others it passes over.
+        """
+        text = f"{self.view.node} starts its slice anew"
+        self._give_up(self._ledger.sequences(), "not_ready", text)
 
     async def run(self) -> None:
         """Steps for ever; ends by cancellation, after the step in progress."""

@@ -227,3 +227,17 @@ async def test_closing_all_gives_back_rows_that_wait() -> None:
         b.worker.close_all()
         assert b.worker.statistics().waiting_rows == 0
         assert b.credited == 2
+
+
+async def test_what_is_closed_with_the_slice_is_refused() -> None:
+    """An assignment that comes twice must not leave requests waiting for tokens for ever."""
+    async with bench() as b:
+        b.frame(prompt(1))
+        await b.until(lambda: len(b.tokens) == 1)
+        b.engine.gate.clear()
+        b.frame(prompt(2, count=40))
+        b.worker.close_all()
+        assert b.refused == [(1, "not_ready"), (2, "not_ready")]
+        b.engine.gate.set()
+        b.frame(decode(1, 4))
+        assert b.refused[2:] == [], "it is known to be closed"
