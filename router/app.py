@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -20,6 +20,7 @@ from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import FrameError, HelixError, NotServing
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER, NodeId, RequestId
+from helix_mq.layers import LayerRange
 from helix_mq.messages import control, data
 from helix_mq.models.tokenizer import Tokenizer
 from helix_mq.outlink import PeerAddress
@@ -349,6 +350,9 @@ class RouterApp:
 
     def replan(self) -> None:
         self.apply(ev.ReplanWanted())
+
+    def place(self, slices: Mapping[NodeId, LayerRange]) -> None:
+        self.apply(ev.PlacementWanted(slices))
 
     # -- tasks --------------------------------------------------------------
 

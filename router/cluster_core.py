@@ -127,6 +127,8 @@ class ClusterCore:
                     self.moves.leave(event.node, self._clock.now_s(), change, asked=True)
             case ev.ReplanWanted():
                 self.moves.replanner.ask()
+            case ev.PlacementWanted():
+                self.moves.place(event.slices, change)
             case ev.PlanFound():
                 self.moves.found(event, self._clock.now_s(), change)
             case ev.NodeGone():

@@ -45,6 +45,9 @@ from router.text import TextStream
 REMEMBERED_RELEASES = 1024
 """Per node: what may have been on its way when a link broke, and is said again."""
 
+MOVING = ev.Tick | ev.NodeDraining | ev.DrainWanted | ev.ReplanWanted | ev.PlacementWanted
+"""Events after which re-placements may go on: as time passes, and at once where somebody waits."""
+
 OLDEST_EPOCHS = 8
 """A request that stays on nodes which keep their slices may see so many re-placements go by."""
 
@@ -98,7 +101,8 @@ class Core:
         self._widest: int | None = None
 
     def handle(self, event: ev.Event) -> list[ev.Effect]:
-        """What follows from an event. Raises only for Submitted, when it is refused at once."""
+        """What follows from an event. Raises only for Submitted and PlacementWanted, when they are
+        refused at once."""
         self._effects = []
         match event:
             case ev.Submitted():
@@ -119,7 +123,7 @@ class Core:
                 self._membership(event)
         if isinstance(event, ev.Tick):
             self._expire()
-        if isinstance(event, ev.Tick | ev.NodeDraining | ev.DrainWanted | ev.ReplanWanted):
+        if isinstance(event, MOVING):
             self._move_on()
         self._pump()
         return self._effects

@@ -70,6 +70,13 @@ class ReplanWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacementWanted:
+    """An operator wants these slices, and no others, without an outage. Refused by an error."""
+
+    slices: Mapping[NodeId, LayerRange]
+
+
+@dataclass(frozen=True, slots=True)
 class PlanFound:
     """The answer to the PlanWanted of that number."""
 
@@ -152,6 +159,7 @@ Event = (
     | NodeDraining
     | DrainWanted
     | ReplanWanted
+    | PlacementWanted
     | PlanFound
     | NodeGone
     | Submitted

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from helix_mq.errors import HelixError
+from helix_mq.errors import ConfigError, HelixError
 from helix_mq.ids import Epoch, NodeId
-from helix_mq.layers import LayerRange, Placement
+from helix_mq.layers import LayerRange, Placement, describe_ranges, uncovered
 from helix_mq.messages.control import Leave, Ready
 from helix_mq.models.config import ModelConfig
 from router import events as ev
@@ -158,6 +158,36 @@ class Moves:
         """All expected nodes are here and nothing is placed yet."""
         if self.replanner.searching is None:
             self._search(Occasion.FIRST, now_s, change)
+
+    def place(self, target: Slices, change: ClusterChange) -> None:
+        """An operator's own placement. Raises ConfigError or NoWay in words, having done nothing.
+
+        That it loses flow is the operator's business.
+        """
+        if self.busy or self.replanner.searching is not None:
+            raise NoWay("another placement is being looked for or made: try again when it is done")
+        missing = uncovered(self._config.num_layers, target.values())
+        if missing:
+            raise ConfigError(f"{describe_ranges(missing)} would be on no node", param="slices")
+        for name, layers in target.items():
+            member = self._membership.get(name)
+            if member is None or not self._may_hold(member):
+                raise ConfigError(f"{name} is not in the cluster, or is leaving it", param="slices")
+            if layers.end > self._config.num_layers:
+                raise ConfigError(
+                    f"{name}: the model has {self._config.num_layers} layers, not {layers}",
+                    param="slices",
+                )
+            need = slice_bytes(self._config, layers, member.register.dtype_bytes)
+            if need > member.register.memory_bytes:
+                raise ConfigError(
+                    f"{name}: {layers} take {need / 2**20:.0f} MiB of weights and the node has "
+                    f"{member.register.memory_bytes / 2**20:.0f} MiB",
+                    param="slices",
+                )
+        now = self._serving_slices()
+        if waypoints(self._config.num_layers, now, target, self._room):
+            self._set_out(target, "asked for by an operator", change)
 
     # -- searching ------------------------------------------------------------
 

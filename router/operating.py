@@ -3,11 +3,14 @@ counterpart of router.service; edges know only this module."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 
 from helix_mq.errors import CallerError
+from helix_mq.ids import NodeId
+from helix_mq.layers import LayerRange
 from router.cluster_core import ClusterCore
 from router.membership import Member
 
@@ -54,6 +57,10 @@ class Operator(Protocol):
 
     def replan(self) -> None:
         """Has a better placement looked for, and taken if it is worth the move."""
+        ...
+
+    def place(self, slices: Mapping[NodeId, LayerRange]) -> None:
+        """Has these slices made. Raises ConfigError or CapacityError where that cannot be."""
         ...
 
 

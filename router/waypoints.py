@@ -24,6 +24,7 @@ class NoWay(CapacityError):
     """Every order of changes would leave layers on no node for a while."""
 
     code = "no_way"
+    http_status = 409
 
 
 def waypoints(num_layers: int, now: Slices, target: Slices, room: RoomBeside) -> list[Slices]:

@@ -41,12 +41,12 @@ class RouterHttp:
     async def get(self, path: str) -> State:
         return await self._ask("GET", path)
 
-    async def post(self, path: str) -> State:
-        return await self._ask("POST", path)
+    async def post(self, path: str, body: State | None = None) -> State:
+        return await self._ask("POST", path, body)
 
-    async def _ask(self, method: str, path: str) -> State:
+    async def _ask(self, method: str, path: str, send: State | None = None) -> State:
         try:
-            answer = await self._http.request(method, path)
+            answer = await self._http.request(method, path, json=send)
         except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL) as e:
             raise ConnectionLost(
                 f"no router answers at {self._url} ({e or type(e).__name__}): is it running, and "
