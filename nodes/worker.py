@@ -191,7 +191,7 @@ class Worker:
         self._give_up(lost, "link_lost", f"the link {self.view.node} > {peer} broke")
 
     def close_all(self) -> None:
-        """Gives every sequence up, e.g. when a router that has lost sight of this node assigns anew.
+        """Gives every sequence up, e.g. when a router that lost sight of this node assigns anew.
 
         Refused and not just closed: an order that comes twice may find requests of now, which the
         router would wait for until their deadline. Refusals of others it passes over.
