@@ -121,6 +121,8 @@ class RouterApp:
         # Also where the clock was set back: nodes know the old ids.
         self._next_request = max(self._next_request, keeping.journal.highest_request + 1)
         keeping.journal.start()
+        if keeping.journal.life > 1:
+            self.core.cluster.expect_back()
         layers = self.core.num_layers
         placement = kept_placement(keeping.journal.get(PLACEMENT), layers)
         if placement is not None and self.core.cluster.moves.replanner.settings.automatic:

@@ -99,6 +99,10 @@ class ClusterCore:
         since_s = self._uncovered_since_s
         return since_s is not None and self._clock.now_s() - since_s < self._settings.recover_s
 
+    def expect_back(self) -> None:
+        """The router restarted: what served before will again, so new requests may wait for it."""
+        self._uncovered_since_s = self._clock.now_s()
+
     def why_not_serving(self) -> str:
         """In words, empty when serving: `layers 12-17 are on no live node (...)`."""
         if self.serving:

@@ -17,7 +17,7 @@ from router.restore import deltas_of
 from router.service import Broken, Delta, Finished, Generation, StreamEvent
 from router.text import TextStream
 
-_NAME = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{1,15})\.([A-Za-z0-9_-]{8,64})")
+_NAME = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{1,16})\.([A-Za-z0-9_-]{8,64})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,16 @@ class ClientOptions:
     """Timings and bounds of a client, all > 0.
 
     connect_timeout_s: for the first connection and the router's first answer.
-    reconnect_timeout_s: how long open streams wait for a lost connection to come back. The router
-        keeps a silent client's streams for 30 s by default; longer makes no sense then.
+    reconnect_timeout_s: how long open streams wait for a lost connection to come back: long enough
+        for a router to restart. One that was there all the time cancels a silent client's streams
+        after 30 s by default.
     keepalive_s: how often the router is told that the client is there.
     router_silent_s: silence after which a router that should have answered counts as lost.
     max_streams: open at once; the router has a bound of its own.
     """
 
     connect_timeout_s: float = 10.0
-    reconnect_timeout_s: float = 25.0
+    reconnect_timeout_s: float = 60.0
     keepalive_s: float = 5.0
     router_silent_s: float = 30.0
     max_streams: int = 1024

@@ -31,7 +31,8 @@ class Limits:
     dead_after_s: silence after which a connection is given up. Answers queue behind the message in
         transfer, so it must exceed the time max_message_bytes really takes on the slowest link.
     handshake_s: time a new connection has to prove who it is.
-    redial_s, redial_max_s: first and longest pause between attempts to connect.
+    redial_s, redial_max_s: first and longest pause between attempts to connect. A router that
+        restarts serves again only when its nodes have noticed.
     """
 
     max_message_bytes: int = 256 * 1024 * 1024
@@ -45,7 +46,7 @@ class Limits:
     dead_after_s: float = 15.0
     handshake_s: float = 10.0
     redial_s: float = 0.05
-    redial_max_s: float = 5.0
+    redial_max_s: float = 1.0
 
     def __post_init__(self) -> None:
         for name in (

@@ -114,8 +114,8 @@ class Fanout:
             self.interrupt(e)
 
     async def _read(self, index: int, stream: EventStream) -> None:
-        if stream.undecided:
-            await stream.accepted()
+        await stream.accepted()
+        if index in self._undecided:
             self._undecided.discard(index)
             self._news.set()
         async for event in stream:
