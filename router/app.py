@@ -194,7 +194,8 @@ class RouterApp:
         self.apply(ev.Cancelled(request))
 
     def status(self) -> ServiceStatus:
-        return service_status(self.core, self._plane.statistics())
+        journal = self._keeping.journal.statistics() if self._keeping is not None else None
+        return service_status(self.core, self._plane.statistics(), journal)
 
     def draw_seed(self) -> int:
         return secrets.randbits(62)

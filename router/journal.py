@@ -19,6 +19,7 @@ from helix_mq.errors import ConfigError, HelixError, JournalUnavailable, LocalEr
 from router.journal_records import BadRecord, Record, StoredRequest, Value, cost_bytes
 from router.journal_store import JournalStore
 from router.journal_writer import JournalWriter, Told
+from router.service import JournalStatus
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +38,6 @@ T = TypeVar("T")
 Then = Callable[[bool], None]
 """Called once, on the loop, in the order of the records: True if the record is kept, False if it
 may be lost by a restart."""
-
-
-@dataclass(frozen=True, slots=True)
-class JournalStatistics:
-    failing: bool
-    pending_records: int
-    pending_bytes: int
-    commits: int
-    used_bytes: int
 
 
 @dataclass(slots=True)
@@ -159,8 +151,8 @@ class Journal:
         self._values[name] = data
         self.append(Value(name, data), then)
 
-    def statistics(self) -> JournalStatistics:
-        return JournalStatistics(
+    def statistics(self) -> JournalStatus:
+        return JournalStatus(
             failing=bool(self._failure),
             pending_records=len(self._waiting),
             pending_bytes=self._pending_bytes,

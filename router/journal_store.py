@@ -83,7 +83,7 @@ class JournalStore:
     def __init__(self, path: Path, *, fsync: Fsync, max_bytes: int) -> None:
         """Opens or makes the file. Raises ConfigError for one that cannot be used."""
         self.path = path
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
@@ -134,7 +134,7 @@ class JournalStore:
             self.life = self._number("SELECT starts FROM life")
         page_bytes = self._number("PRAGMA page_size")
         # The hard bound: at it writes fail like on a full disk.
-        db.execute(f"PRAGMA max_page_count = {max(64, self._max_bytes // page_bytes)}")
+        db.execute(f"PRAGMA max_page_count = {max(64, self.max_bytes // page_bytes)}")
 
     def close(self) -> None:
         self._db.close()
@@ -194,7 +194,7 @@ class JournalStore:
         nearly full. How many went."""
         went = 0
         while True:
-            full = self.used_bytes() > _FULL_SHARE * self._max_bytes
+            full = self.used_bytes() > _FULL_SHARE * self.max_bytes
             limit = (1 << 62) if full else ended_before_ms
             rows = self._db.execute(
                 "SELECT request FROM ends WHERE at_ms < ? ORDER BY at_ms LIMIT ?",

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from helix_mq.clock import Clock
-from router.journal_records import Record
+from router.journal_records import Record, cost_bytes
 from router.journal_store import JournalStore
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0
 PRUNE_S = 5.0
 _MAX_BATCH = 4096
+_MAX_BATCH_BYTES = 8 * 1024 * 1024
+_RETRIED_BATCH_BYTES = 64 * 1024
+"""While room is scarce, little by little: what has ended makes room in between."""
+
 _MAX_READS = 8
 """Between two commits: those who ask must not hold up those who write."""
 
@@ -57,6 +61,7 @@ class JournalWriter:
         self._failing = False
         self._stopping = False
         self._next_prune_s = 0.0
+        self._unpruned_bytes = 0
         self.used_bytes = 0
         self.alive = True
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -120,9 +125,9 @@ class JournalWriter:
     def _commit(self) -> None:
         if not self._pending:
             return
-        batch = [self._pending[i] for i in range(min(_MAX_BATCH, len(self._pending)))]
+        batch, cost = self._batch()
         try:
-            if self._failing:
+            if self._failing or self._unpruned_bytes > self._store.max_bytes // 20:
                 # Full, it may be: what has ended makes room.
                 self._prune_now()
             self._store.write(batch)
@@ -138,7 +143,20 @@ class JournalWriter:
         for _ in batch:
             self._pending.popleft()
         self._upto += len(batch)
+        self._unpruned_bytes += cost
         self._tell(Told(self._upto))
+
+    def _batch(self) -> tuple[list[Record], int]:
+        """The next records to write together, and about how many bytes they take."""
+        room = _RETRIED_BATCH_BYTES if self._failing else _MAX_BATCH_BYTES
+        batch: list[Record] = []
+        cost = 0
+        for record in self._pending:
+            if batch and (len(batch) == _MAX_BATCH or cost >= room):
+                break
+            batch.append(record)
+            cost += cost_bytes(record)
+        return batch, cost
 
     def _answer(self) -> None:
         for _ in range(min(_MAX_READS, len(self._reads))):
@@ -154,5 +172,6 @@ class JournalWriter:
             log.warning("the journal %s cannot be pruned: %s", self._store.path, e)
 
     def _prune_now(self) -> None:
+        self._unpruned_bytes = 0
         self._store.prune(int((self._clock.wall_s() - self._keep_s) * 1000))
         self.used_bytes = self._store.used_bytes()

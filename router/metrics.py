@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from helix_mq.clock import Clock
 from helix_mq.errors import HelixError
 from helix_mq.ids import RequestId
-from router.service import Broken, Delta, Finished, ServiceStatus, StreamEvent
+from router.service import Broken, Delta, Finished, JournalStatus, ServiceStatus, StreamEvent
 
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -144,6 +144,18 @@ class _StatusCollector(Collector):
             backlog.add_metric([link.sender, link.receiver], link.backlog_bytes)
             down.add_metric([link.sender, link.receiver], link.down_s)
         yield from (pages, held, waiting, sent, backlog, down)
+        if status.journal is not None:
+            yield from _journal(status.journal)
+
+
+def _journal(journal: JournalStatus) -> Iterator[_Family]:
+    yield _gauge("journal_failing", "1 while the journal cannot be written.", journal.failing)
+    yield _gauge("journal_pending_records", "Records not kept yet.", journal.pending_records)
+    yield _gauge("journal_pending_bytes", "Memory of records not kept yet.", journal.pending_bytes)
+    yield _gauge("journal_used_bytes", "Of the journal's file.", journal.used_bytes)
+    yield CounterMetricFamily(
+        "helix_mq_journal_commits", "Transactions of the journal.", value=journal.commits
+    )
 
 
 def _gauge(

@@ -177,6 +177,17 @@ class LinkStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalStatus:
+    """`failing`: nothing can be written at present. `pending_records`: given, not kept yet."""
+
+    failing: bool
+    pending_records: int
+    pending_bytes: int
+    commits: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """A frozen picture of the service for /ready, /metrics and the console."""
 
@@ -191,6 +202,7 @@ class ServiceStatus:
     """Max flow over the live nodes; 0 when they do not cover the model."""
     nodes: tuple[NodeStatus, ...] = ()
     links: tuple[LinkStatus, ...] = ()
+    journal: JournalStatus | None = None
 
 
 class Service(Protocol):

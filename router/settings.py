@@ -117,7 +117,7 @@ class JournalSection(Section):
         3600.0, ge=0, le=30 * 86_400, description="how long ended requests can be fetched"
     )
     max_bytes: ByteSize = Field(
-        ByteSize(1024**3), ge=1024**2, description="ended requests go early when it fills up"
+        ByteSize(1024**3), ge=16 * 1024**2, description="ended requests go early when it fills up"
     )
 
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from helix_mq.outlink import OutLinkStatistics
 from router.core import Core
 from router.membership import Member
-from router.service import LinkStatus, NodeStatus, ServiceStatus
+from router.service import JournalStatus, LinkStatus, NodeStatus, ServiceStatus
 
 
-def service_status(core: Core, links: Sequence[OutLinkStatistics]) -> ServiceStatus:
+def service_status(
+    core: Core, links: Sequence[OutLinkStatistics], journal: JournalStatus | None = None
+) -> ServiceStatus:
     statistics = core.statistics()
     return ServiceStatus(
         serving=core.cluster.serving,
@@ -29,6 +31,7 @@ def service_status(core: Core, links: Sequence[OutLinkStatistics]) -> ServiceSta
             if m.beat is not None
             for link in m.beat.links
         ),
+        journal=journal,
     )
 
 
