@@ -147,6 +147,39 @@ class LayerPagePool:
         self._free += ids.size
         return ids.size
 
+    def resize(self, total_pages: int) -> tuple[PageTable, PageTable]:
+        """Has `total_pages` from now on. Pages with ids beyond that move to free ones below:
+        contents are to be copied from the first result's pages (int32 [n]) to the second's.
+
+        ValueError, having changed nothing, when more pages are in use.
+        """
+        used = self.total_pages - self._free
+        if not max(1, used) <= total_pages < 1 << 31:
+            raise ValueError(f"{total_pages} pages are too few: {used} are in use")
+        free = self._stack[: self._free]
+        room = np.sort(free[free < total_pages])[::-1]
+        sources: list[PageTable] = []
+        targets: list[PageTable] = []
+        for sequence in self._sequences.values():
+            table = sequence.table[:, : sequence.pages]
+            beyond = table >= total_pages
+            count = int(beyond.sum())
+            if count:
+                sources.append(table[beyond])
+                targets.append(room[len(room) - count :])
+                table[beyond] = targets[-1]
+                room = room[: len(room) - count]
+        added = np.arange(total_pages - 1, self.total_pages - 1, -1, dtype=np.int32)
+        self._free = len(added) + len(room)
+        self._stack = np.zeros(total_pages, np.int32)
+        # New ids at the bottom: low ones are handed out first.
+        self._stack[: self._free] = np.concatenate([added, room])
+        self._least_free = max(0, total_pages - (self.total_pages - self._least_free))
+        self._least_free = min(self._least_free, self._free)
+        self.total_pages = total_pages
+        nothing = [np.empty(0, np.int32)]
+        return np.concatenate(sources or nothing), np.concatenate(targets or nothing)
+
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(
             total_pages=self.total_pages,

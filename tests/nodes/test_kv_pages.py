@@ -21,6 +21,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = LayerPagePool(PAGES, page_tokens=4)
         self.model: dict[int, tuple[int, int]] = {}  # sequence -> (layers, pages per layer)
         self.next = 0
+        self.pages = PAGES
+        self.memory = np.zeros(PAGES, np.int64)
+        """What a page holds: its sequence and place, written when it is handed out."""
 
     def used(self) -> int:
         return sum(layers * pages for layers, pages in self.model.values())
@@ -38,7 +41,7 @@ class PoolMachine(RuleBasedStateMachine):
         layers, have = self.model[seq]
         need = max(have, -(-tokens // 4))
         before = self.pool.table(seq).copy()
-        if (need - have) * layers > PAGES - self.used():
+        if (need - have) * layers > self.pages - self.used():
             with pytest.raises(KvExhausted):
                 self.pool.ensure(seq, tokens)
             assert np.array_equal(self.pool.table(seq), before)
@@ -46,6 +49,27 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.ensure(seq, tokens)
             self.model[seq] = (layers, need)
             assert np.array_equal(self.pool.table(seq)[:, :have], before)
+            table = self.pool.table(seq)
+            self.memory[table] = self.contents(seq, table.shape)
+
+    @staticmethod
+    def contents(seq: int, shape: tuple[int, ...]) -> np.ndarray:
+        rows, columns = np.indices(shape)
+        return 10_000 * seq + 100 * rows + columns + 1
+
+    @rule(pages=st.integers(1, 2 * PAGES))
+    def resize(self, pages: int) -> None:
+        if pages < self.used():
+            with pytest.raises(ValueError, match="too few"):
+                self.pool.resize(pages)
+            return
+        memory = np.zeros(pages, np.int64)
+        kept = min(pages, self.pages)
+        memory[:kept] = self.memory[:kept]
+        sources, targets = self.pool.resize(pages)
+        assert (sources >= pages).all()
+        memory[targets] = self.memory[sources]
+        self.pages, self.memory = pages, memory
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
@@ -58,10 +82,12 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def accounted_for(self) -> None:
         self.pool.check()
-        assert self.pool.free_pages == PAGES - self.used()
+        assert self.pool.free_pages == self.pages - self.used()
         for seq, (layers, pages) in self.model.items():
             assert self.pool.table(seq).shape == (layers, pages)
             assert self.pool.room_tokens(seq) == pages * 4
+            table = self.pool.table(seq)
+            assert np.array_equal(self.memory[table], self.contents(seq, table.shape))
         statistics = self.pool.statistics()
         assert statistics.used_pages == self.used()
         assert statistics.peak_used_pages >= self.used()
@@ -91,6 +117,16 @@ def test_a_used_pool_hands_out_the_lowest_pages_first() -> None:
     pool.open("b", LayerRange(0, 1))
     pool.ensure("b", 1)
     assert pool.table("b").tolist() == [[0]]
+
+
+def test_a_resized_pool_still_hands_out_the_lowest_pages_first() -> None:
+    pool = LayerPagePool(4)
+    pool.open("a", LayerRange(0, 1))
+    pool.ensure("a", 32)
+    pool.resize(8)
+    pool.open("b", LayerRange(0, 1))
+    pool.ensure("b", 48)
+    assert pool.table("b").tolist() == [[2, 3, 4]]
 
 
 def test_check_notices_a_page_in_two_places() -> None:
