@@ -7,7 +7,6 @@ consistent: names are unique, links have known ends, tables are long enough, num
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,6 +19,14 @@ from helix_mq.layers import MAX_LAYERS
 SOURCE: Final = NodeId("@source")
 SINK: Final = NodeId("@sink")
 """Both are the router: where tokens start and where they come back to."""
+
+MAX_TOKENS_PER_S: Final = 1e12
+MAX_KV_TOKENS: Final = 1e18
+MAX_BYTES_PER_S: Final = 1e18
+MAX_BYTES: Final = 2**60
+"""Of memory, or of one token's activations. All far beyond any machine: more is a slip in a unit,
+and would overflow what is computed from it."""
+MAX_LATENCY_S: Final = 3600.0
 
 
 class ProblemError(ConfigError):
@@ -62,11 +69,12 @@ class ProblemNode:
                 f"but max_layers={self.max_layers}: give one figure per number of layers",
                 param="tokens_per_s_by_layers",
             )
-        _non_negative(where, "tokens_per_s_by_layers", self.tokens_per_s_by_layers)
-        _non_negative(where, "kv_tokens_by_layers", self.kv_tokens_by_layers)
-        _non_negative(where, "nic_in_bytes_per_s", (self.nic_in_bytes_per_s,))
-        _non_negative(where, "nic_out_bytes_per_s", (self.nic_out_bytes_per_s,))
-        _non_negative(where, "vram_bytes", (self.vram_bytes,))
+        tokens_per_s, kv_tokens = self.tokens_per_s_by_layers, self.kv_tokens_by_layers
+        _within(where, "tokens_per_s_by_layers", tokens_per_s, MAX_TOKENS_PER_S)
+        _within(where, "kv_tokens_by_layers", kv_tokens, MAX_KV_TOKENS)
+        _within(where, "nic_in_bytes_per_s", (self.nic_in_bytes_per_s,), MAX_BYTES_PER_S)
+        _within(where, "nic_out_bytes_per_s", (self.nic_out_bytes_per_s,), MAX_BYTES_PER_S)
+        _within(where, "vram_bytes", (self.vram_bytes,), MAX_BYTES)
 
     def tokens_per_s(self, layers: int) -> float:
         """Throughput when holding `layers` layers."""
@@ -105,12 +113,12 @@ class Problem:
             raise ProblemError(
                 f"num_layers={self.num_layers} is not in 1..{MAX_LAYERS}", param="num_layers"
             )
-        if self.token_bytes < 1 or self.activation_bytes < 1:
-            raise ProblemError(
-                f"token_bytes={self.token_bytes} and activation_bytes={self.activation_bytes} "
-                "must be at least 1",
-                param="activation_bytes",
-            )
+        for field in ("token_bytes", "activation_bytes"):
+            value = getattr(self, field)
+            if not 1 <= value <= MAX_BYTES:
+                # Python refuses to print whole numbers of thousands of digits.
+                shown = "a number beyond that" if value > MAX_BYTES else str(value)
+                raise ProblemError(f"{field} must be in 1..2^60, not {shown}", param=field)
         names = {node.name for node in self.nodes}
         if len(names) < len(self.nodes):
             twice = min(n for n, times in Counter(n.name for n in self.nodes).items() if times > 1)
@@ -153,22 +161,22 @@ def _check_links(names: set[NodeId], links: tuple[ProblemLink, ...]) -> None:
                 f"link {link.src} -> {link.dst} is a loop, or is given twice", param="links"
             )
         seen.add(ends)
-        if not (
-            math.isfinite(link.bytes_per_s)
-            and link.bytes_per_s >= 0
-            and math.isfinite(link.latency_s)
-            and link.latency_s >= 0
-        ):
+        # Not by _within: a large cluster has a million of them.
+        if not (0 <= link.bytes_per_s <= MAX_BYTES_PER_S and 0 <= link.latency_s <= MAX_LATENCY_S):
             raise ProblemError(
-                f"link {link.src} -> {link.dst}: bytes_per_s={link.bytes_per_s} and "
-                f"latency_s={link.latency_s} must be finite and not negative",
+                f"link {link.src} -> {link.dst}: bytes_per_s={link.bytes_per_s} must be finite, "
+                f"not negative and at most {MAX_BYTES_PER_S:g}, latency_s={link.latency_s} at "
+                f"most {MAX_LATENCY_S:g}: check the units",
                 param="links",
             )
 
 
-def _non_negative(where: str, field: str, values: tuple[float, ...]) -> None:
+def _within(where: str, field: str, values: tuple[float, ...], most: float) -> None:
     for value in values:
-        if not (math.isfinite(value) and value >= 0):
+        if not 0 <= value <= most:  # NaN is neither
+            shown = f"more than {most:g}" if value > most else f"{value}"
             raise ProblemError(
-                f"{where}: {field} holds {value}; it must be finite and not negative", param=field
+                f"{where}: {field} holds {shown}; it must be finite, not negative and at most "
+                f"{most:g}: check the units",
+                param=field,
             )

@@ -98,9 +98,10 @@ def _chain_at(
     crossings = []
     for before, after in pairwise(chain):
         fastest = float(index.link[np.ix_(before.nodes, after.nodes)].max())
-        if fastest <= 0:
+        crossing = crossing_of(flow, fastest, extra, len(before.nodes), len(after.nodes))
+        if crossing is None:
             return None
-        crossings.append(_crossing(math.ceil(flow / fastest - 1e-9), extra))
+        crossings.append(crossing)
     chosen = choose([p.pool for p in chain], columns, crossings, index.num_layers, budget)
     if chosen is None:
         return None
@@ -108,13 +109,24 @@ def _chain_at(
     return Candidate(judge.tokens_per_s(first, end), first, end)
 
 
-def _crossing(links: int, extra: int) -> Crossing:
-    """Ways to have so many links, or more: few nodes on one side need more on the other."""
+def crossing_of(
+    flow: float, fastest: float, extra: int, before: int, after: int
+) -> Crossing | None:
+    """Ways for `flow` tokens/s to cross over links of at most `fastest`, plus `extra` links.
+
+    Few nodes on one side need more on the other. None where the `before` and `after` nodes of the
+    two sides have too few pairs. Said before anything is listed: the flow that a search begins at
+    may be 10^9 times what a slow link passes.
+    """
+    if fastest <= 0 or flow > fastest * before * after * (1 + 1e-9):
+        return None
+    links = math.ceil(flow / fastest - 1e-9)
     if links <= 1 and extra == 0:
         return Crossing(((1, 1),))
     need = max(links, 1) + extra
-    sides = {(a, math.ceil(need / a)) for a in range(1, need + 1)}
-    return Crossing(tuple(sorted(sides)))
+    sides = {(a, math.ceil(need / a)) for a in range(1, min(need, before) + 1)}
+    ways = tuple(sorted(way for way in sides if way[1] <= after))
+    return Crossing(ways) if ways else None
 
 
 def _assign(

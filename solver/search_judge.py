@@ -18,6 +18,10 @@ INT_RANGE = 2**30
 """Capacities are scaled into int32, which is all scipy's maximum_flow takes."""
 
 
+LEAST_FLOW = 1e-12
+"""tokens/s; less counts as none. The scale to whole numbers would overflow."""
+
+
 class Judge:
     """Values placements given as arrays: node i holds [first[i], end[i]), or nothing if empty."""
 
@@ -36,7 +40,9 @@ class Judge:
             return 0.0
         rates = self._index.rate[self._rows, end - first]
         weakest = float(self.coverage(first, end).min())
-        if weakest <= 0.0 or (self._index.wide and self._partial):
+        if weakest < LEAST_FLOW:
+            return 0.0
+        if self._index.wide and self._partial:
             return weakest
         return self._flow(np.flatnonzero(held), first, end, rates, weakest)
 
