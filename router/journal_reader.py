@@ -54,7 +54,7 @@ class JournalReader:
     async def named(self, name: str) -> list[FoundRequest]:
         """Every choice of the request that clients call `name`; none where there is no such."""
         parts = _NAME.fullmatch(name)
-        if parts is None:
+        if parts is None or int(parts[1], 16) >= 1 << 63:
             return []
         first, secret = RequestId(int(parts[1], 16)), parts[2]
         stored = await self._journal.read(lambda store: store.named(first, secret))

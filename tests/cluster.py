@@ -29,6 +29,7 @@ from router.main import build_app
 from router.service import Broken, Delta, Finished, Generation
 from router.settings import (
     AdmissionSection,
+    JournalSection,
     PlacementSection,
     RouterSettings,
     SchedulingSection,
@@ -109,6 +110,12 @@ class Cluster:
         await asyncio.gather(task, return_exceptions=True)
         del self.daemons[name]
 
+    async def restart_router(self, settings: RouterSettings) -> None:
+        """Another router at the same place, and perhaps with the same journal; over memory only."""
+        await self.app.close()
+        self.app = build_app(settings, self.folder, self.transport, SystemClock())
+        await self.app.start()
+
     async def run(self, generation: Generation) -> Result:
         stream = self.app.submit(generation)
         deltas: list[Delta] = []
@@ -165,6 +172,7 @@ async def cluster(
     admission: AdmissionSection | None = None,
     scheduling: SchedulingSection | None = None,
     dead_after_s: float = 3.0,
+    journal: JournalSection | None = None,
     wait: bool = True,
 ) -> AsyncIterator[Cluster]:
     """A running cluster with one node per entry of `placement` ("first:end").
@@ -185,6 +193,7 @@ async def cluster(
         admission=admission or AdmissionSection(),
         scheduling=scheduling or SchedulingSection(),
         dead_after_s=dead_after_s,
+        journal=journal or JournalSection(),
     )
     app = build_app(settings, folder, transport, SystemClock())
     await app.start()
@@ -201,7 +210,7 @@ async def cluster(
         for daemon in running.daemons.values():
             daemon.stop()
         await asyncio.gather(*running.tasks.values(), return_exceptions=True)
-        await app.close()
+        await running.app.close()
         await transport.close()
 
 
