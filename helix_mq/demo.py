@@ -114,7 +114,9 @@ class DemoCluster:
 
     async def start(self) -> None:
         router = self._folder / "router.toml"
-        router.write_text(router_toml(self.plan))
+        # A router that is killed and started again goes on with what it had accepted.
+        journal = f'[journal]\npath = "{self._folder / "journal.db"}"\n'
+        router.write_text(router_toml(self.plan) + journal)
         await self._spawn("router", "router", "--config", str(router))
         for name, (first, end) in self.plan.slices.items():
             path = self._folder / f"{name}.toml"
