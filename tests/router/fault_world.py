@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -100,7 +100,7 @@ class SimNode:
         self.incarnation = incarnation
         self.alive = True
         self.stopped = False
-        self.peers: frozenset[str] = frozenset()
+        self.peers: Mapping[str, int] = {}
         self.ledger = Ledger()
         self.refuse_next = 0
         self._sim = sim
@@ -263,7 +263,7 @@ class FaultWorld:
         self._links: dict[tuple[str, str], Link] = {}
         self._cut: set[tuple[str, str]] = set()
         self._control_cut: set[str] = set()
-        self._router_peers: frozenset[str] = frozenset()
+        self._router_peers: Mapping[str, int] = {}
         placement = Placement(6, {NodeId(n): r for n, r in SLICES.items()})
         cluster = ClusterCore(
             *(CONFIG, DIGEST, ClusterSettings(dead_after_s=3.0, recover_s=1e6)),
@@ -380,13 +380,12 @@ class FaultWorld:
 
     def _sync_peers(self) -> None:
         members = {m.name: m.register.incarnation for m in self.core.cluster.membership}
-        listed = frozenset(members)
-        self._router_peers = listed
-        self._refresh()
+        self._list_peers(ROUTER, members)
         for name, incarnation in members.items():
             node = self.nodes.get(name)
             if node is not None and node.incarnation == incarnation:
-                message = PeerList(listed - {name} | {ROUTER})
+                others = {n: i for n, i in members.items() if n != name}
+                message = PeerList({**others, ROUTER: 0})
                 self._travel(self._control_link(node, outward=True), message)
 
     def _look_after_links(self) -> None:
@@ -492,11 +491,27 @@ class FaultWorld:
             return 0.0 if link is not None else 1e-3
         return max(1e-3, self.now_s - link.down_since_s)
 
-    def _peers_of(self, name: str) -> frozenset[str]:
+    def _peers_of(self, name: str) -> Mapping[str, int]:
         if name == ROUTER:
             return self._router_peers
         node = self.nodes.get(name)
-        return node.peers if node is not None else frozenset()
+        return node.peers if node is not None else {}
+
+    def _list_peers(self, source: str, peers: Mapping[str, int]) -> None:
+        """Links to who is not listed any more go, and those to a process before the present one,
+        with all that waits there."""
+        before = self._peers_of(source)
+        if source == ROUTER:
+            self._router_peers = peers
+        else:
+            self.nodes[source].peers = peers
+        for target, incarnation in before.items():
+            link = self._links.get((source, target))
+            if link is not None and peers.get(target) != incarnation:
+                link.up, link.down_since_s = False, self.now_s
+                link.generation += 1
+                link.waiting.clear()
+        self._refresh()
 
     def _control_link(self, node: SimNode, *, outward: bool) -> Link:
         mine = f"{node.name}#{node.incarnation}"
@@ -534,8 +549,7 @@ class FaultWorld:
 
     def _node_hears(self, node: SimNode, message: object) -> None:
         if isinstance(message, PeerList):
-            node.peers = message.names
-            self._refresh()
+            self._list_peers(node.name, message.incarnations)
         else:
             assert isinstance(message, msgspec.Struct)
             node.on_control(message)
@@ -563,18 +577,19 @@ class FaultWorld:
             node = self.nodes.get(name)
             alive = node is not None and str(node.incarnation) == incarnation
             return alive and name not in self._control_cut
-        both = all(n == ROUTER or n in self.nodes for n in (link.source, link.target))
-        listed = link.target in self._peers_of(link.source)
-        return both and listed and (link.source, link.target) not in self._cut
+        if link.source != ROUTER and link.source not in self.nodes:
+            return False
+        listed = self._peers_of(link.source).get(link.target)
+        target = self.nodes.get(link.target)
+        alive = 0 if link.target == ROUTER else target.incarnation if target is not None else None
+        return (
+            listed is not None and listed == alive and (link.source, link.target) not in self._cut
+        )
 
     def _go_down(self, link: Link) -> None:
         link.up, link.down_since_s = False, self.now_s
         link.generation += 1
         if "control" in (link.source, link.target):
-            return
-        if link.target not in self._peers_of(link.source):
-            # Taken off the list: nobody is told, and nothing waits.
-            link.waiting.clear()
             return
         source, target = link.source, link.target
         link.waiting = [m for m in link.waiting if not isinstance(m, Traveller)]
@@ -608,7 +623,7 @@ class FaultWorld:
 class PeerList:
     """Whom a node may exchange rows with."""
 
-    names: frozenset[str]
+    incarnations: Mapping[str, int]
 
 
 def replace_struct(value: msgspec.Struct, **fields: object) -> msgspec.Struct:

@@ -103,9 +103,15 @@ def plan_load(world: FaultWorld, seed: int) -> None:
 def settle(world: FaultWorld) -> None:
     """Mends everything, starts what died, waits for all streams, and holds all to their books."""
     world.mend()
-    for name in NAMES:
-        if name not in world.nodes:
-            world.start(name)
+
+    def restart() -> None:
+        # Some may be leaving still, and go when their requests are done.
+        for name in NAMES:
+            if name not in world.nodes:
+                world.start(name)
+        world.later(1.0, restart)
+
+    restart()
     done = world.run_until(lambda: all(s.end for s in world.streams.values()), 120)
     left = {r: s.reroutes for r, s in world.core.sessions().items()}
     assert done, f"streams that hang, with how often they were moved: {left}"
@@ -116,9 +122,9 @@ def settle(world: FaultWorld) -> None:
     statistics = world.core.statistics()
     assert (statistics.waiting, statistics.running) == (0, 0)
     members = world.core.cluster.membership
-    alive = {n.name: n.incarnation for n in world.nodes.values()}
-    back = world.run_until(lambda: len(members.serving()) == len(NAMES), 15)
+    back = world.run_until(lambda: len(members.serving()) == len(NAMES), 60)
     assert back, "not everyone is back"
+    alive = {n.name: n.incarnation for n in world.nodes.values()}
     assert {m.name: m.register.incarnation for m in members} == alive
 
 
