@@ -12,19 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from helix_mq.clock import Clock
-from helix_mq.errors import ConfigError
 from helix_mq.ids import ROUTER, Epoch, NodeId
 from helix_mq.layers import LayerRange
-from helix_mq.messages.control import Assign, Register, RegisterAgain, Rejected, SliceRef
+from helix_mq.messages.control import Register, RegisterAgain, Rejected, SliceRef
 from helix_mq.models.config import ModelConfig
 from router import events as ev
+from router.assigning import Assigner
 from router.change import ClusterChange, to_member
 from router.flows import LiveFlow, LiveNode, PlannedSpeeds, live_flow
 from router.link_watch import Edge, LinkSettings, LinkWatch
-from router.machines import catalogued, measured
 from router.membership import Member, Membership, NodeState
 from router.moves import Moves, MoveSettings
-from router.placing import Candidate, Placer
+from router.placing import Placer
 from router.relocation import EpochsInUse
 from solver.problem import Problem
 
@@ -56,6 +55,7 @@ class ClusterCore:
         know, flows follow what nodes have measured."""
         self.membership = Membership(config.num_layers)
         self.moves = Moves(config, self.membership, placer, settings.moves, first_epoch)
+        self._assigner = Assigner(config, self.membership, placer, self.moves, clock)
         self.links = LinkWatch(settings.links)
         self._flow: LiveFlow | None = None
         self._serving = False
@@ -67,7 +67,6 @@ class ClusterCore:
         self._clock = clock
         self._uncovered_since_s: float | None = None
         self._started_s = clock.now_s()
-        self._placing_fault = ""
 
     @property
     def epoch(self) -> Epoch:
@@ -108,9 +107,9 @@ class ClusterCore:
         if self.serving:
             return ""
         text = self.membership.missing_text(self.moves.leavers.out_of_flow()) or self._no_way_text()
-        if self._placing_fault:
-            return f"{text}: {self._placing_fault}"
-        waiting = self._placer.waiting_for(self._candidates())
+        if self._assigner.fault:
+            return f"{text}: {self._assigner.fault}"
+        waiting = self._assigner.waiting_for()
         return f"{text}; waiting for {waiting}" if waiting else text
 
     def handle(self, event: ev.Event) -> ClusterChange:
@@ -119,9 +118,9 @@ class ClusterCore:
             case ev.NodeRegistered():
                 self._register(event.register, change)
             case ev.NodeReady():
-                self._ready(event, change)
+                self._assigner.ready(event, change)
             case ev.NodeAssignFailed():
-                self._assign_failed(event, change)
+                self._assigner.failed(event, change)
             case ev.NodeBeat():
                 self._beat(event, change)
             case ev.NodeDraining():
@@ -175,8 +174,8 @@ class ClusterCore:
         if change.fallback:
             self._placer.fall_back()
         if change.placed or change.fallback:
-            self._assign(change)
-            self._keep_placement(change)
+            self._assigner.assign(change)
+            self._assigner.keep(change)
         self._settle(change)
         return change
 
@@ -207,9 +206,12 @@ class ClusterCore:
             self._lose(name, "it registered anew", change)
             old = None
         if old is not None and old.serves and self._still_holds(old, register.holding):
-            # The same process, reconnected, with its slice still loaded.
+            # The same process, reconnected, with its slice still loaded. What it was told last may
+            # have been lost with the connection.
             old.last_heard_s = now_s
             change.effects.append(ev.PeersChanged())
+            for order in self.moves.relocation.reconnected(name):
+                change.effects.append(to_member(register, order))
             return
         if old is None and len(self.membership) >= self._settings.max_nodes:
             # No rejection, which would end the node: it asks again with every heartbeat.
@@ -223,7 +225,7 @@ class ClusterCore:
         change.note(logging.INFO, f"joined: {register.device}", node=name)
         change.effects.append(ev.PeersChanged())
         self.moves.replanner.changed(now_s)
-        self._assign(change)
+        self._assigner.assign(change)
 
     def _still_holds(self, member: Member, holding: SliceRef | None) -> bool:
         """The newest slice of a node that registers again is the one it serves with, or the one
@@ -234,82 +236,6 @@ class ClusterCore:
         if ahead is not None:
             known.append(SliceRef(ahead.epoch, ahead.first, ahead.end))
         return holding is not None and holding in known
-
-    def _assign(self, change: ClusterChange) -> None:
-        """Gives slices to members that are due one and have none."""
-        if self.moves.busy:
-            # Who is new waits for the placement that is being made, and the search after it.
-            return
-        if self._placer.wants_plan(self._candidates()):
-            self.moves.search_first(self._clock.now_s(), change)
-        try:
-            slices = self._placer.place(self._candidates())
-        except ConfigError as e:
-            self._placing_fault = e.message
-            change.effects.append(ev.Note(logging.ERROR, e.message))
-            return
-        self._placing_fault = ""
-        for member in self.membership:
-            layers = slices.get(member.name)
-            if layers is None or member.state is not NodeState.JOINED:
-                continue
-            member.layers, member.state, member.epoch = layers, NodeState.LOADING, self.epoch
-            depth = max(1, round(self._config.num_layers / len(layers)))
-            order = Assign(self.epoch, layers.first, layers.end, depth)
-            change.effects.append(to_member(member.register, order))
-            if member.register.holding is not None:
-                # Slices of a router before this one: nobody here knows their epochs.
-                self.moves.relocation.tidy(member.name)
-            change.effects.append(ev.Note(logging.INFO, f"is to hold {layers}", node=member.name))
-
-    def _candidates(self) -> list[Candidate]:
-        return [
-            Candidate(
-                m.name,
-                m.register.memory_bytes,
-                m.register.dtype_bytes,
-                measured(m) is not None or catalogued(m.register.device) is not None,
-            )
-            for m in self.membership
-            if m.state is not NodeState.FAILED and m.name not in self.moves.leavers
-        ]
-
-    def _ready(self, event: ev.NodeReady, change: ClusterChange) -> None:
-        now_s = self._clock.now_s()
-        member = self.membership.hear(event.node, event.incarnation, now_s)
-        if member is None or self.moves.ready(member, event.ready, now_s, change):
-            return
-        ready = event.ready
-        layers = member.layers
-        if layers is None or (ready.epoch, ready.first, ready.end) != (
-            member.epoch,
-            layers.first,
-            layers.end,
-        ):
-            return
-        if member.state is not NodeState.LOADING:
-            if member.serves:
-                # Its KV pool has grown since.
-                member.ready = ready
-                change.ready.append((member.name, ready))
-            return
-        member.state, member.ready = NodeState.READY, ready
-        change.ready.append((member.name, ready))
-        text = f"ready with {layers} after {ready.load_s:.1f} s: {ready.notes}"
-        change.effects.append(ev.Note(logging.INFO, text, node=member.name))
-        change.flow_changed = True
-
-    def _assign_failed(self, event: ev.NodeAssignFailed, change: ClusterChange) -> None:
-        member = self.membership.hear(event.node, event.incarnation, self._clock.now_s())
-        if member is None or self.moves.failed(member, event, change):
-            return
-        if member.state is not NodeState.LOADING or event.failure.epoch != member.epoch:
-            return
-        member.state, member.failure = NodeState.FAILED, event.failure.reason
-        text = f"could not load {member.layers}: {event.failure.reason}"
-        change.effects.append(ev.Note(logging.ERROR, text, node=member.name))
-        # A spare that waits may take the slice over.
-        self._assign(change)
 
     def _beat(self, event: ev.NodeBeat, change: ClusterChange) -> None:
         beat = event.beat
@@ -342,7 +268,7 @@ class ClusterCore:
         change.effects.append(ev.Note(logging.WARNING, f"left: {reason}", node=node))
         change.effects.append(ev.PeersChanged())
         self.moves.lost(node, self._clock.now_s(), change)
-        self._assign(change)
+        self._assigner.assign(change)
         self.links.forget(node)
         if member.serves:
             change.flow_changed = True
@@ -390,10 +316,6 @@ class ClusterCore:
         elif was_serving and not self._serving:
             self._uncovered_since_s = self._clock.now_s()
             change.effects.append(ev.Note(logging.ERROR, f"not serving: {self.why_not_serving()}"))
-
-    def _keep_placement(self, change: ClusterChange) -> None:
-        slices = {m.name: m.layers for m in self.membership if m.layers is not None}
-        change.effects.append(ev.PlacementKept(slices))
 
     def _has_flow(self) -> bool:
         if self.membership.live_placement(self.moves.leavers.out_of_flow()).missing():

@@ -142,14 +142,26 @@ class Relocation:
         wanted = [*([self.shift.slices] if self.shift is not None else []), *self._ahead]
         return not any(uncovered(self._num_layers, s.values()) for s in wanted)
 
+    def reconnected(self, node: NodeId) -> list[Assign]:
+        """What a node is to be told again; its epochs follow with the next orders."""
+        self._told.pop(node, None)
+        self._telling.add(node)
+        shift = self.shift
+        if shift is None or node not in shift.slices or node in shift.readies:
+            return []
+        return [self._order(shift.epoch, shift.slices[node])]
+
+    def _order(self, epoch: Epoch, layers: LayerRange) -> Assign:
+        depth = max(1, round(self._num_layers / len(layers)))
+        return Assign(epoch, layers.first, layers.end, depth)
+
     def _start(self, slices: Slices, epoch: Epoch, now_s: float) -> list[Order]:
         self.shift = Shift(epoch, dict(slices), now_s + self._settings.load_s)
         orders: list[Order] = []
         for name, layers in slices.items():
             member = self._membership.get(name)
             assert member is not None, name
-            depth = max(1, round(self._num_layers / len(layers)))
-            orders.append((member, Assign(epoch, layers.first, layers.end, depth)))
+            orders.append((member, self._order(epoch, layers)))
             # Its reconnects and restarts are told by what it was told last.
             self._told.pop(name, None)
         return orders
