@@ -52,6 +52,7 @@ def build_app(
         model_digest(folder),
         ClusterSettings(
             dead_after_s=settings.dead_after_s,
+            recover_s=settings.recover_s,
             links=LinkSettings(down_after_s=settings.link_down_after_s),
             moves=_moves(settings),
         ),

@@ -139,6 +139,12 @@ class RouterSettings(Settings):
         None, description="the data endpoint nodes connect to, where it differs from `data`"
     )
     dead_after_s: float = Field(3.0, gt=0, le=600)
+    recover_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="how long new requests wait after layers were lost, before they are refused",
+    )
     link_down_after_s: float = Field(
         3.0, gt=0, le=600, description="how long a data link may be unconnected and still be used"
     )
