@@ -86,6 +86,8 @@ class JournalStore:
         self.max_bytes = max_bytes
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # What people asked and were answered is nobody else's; SQLite's other files follow.
+            path.touch(mode=0o600, exist_ok=True)
             self._db = sqlite3.connect(
                 path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False
             )

@@ -4,6 +4,7 @@ nodes and sockets' ends in one process, a real journal."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,9 +24,9 @@ from helix_mq.sampling import SamplingParams
 from router.clients import ClientSockets
 from router.gateway import GatewayServer
 from router.gateway.auth import owner_of
-from router.service import Broken, Finished, Generation
+from router.service import Broken, Delta, Finished, Generation
 from router.settings import HttpSection, JournalSection, PlacementSection, RouterSettings
-from tests.cluster import Cluster, cluster
+from tests.cluster import Cluster, cluster, greedy
 from tests.router.sdk_setup import RawClient
 
 SLICES = {"a": "0:4", "b": "2:6"}
@@ -319,6 +320,50 @@ async def reader_events(e: Edges, request: RequestId) -> object:
     found = await reader.events(request)
     assert found is not None
     return found[1][-1]
+
+
+async def test_a_full_disk_refuses_new_requests_and_breaks_none(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    async with edges(tiny_folder, tmp_path / "j.db") as e, e.ai() as ai:
+        reader = e.cluster.app.requests
+        assert reader is not None
+        journal = reader._journal
+
+        async def most_pages(count: int) -> None:
+            await journal.read(
+                lambda store: store._db.execute(f"PRAGMA max_page_count = {count}").fetchall()
+            )
+
+        wanted = await e.cluster.run(greedy((3, 2, 1), 400))
+        stream = e.cluster.app.submit(greedy((3, 2, 1), 400))
+        await stream.accepted()
+        # The least that is possible: as many as there are.
+        await most_pages(1)
+        tokens = [d.token async for d in stream if isinstance(d, Delta)]
+        assert tuple(tokens) == wanted.token_ids
+        assert e.cluster.app.status().journal is not None
+        # The file has room for some more rows in its last pages; then it has not.
+        async with asyncio.timeout(60):
+            while not journal.statistics().failing:
+                with contextlib.suppress(openai.InternalServerError):
+                    await ai.completions.create(model="tiny", prompt="x" * 400, max_tokens=1)
+        running = e.cluster.app.core.sessions()
+        with pytest.raises(openai.InternalServerError) as refused:
+            await ai.completions.create(model="tiny", prompt="x", max_tokens=2)
+        assert refused.value.status_code == 503
+        assert refused.value.code == "journal_unavailable"
+        assert "full" in refused.value.message
+        assert int(refused.value.response.headers["retry-after"]) >= 1
+        assert not running, "what was refused is not computed"
+        async with httpx.AsyncClient(base_url=e.gateway.url) as http:
+            assert "helix_mq_journal_failing 1.0" in (await http.get("/metrics")).text
+        await most_pages(100_000)
+        await e.cluster.until(lambda: not journal.statistics().failing, "it is written again")
+        answer = await ai.completions.create(model="tiny", prompt="x", max_tokens=2)
+        assert answer.usage is not None
+        got = await e.until(stream.name, "finished")
+        assert tuple(got["choices"][0]["token_ids"]) == wanted.token_ids
 
 
 async def test_another_model_ends_what_was_accepted(tiny_folder: Path, tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ async def test_twenty_kills_lose_and_repeat_nothing(tmp_path: Path, tiny_folder:
                     # Before the nodes are back, whatever it has restored by then.
                     await cluster.answers("/health")
                 else:
-                    wanted = counter.seen + rng.randrange(10, 100)
+                    wanted = counter.seen + rng.randrange(5, 60)
                     await counter.until(lambda wanted=wanted: counter.seen >= wanted)
                 for reader in readers:
                     assert not reader.done(), reader.exception()

@@ -274,6 +274,14 @@ def test_two_routers_cannot_share_one(tmp_path: Path, monkeypatch: pytest.Monkey
     store(tmp_path / "j.db").close()
 
 
+def test_nobody_else_can_read_it(tmp_path: Path) -> None:
+    journal = store(tmp_path / "j.db")
+    journal.write([opened(1)])
+    for file in tmp_path.iterdir():
+        assert file.stat().st_mode & 0o777 == 0o600, file
+    journal.close()
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be opened" in refusal(tmp_path / "file" / "j.db")
