@@ -1,0 +1,79 @@
+"""Faults under load against real processes: a short `helix-mq bench chaos`.
+
+The long runs, 50 rounds of 32 streams and soaks of all kinds, are kept in bench/results.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.chaos.catalogue import Known, answer_all, draw_asks
+from bench.chaos.cluster import ChaosCluster, Plan
+from bench.chaos.faults import Kind
+from bench.chaos.load import Load
+from bench.chaos.run import ChaosOptions, ChaosRun
+from bench.chaos.tiny_model import write_tiny_model
+from helix_mq.client import Client
+
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(400)]
+
+KINDS = (
+    Kind.KILL,
+    Kind.RESTART,
+    Kind.HANG,
+    Kind.DRAIN,
+    Kind.CUT,
+    Kind.CONTROL,
+)
+"""The others are links that break in other ways; the long runs have them all."""
+
+
+async def test_faults_lose_no_token_and_leak_nothing(tmp_path: Path) -> None:
+    options = ChaosOptions(
+        model=write_tiny_model(tmp_path / "model"),
+        folder=tmp_path,
+        seed=4,
+        rounds=len(KINDS),
+        streams=12,
+        catalogue=24,
+        only=KINDS,
+    )
+    said: list[str] = []
+    report = await ChaosRun(options, said.append).run()
+    assert report.violations == (), "\n".join(said)
+    assert len(report.rounds) == len(KINDS)
+    assert set(report.faults()) == set(KINDS)
+    assert report.rerouted > 0, "no fault hit a request: nothing was tested"
+    assert report.finished > options.streams
+
+
+async def test_a_wrong_answer_would_be_seen(tmp_path: Path) -> None:
+    """The trial itself: with other answers expected, each difference is written down."""
+    model = write_tiny_model(tmp_path / "model")
+    asks = draw_asks(seed=3, count=6, vocab_size=256, longest_tokens=200)
+    async with ChaosCluster(Plan(model, {"one": "0:6"}), tmp_path / "one") as alone:
+        await alone.whole(60)
+        async with Client(alone.clients) as client:
+            known = [k for k in await answer_all(client, asks) if len(k.token_ids) > 2]
+            right = known[0]
+            ids = right.token_ids
+            for kind, token_ids in (
+                ("wrong", (*ids[:-1], (ids[-1] + 1) % 256)),
+                ("wrong", ids[:-1]),
+                ("missing", (*ids, 7)),
+            ):
+                expected = Known(right.ask, token_ids, right.text, right.finish_reason)
+                load = Load(client, [expected], streams=1, seed=1, deadline_s=30)
+                load.start()
+                await load.tokens_more(3 * len(ids))
+                await load.stop()
+                assert kind in {t.kind for t in load.tally.troubles}
+            load = Load(client, known, streams=4, seed=1, deadline_s=30)
+            load.start()
+            await load.tokens_more(200)
+            await load.stop()
+            assert load.tally.troubles == []
+            assert load.tally.finished > 0
+        await alone.idle(20)
