@@ -13,7 +13,8 @@
     │   ├── StaleFrame         a frame of an older epoch or attempt
     │   └── ConnectionLost     the peer went away
     ├── CapacityError          nothing is wrong, there is no room now (HTTP 429/503, Retry-After)
-    │   ├── QueueFull          the bounded queue is full
+    │   ├── QueueFull          a bounded queue is full, or the caller's share of it
+    │   │   └── ClusterFull    too much waits for the cluster, whoever sent it
     │   ├── NotServing         no live nodes cover the model; names the missing layers
     │   ├── DeadlineExceeded   the request's own deadline passed
     │   ├── KvExhausted        a node has no free KV page
@@ -114,6 +115,13 @@ class CapacityError(HelixError):
 class QueueFull(CapacityError):
     code = "queue_full"
     http_status = 429
+
+
+class ClusterFull(QueueFull):
+    """Not the caller's doing: all of the cluster's time is taken for longer than it may wait."""
+
+    code = "cluster_full"
+    http_status = 503
 
 
 class NotServing(CapacityError):

@@ -1,25 +1,41 @@
-"""The bounded queue of requests waiting for room, and what to tell those that do not fit. Pure.
+"""Who is admitted next: the bounded queue of requests waiting for room, shared fairly. Pure.
 
-Two priority classes, first in first out within each; a request that is being re-routed keeps its
-place by its arrival. Nothing overtakes the head: a long prompt would wait for ever behind a stream
-of short ones.
+Two priority classes (see `admission_lines` for the order within one). Interactive requests go
+first, but background ones, while any wait, get `background_share` of the tokens that are admitted.
+Guarantees, counting a request's tokens as its prompt and the output expected of it:
+
+- What has begun and lost its route goes before all that has not; each class's in order of arrival.
+- Requests of one owner and class start in order of arrival.
+- Between two owners of a class that both have requests waiting, the tokens admitted differ by at
+  most the largest request of each and one more, however many requests either of them has waiting.
+- What has become the head of its class stays it until it has started or ended: a long prompt does
+  not wait for ever behind short ones that fit earlier, whoever sends them.
+- A background head starts once the interactive class has been admitted its tokens times
+  `(1 - share) / share`, or has nothing left waiting.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
 
-from helix_mq.errors import QueueFull
 from helix_mq.ids import RequestId
+from router.admission_lines import FairLines, Waiting
+
+INTERACTIVE, BACKGROUND = 0, 1
 
 
-@dataclass(slots=True)
 class WaitingQueue:
-    max_requests: int
-    _heap: list[tuple[int, float, RequestId]] = field(default_factory=list)
-    _waiting: set[RequestId] = field(default_factory=set)
+    """Never refuses: `admission_gate` says who may wait."""
+
+    def __init__(self, background_share: float = 0.1) -> None:
+        """`background_share` in (0, 1): of the tokens admitted while both classes wait."""
+        self._credit_per_token = background_share / (1.0 - background_share)
+        self._classes = (FairLines(), FairLines())
+        self._waiting: dict[RequestId, Waiting] = {}
+        self._of_owner: Counter[str] = Counter()
+        self._credit_tokens = 0.0
+        """What the background class may be admitted before the interactive one goes on."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -27,54 +43,86 @@ class WaitingQueue:
     def __contains__(self, request: RequestId) -> bool:
         return request in self._waiting
 
-    def check_room(self, retry_after_s: float) -> None:
-        """Raises QueueFull when a new request may not wait."""
-        if len(self._waiting) >= self.max_requests:
-            raise QueueFull(
-                f"{len(self._waiting)} requests are waiting already; try again in "
-                f"{math.ceil(retry_after_s)} s",
-                retry_after_s=retry_after_s,
-            )
+    @property
+    def tokens(self) -> int:
+        """Of all that wait."""
+        return sum(lines.tokens for lines in self._classes)
 
-    def push(self, request: RequestId, priority: int, arrived_s: float) -> None:
-        """Adds a request; one that comes back from a broken route is never refused."""
-        heapq.heappush(self._heap, (priority, arrived_s, request))
-        self._waiting.add(request)
+    @property
+    def owners(self) -> Mapping[str, int]:
+        """How many requests of each owner wait; no entry for those with none."""
+        return self._of_owner
+
+    def push(self, waiting: Waiting) -> None:
+        """Adds a request that does not wait already."""
+        assert waiting.request not in self._waiting, waiting.request
+        self._waiting[waiting.request] = waiting
+        self._of_owner[waiting.owner] += 1
+        self._classes[waiting.priority].push(waiting)
 
     def head(self) -> RequestId | None:
-        """The next to be admitted."""
-        while self._heap and self._heap[0][2] not in self._waiting:
-            heapq.heappop(self._heap)
-        return self._heap[0][2] if self._heap else None
+        """The next to be admitted. It is so until it is taken or removed, or something that had
+        begun comes back."""
+        lines = self._next_class()
+        found = lines.head() if lines is not None else None
+        return found.request if found is not None else None
 
-    def remove(self, request: RequestId) -> None:
-        """Takes a request out; its heap entry goes when it reaches the head or by compaction."""
-        self._waiting.discard(request)
-        if len(self._heap) > 64 and len(self._heap) > 2 * len(self._waiting):
-            self._heap = [entry for entry in self._heap if entry[2] in self._waiting]
-            heapq.heapify(self._heap)
+    def take(self, request: RequestId) -> None:
+        """The request starts: its owner and its class have had its tokens."""
+        waiting = self._drop(request)
+        if waiting is None:
+            return
+        self._classes[waiting.priority].take(waiting)
+        if not waiting.begun:
+            self._count(waiting)
 
+    def remove(self, request: RequestId) -> Waiting | None:
+        """Takes a request out without its having started; None if it does not wait."""
+        waiting = self._drop(request)
+        if waiting is not None:
+            self._classes[waiting.priority].remove(waiting)
+            self._settle()
+        return waiting
 
-@dataclass(slots=True)
-class ThroughputMeter:
-    """Output tokens and finished requests over the last minute or so, for Retry-After."""
+    def tokens_before(self, owner: str, priority: int, cost_tokens: int) -> int:
+        """Tokens that will be admitted before a new request of this owner, if nobody else comes."""
+        before = self._classes[priority].tokens_before(owner, cost_tokens)
+        if priority == BACKGROUND:
+            interactive = self._classes[INTERACTIVE].tokens
+            # Its share lets it through before all of them are admitted.
+            return before + min(interactive, int((before + cost_tokens) / self._credit_per_token))
+        share = int((before + cost_tokens) * self._credit_per_token)
+        return before + min(self._classes[BACKGROUND].tokens, share)
 
-    half_life_s: float = 20.0
-    _rate: float = 0.0
-    _last_s: float = 0.0
+    def _next_class(self) -> FairLines | None:
+        interactive, background = self._classes
+        for lines in self._classes:
+            if lines.has_begun:
+                return lines
+        if not len(background):
+            return interactive if len(interactive) else None
+        if not len(interactive):
+            return background
+        head = background.head()
+        assert head is not None
+        return background if self._credit_tokens >= head.cost_tokens else interactive
 
-    def finished(self, now_s: float) -> None:
-        self._decay(now_s)
-        self._rate += math.log(2) / self.half_life_s
+    def _count(self, started: Waiting) -> None:
+        if started.priority == INTERACTIVE:
+            self._credit_tokens += started.cost_tokens * self._credit_per_token
+        else:
+            self._credit_tokens = max(0.0, self._credit_tokens - started.cost_tokens)
+        self._settle()
 
-    def retry_after_s(self, now_s: float, waiting: int) -> float:
-        """Seconds until the present queue will be about half served; within [1, 60]."""
-        self._decay(now_s)
-        if self._rate <= 1e-9:
-            return 5.0
-        return min(60.0, max(1.0, 0.5 * waiting / self._rate))
+    def _settle(self) -> None:
+        """Credit is for those who wait: none is saved up while nobody does."""
+        if not len(self._classes[BACKGROUND]):
+            self._credit_tokens = 0.0
 
-    def _decay(self, now_s: float) -> None:
-        elapsed_s = max(0.0, now_s - self._last_s)
-        self._rate *= 0.5 ** (elapsed_s / self.half_life_s)
-        self._last_s = now_s
+    def _drop(self, request: RequestId) -> Waiting | None:
+        waiting = self._waiting.pop(request, None)
+        if waiting is not None:
+            self._of_owner[waiting.owner] -= 1
+            if not self._of_owner[waiting.owner]:
+                del self._of_owner[waiting.owner]
+        return waiting

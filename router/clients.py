@@ -251,7 +251,7 @@ class ClientSockets:
 
     async def _run(self, stream: ClientStream, submit: client.Submit) -> None:
         service = self._service
-        generation = await self._generation(submit)
+        generation = await self._generation(submit, stream.user or "")
         if stream.cancelled:
             prompt = len(generation.prompt_ids)
             never_ran = Finished("cancelled", prompt, 0, 0.0, 0.0, 0.0, 0)
@@ -286,7 +286,7 @@ class ClientSockets:
             if stream.ended:
                 self._flush(stream)
 
-    async def _generation(self, submit: client.Submit) -> Generation:
+    async def _generation(self, submit: client.Submit, owner: str) -> Generation:
         service = self._service
         if submit.model:
             check_model(service, submit.model)
@@ -300,6 +300,7 @@ class ClientSockets:
             submit.stop,
             submit.deadline_s,
             submit.priority,
+            owner,
             continues_text=submit.messages is None,
         )
 

@@ -28,7 +28,8 @@ from helix_mq.layers import Hop
 from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
 from helix_mq.models.config import ModelConfig
 from router import events as ev
-from router.admission import ThroughputMeter, WaitingQueue
+from router.admission_desk import AdmissionDesk
+from router.admission_gate import AdmissionSettings
 from router.change import ClusterChange
 from router.cluster_core import ClusterCore
 from router.kv_books import KvBooks
@@ -61,6 +62,7 @@ class CoreSettings:
     expected_output_tokens: int = 256
     default_deadline_s: float = 600.0
     scheduling: Scheduling = Scheduling()
+    admission: AdmissionSettings = AdmissionSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,16 @@ class Core:
         self._new_text = new_text
         self._books = books
         self._scheduler = new_scheduler(settings.scheduling, cluster.flow.weights)
+        self._scheduled_flow = cluster.flow.tokens_per_s
         self._weights_stale = False
         """The cluster has another flow than the scheduler: computed when a route is wanted."""
-        self._queue = WaitingQueue(settings.max_waiting)
-        self._meter = ThroughputMeter()
+        self._desk = AdmissionDesk(
+            settings.admission,
+            settings.max_waiting,
+            settings.expected_output_tokens,
+            clock.now_s(),
+        )
+        self._queue = self._desk.queue
         self._sessions: dict[RequestId, Session] = {}
         self._released: dict[NodeId, deque[ReleaseItem]] = {}
         self._avoided = AvoidedNodes()
@@ -126,6 +134,8 @@ class Core:
         if isinstance(event, MOVING):
             self._move_on()
         self._pump()
+        flow = self._scheduled_flow if self.cluster.serving else 0.0
+        self._desk.at(self._clock.now_s(), flow)
         return self._effects
 
     @property
@@ -190,6 +200,7 @@ class Core:
         if self._weights_stale:
             self._weights_stale = False
             self._scheduler.replace(self.cluster.flow.weights)
+            self._scheduled_flow = self.cluster.flow.tokens_per_s
 
     def output_budget(self, prompt_tokens: int) -> int:
         """Most output tokens a prompt of this length may get; < 1 if it does not fit at all."""
@@ -203,8 +214,8 @@ class Core:
         self._check(generation)
         if not self.cluster.serving and not self._sessions_can_wait():
             raise NotServing(self.cluster.why_not_serving(), retry_after_s=5.0)
-        self._queue.check_room(self._meter.retry_after_s(now_s, len(self._queue)))
         wait_s = generation.deadline_s or self._settings.default_deadline_s
+        self._desk.check(generation, wait_s)
         session = Session(
             request=event.request,
             generation=generation,
@@ -215,7 +226,7 @@ class Core:
             eos_ids=frozenset(self._config.eos_ids),
         )
         self._sessions[session.request] = session
-        self._queue.push(session.request, generation.priority, now_s)
+        self._desk.arrive(session)
         self._may_start = True
 
     def _restore(self, event: ev.Restored) -> None:
@@ -224,7 +235,7 @@ class Core:
         text = self._new_text(event.generation)
         past = rebuild(event, text, eos_ids, now_s, self._clock.wall_s())
         session = self._sessions[event.request] = past.session
-        self._queue.push(session.request, session.generation.priority, session.arrived_s)
+        self._desk.arrive(session)
         self._may_start = True
         self._effects.extend(ev.Emit(event.request, delta, past=True) for delta in past.deltas)
         if past.finish is not None:
@@ -270,11 +281,15 @@ class Core:
         too_long: list[Session] = []
         while (request := self._queue.head()) is not None:
             session = self._sessions[request]
+            if session.deadline_s <= self._clock.now_s():
+                # It would be computed for nobody; the others need not wait for the next tick.
+                self._break(session, self._deadline_error(session))
+                continue
             tokens = session.expected_tokens(self._settings.expected_output_tokens)
             room_for = partial(self._has_room, tokens=tokens)
             route = self._scheduler.choose(session.length_tokens, room_for)
             if route is not None:
-                self._queue.remove(request)
+                self._desk.start(session)
                 self._books.reserve(request, route, tokens)
                 self._effects.append(session.start(route, self.cluster.epoch, self._clock.now_s()))
             elif tokens > self._widest_tokens():
@@ -284,7 +299,7 @@ class Core:
             else:
                 break
         for session in too_long:
-            self._queue.push(session.request, session.generation.priority, session.arrived_s)
+            self._desk.arrive(session)
 
     def _has_room(self, hop: Hop, tokens: int) -> bool:
         return hop.node not in self._avoided and self._books.has_room(hop, tokens)
@@ -314,8 +329,8 @@ class Core:
         self.cluster.links.worked(session.route)
         delta, finish, stop = session.take(item, now_s)
         self._effects.append(ev.Emit(session.request, delta))
+        self._desk.token(session)
         if finish is not None:
-            self._meter.finished(now_s)
             self._end(session, session.finished(finish, now_s, stop))
             return
         self._books.grow(session.request, session.route, session.length_tokens + 1)
@@ -374,12 +389,13 @@ class Core:
     def _requeue(self, session: Session) -> None:
         self._release(session)
         session.requeue()
-        self._queue.push(session.request, session.generation.priority, session.arrived_s)
+        self._desk.arrive(session)
         self._may_start = True
 
     def _release(self, session: Session) -> None:
         """Frees the request's pages on every hop that is still there, and its bookings."""
         self._books.release(session.request)
+        self._desk.off_route(session)
         if session.route is None:
             return
         self._scheduler.on_left(session.route, session.routed_tokens)
@@ -390,6 +406,7 @@ class Core:
                 self._released.setdefault(node, deque(maxlen=REMEMBERED_RELEASES)).append(item)
 
     def _end(self, session: Session, last: StreamEvent) -> None:
+        self._desk.ended(session)
         self._release(session)
         self._queue.remove(session.request)
         session.move(State.ENDED)

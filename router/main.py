@@ -16,6 +16,7 @@ from helix_mq.models.digest import model_digest
 from helix_mq.models.resolve import resolve_model
 from helix_mq.models.tokenizer import Tokenizer
 from helix_mq.transport import Transport, ZmqTransport
+from router.admission_gate import AdmissionSettings
 from router.app import RouterApp
 from router.cluster_core import ClusterCore, ClusterSettings
 from router.core import Core, CoreSettings
@@ -113,6 +114,12 @@ def core_settings(settings: RouterSettings, config: ModelConfig) -> CoreSettings
         expected_output_tokens=admission.expected_output_tokens,
         default_deadline_s=admission.default_deadline_s,
         scheduling=Scheduling(settings.scheduling.method, settings.scheduling.seed),
+        admission=AdmissionSettings(
+            owner_share=admission.owner_share,
+            background_share=admission.background_share,
+            max_wait_s=admission.max_wait_s,
+            refuse_hopeless=admission.refuse_hopeless,
+        ),
     )
 
 

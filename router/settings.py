@@ -89,7 +89,21 @@ class HttpSection(Section):
 
 
 class AdmissionSection(Section):
+    """Who may wait for room, and for how long: docs/overload.md."""
+
     max_waiting: int = Field(1024, ge=1, le=1_000_000)
+    owner_share: float = Field(
+        0.5, gt=0, le=1, description="of the queue, what the requests of one key may take"
+    )
+    background_share: float = Field(
+        0.1, gt=0, le=0.9, description="of the tokens admitted while both classes wait"
+    )
+    max_wait_s: float | None = Field(
+        30.0, gt=0, le=86_400, description="interactive requests that would wait longer are refused"
+    )
+    refuse_hopeless: bool = Field(
+        True, description="refuse at once what would only wait for its deadline"
+    )
     expected_output_tokens: int = Field(256, ge=1, le=1_000_000)
     default_deadline_s: float = Field(600.0, gt=0, le=86_400)
     kv_high_water: float = Field(0.9, gt=0, le=1)

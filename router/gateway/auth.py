@@ -18,7 +18,8 @@ from router.gateway.faults import error_response
 
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _MAX_KEY_CHARS = 4096
-
+_OWNER = "helix_mq.owner"
+"""Where the middleware leaves the owner in the request's scope."""
 
 _OWNER_DIGITS = 16
 
@@ -30,6 +31,11 @@ def owner_of(key: str) -> str:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key[:_MAX_KEY_CHARS].encode("utf-8", "replace")).digest()
+
+
+def owner_in(scope: Scope) -> str:
+    """Whose request it is, as RequireKey found it."""
+    return str(scope.get(_OWNER, ""))
 
 
 class ApiKeys:
@@ -46,10 +52,11 @@ class ApiKeys:
                 )
         self._digests = tuple(bytes.fromhex(digest) for digest in digests)
 
-    def check(self, headers: Headers) -> None:
-        """Raises Unauthorized."""
+    def check(self, headers: Headers) -> str:
+        """The owner that the request's key stands for, empty where there are no keys. Raises
+        Unauthorized."""
         if not self._digests:
-            return
+            return ""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
@@ -59,6 +66,7 @@ class ApiKeys:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if not any(matches):
             raise Unauthorized("this API key is not one of this server's")
+        return owner_of(key)
 
     def owns(self, headers: Headers, owner: str) -> bool:
         """Whether what belongs to `owner` is that of the key in these headers, which passed."""
@@ -79,7 +87,7 @@ class RequireKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/v1"):
             try:
-                self._keys.check(Headers(scope=scope))
+                scope[_OWNER] = self._keys.check(Headers(scope=scope))
             except Unauthorized as e:
                 await error_response(e)(scope, receive, send)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 from msgspec.structs import replace
@@ -39,6 +40,11 @@ def choices_of(
         )
         for choice in range(request.n)
     ]
+
+
+def owned_by(owner: str, generations: list[Generation]) -> list[Generation]:
+    """The same, each as `owner`'s: by whom a request is sent its body does not say."""
+    return [dataclasses.replace(generation, owner=owner) for generation in generations]
 
 
 def derived_seed(seed: int, choice: int) -> int:

@@ -20,9 +20,11 @@ from starlette.types import Receive, Scope, Send
 
 from helix_mq.clock import Clock
 from helix_mq.errors import HelixError, NotServing
+from router.gateway.auth import owner_in
 from router.gateway.body import ClientGone, check_headers, parse_json, read_body
 from router.gateway.chat import ChatDialect
 from router.gateway.chat_request import ChatRequest
+from router.gateway.choices import owned_by
 from router.gateway.completion_request import CompletionRequest
 from router.gateway.completions import CompletionDialect
 from router.gateway.dialects import Dialect, Stamp
@@ -126,7 +128,7 @@ class GenerateEndpoint:
         check_headers(headers)
         dialect = await self._dialect(await read_body(headers, receive, self._max_body_bytes))
         self._check_serving()
-        generations = await dialect.generations(self._service)
+        generations = owned_by(owner_in(scope), await dialect.generations(self._service))
         fanout = Fanout(self._service, generations)
         async with fanout, self._watched(fanout, receive):
             await fanout.accepted()

@@ -134,7 +134,7 @@ async def test_a_burst_of_1000_ends_in_results_or_refusals_with_memory_flat(
         except QueueFull as e:
             assert e.retry_after_s is not None
             assert e.retry_after_s >= 1
-            assert e.http_status == 429
+            assert e.http_status == 503
             return "refused"
         assert len(result.token_ids) == 4
         return "served"
