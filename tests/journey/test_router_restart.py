@@ -24,7 +24,7 @@ from helix_mq.demo import free_ports
 from helix_mq.sdk.options import ClientOptions, RequestOptions
 from helix_mq.sdk.results import Token
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(420)]
 
 SLICES = {"a": "0:4", "b": "2:6"}
 KILLS = 20
@@ -177,7 +177,6 @@ async def test_twenty_kills_lose_and_repeat_nothing(tmp_path: Path, tiny_folder:
     ):
         numbers = range(len(requests()))
         undisturbed = await asyncio.gather(*(read(client, n, counter) for n in numbers))
-        loads = cluster.log("a").count("ready with") + cluster.log("b").count("ready with")
         done = 0
 
         async def keep_reading(order: random.Random) -> None:
@@ -253,7 +252,9 @@ async def test_twenty_kills_lose_and_repeat_nothing(tmp_path: Path, tiny_folder:
             assert kept["token_ids"] == [t.id for t in undisturbed[7]]
             assert kept["finish_reason"] == "length"
         await all_pages_back(cluster)
-        assert loads + 2 * KILLS >= sum(cluster.log(n).count("ready with") for n in SLICES)
+        for name in SLICES:
+            # Whatever the router asked of it since, the slice was there.
+            assert (tmp_path / f"{name}.log").read_text().count("warming up") == 1
 
 
 async def until_finished(cluster: Live, name: str) -> dict[str, object]:
