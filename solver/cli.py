@@ -17,6 +17,7 @@ import typer
 
 from helix_mq.cli.group import WithDefault
 from solver.cli_ini import export_plan, import_solution
+from solver.figures import percent, shown
 
 if TYPE_CHECKING:
     from solver.search_types import Progress
@@ -203,7 +204,7 @@ def verify_saved(
         body = {"ok": report.ok, "tokens_per_s": report.tokens_per_s, "faults": report.faults}
         typer.echo(json.dumps(body))
     elif report.ok:
-        typer.echo(f"holds: {report.tokens_per_s:.1f} tokens/s")
+        typer.echo(f"holds: {shown(report.tokens_per_s)} tokens/s")
     else:
         typer.echo("does not hold:\n" + "\n".join(f"  - {fault}" for fault in report.faults))
     if not report.ok:
@@ -212,11 +213,11 @@ def verify_saved(
 
 def _show_progress(progress: Progress) -> None:
     bound = progress.upper_bound_tokens_per_s
-    gap = f", gap {progress.gap:.1%}" if progress.gap is not None else ""
-    limit = f", bound {bound:.1f}" if bound is not None else ""
+    gap = f", gap {percent(progress.gap)}" if progress.gap is not None else ""
+    limit = f", bound {shown(bound)}" if bound is not None else ""
     text = (
         f"{progress.seconds:6.1f} s  {progress.phase}: "
-        f"{progress.incumbent_tokens_per_s:.1f} tokens/s{limit}{gap}"
+        f"{shown(progress.incumbent_tokens_per_s)} tokens/s{limit}{gap}"
     )
     print(text, file=sys.stderr, flush=True)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from helix_mq.errors import ConfigError
+from solver.figures import shown
 
 
 def import_cluster(
@@ -73,7 +74,7 @@ def import_solution(
     report = verify(problem, placement)
     require_valid(report, str(solution))
     write_plan(save, PlanFile(problem.name, source, placement, "imported", report.tokens_per_s))
-    typer.echo(f"{save}: {report.tokens_per_s:.1f} tokens/s")
+    typer.echo(f"{save}: {shown(report.tokens_per_s)} tokens/s")
 
 
 def export_plan(

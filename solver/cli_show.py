@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 
 from solver.explain import Explanation
+from solver.figures import percent, shown
 from solver.judging import Trial
 from solver.objective import ServingEstimate
 from solver.problem import Problem
@@ -54,13 +55,14 @@ def as_dict(result: PlanResult, explanation: Explanation | None) -> dict[str, ob
 
 def describe(problem: Problem, result: PlanResult, explanation: Explanation | None) -> str:
     """A table of nodes and layers, and the figures."""
-    lines = [f"{problem.name}: {result.objective_tokens_per_s:.1f} tokens/s by {result.method}"]
+    lines = [f"{problem.name}: {shown(result.objective_tokens_per_s)} tokens/s by {result.method}"]
     bound = result.upper_bound_tokens_per_s
     if result.proven_optimal:
         lines.append(f"proven optimal ({result.bound_reason})")
     elif math.isfinite(bound):
         lines.append(
-            f"no placement can pass {bound:.1f} ({result.bound_reason}): gap {result.gap:.1%}"
+            f"no placement can pass {shown(bound)} ({result.bound_reason}): gap "
+            f"{percent(result.gap)}"
         )
     if result.serving is not None:
         lines.append(_served(result.serving))
@@ -89,7 +91,7 @@ def _table(problem: Problem, result: PlanResult) -> list[str]:
         held = f"{layers.first}-{layers.end - 1}"
         lines.append(
             f"{node:>{names}} {nodes[node].type_name:>{kinds}} {held:>9} |{bar:{BAR}}|"
-            f" {flow:9.1f} {capacity:9.1f}"
+            f" {shown(flow):>9} {shown(capacity):>9}"
         )
     return lines
 
@@ -103,15 +105,17 @@ def _served(serving: ServingEstimate) -> str:
         else f"limited by {serving.busiest}, which is {serving.limit}"
     )
     return (
-        f"expected to serve {serving.decode_tokens_per_s:.1f} decode tokens/s with "
-        f"{serving.requests_in_flight:.0f} requests in flight, {serving.round_trip_s:.2f} s per "
-        f"token of each; {limit}"
+        f"expected to serve {shown(serving.decode_tokens_per_s)} decode tokens/s with "
+        f"{shown(serving.requests_in_flight, 0)} requests in flight, "
+        f"{shown(serving.round_trip_s, 2)} s per token of each; {limit}"
     )
 
 
 def _tried(trial: Trial) -> str:
+    if trial.decode_tokens_per_s <= 0:
+        return "simulated, kept full: no request came to its second token in the time simulated"
     return (
-        f"simulated, kept full: {trial.decode_tokens_per_s:.1f} decode tokens/s with "
+        f"simulated, kept full: {shown(trial.decode_tokens_per_s)} decode tokens/s with "
         f"{trial.requests_in_flight:.0f} requests in flight, median inter-token latency "
         f"{trial.itl_p50_s:.2f} s, median time to first token {trial.ttft_p50_s:.1f} s"
     )

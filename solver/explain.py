@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange, Placement
 from solver.explain_what_if import best_addition, with_twin
+from solver.figures import grouped
 from solver.flow import CutEdge, CutKind, FlowSolution
 from solver.problem import SINK, SOURCE, Problem, ProblemNode
 from solver.search_index import ProblemIndex
@@ -58,12 +59,12 @@ class Explanation:
 
     def text(self) -> str:
         """Everything, a sentence a line."""
-        lines = [f"{self.bottleneck} {self._cap()} you at {self.tokens_per_s:,.0f} tokens/s."]
+        lines = [f"{self.bottleneck} {self._cap()} you at {grouped(self.tokens_per_s)} tokens/s."]
         for tip in self.advice[:3]:
             where = f" in {tip.region}" if tip.region else ""
             lines.append(
                 f"One more {tip.type_name}{where} on {tip.layers} gives "
-                f"{tip.tokens_per_s:,.0f} tokens/s."
+                f"{grouped(tip.tokens_per_s)} tokens/s."
             )
         if not self.advice:
             tight = f": at their limit are also {_names(self.as_full)}" if self.as_full else ""
@@ -261,5 +262,5 @@ def _spare(
         return "nowhere near the bottleneck would it raise the flow, with the rest as planned"
     return (
         f"the plan left it out, though on {gain.layers} it would give "
-        f"{gain.tokens_per_s:,.0f} tokens/s"
+        f"{grouped(gain.tokens_per_s)} tokens/s"
     )

@@ -1,7 +1,7 @@
 """The placements of Petals and Swarm, as published systems choose them: no search, no links.
 
 Both look at node speeds only. They are baselines to compare with and points to start from. Each
-returns a placement that covers all layers, or raises NoPlacement with what does not fit.
+returns a placement that covers all layers, or raises TooLittleRoom with what does not fit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange, Placement, describe_ranges
 from solver.problem import Problem, ProblemNode
-from solver.search_types import NoPlacement
+from solver.search_types import TooLittleRoom
 
 
 def petals(problem: Problem, seed: int = 0) -> Placement:
@@ -62,9 +62,10 @@ def swarm(problem: Problem, width: int) -> Placement:
     widest = max(b - a for a, b in zip(firsts, ends, strict=True))
     able = [(i, n) for i, n in enumerate(problem.nodes) if n.max_layers >= widest]
     if len(able) < count:
-        raise NoPlacement(
+        raise TooLittleRoom(
             f"swarm: {count} stages of up to {widest} layers need {count} nodes with room for "
-            f"that, but there are {len(able)}; {describe_room(problem.nodes, problem.num_layers)}"
+            f"that, but there are {len(able)}",
+            describe_room(problem.nodes, problem.num_layers),
         )
     able.sort(key=lambda item: (item[1].tokens_per_s(widest), item[0]), reverse=True)
     strength = [0.0] * count
@@ -80,9 +81,9 @@ def _covering(problem: Problem, slices: dict[NodeId, LayerRange], method: str) -
     placement = Placement(problem.num_layers, slices)
     missing = placement.missing()
     if missing:
-        raise NoPlacement(
-            f"{method}: {describe_ranges(missing)} are held by no node; "
-            f"{describe_room(problem.nodes, problem.num_layers)}"
+        raise TooLittleRoom(
+            f"{method}: {describe_ranges(missing)} are held by no node",
+            describe_room(problem.nodes, problem.num_layers),
         )
     return placement
 

@@ -13,7 +13,7 @@ from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange, Placement
 from solver.heuristics import describe_room
 from solver.problem import Problem, ProblemNode
-from solver.search_types import NoPlacement
+from solver.search_types import TooLittleRoom
 
 Slices = dict[NodeId, LayerRange]
 
@@ -26,9 +26,9 @@ def homogeneous(problem: Problem) -> Placement:
     nodes = [n for kind in _types_by_strength(problem.nodes) for n in kind]
     slices = _fill(nodes, problem.num_layers)
     if not slices:
-        raise NoPlacement(
-            "homogeneous: no pipeline reaches the last layer; "
-            + describe_room(problem.nodes, problem.num_layers)
+        raise TooLittleRoom(
+            "homogeneous: no pipeline reaches the last layer",
+            describe_room(problem.nodes, problem.num_layers),
         )
     return Placement(problem.num_layers, slices)
 
@@ -49,10 +49,10 @@ def separate(problem: Problem, *, leftovers: bool = False) -> Placement:
     if leftovers:
         slices.update(_fill(left, problem.num_layers))
     if not slices:
-        raise NoPlacement(
-            "separate: no GPU type holds the whole model alone"
-            + (", nor do the types together; " if leftovers else "; ")
-            + describe_room(problem.nodes, problem.num_layers)
+        method, more = ("-leftovers", ", nor do the types together") if leftovers else ("", "")
+        raise TooLittleRoom(
+            f"separate{method}: no GPU type holds the whole model alone{more}",
+            describe_room(problem.nodes, problem.num_layers),
         )
     return Placement(problem.num_layers, slices)
 

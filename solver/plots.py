@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
+from solver.figures import grouped, percent
 from solver.flow import CutKind
 from solver.problem import SINK, SOURCE, Problem
 from solver.search_types import PlanResult
@@ -128,8 +129,9 @@ def picture(problem: Problem, result: PlanResult) -> Picture:
     ]
     streams.sort(key=lambda s: (s.in_cut, s.tokens_per_s, s.layer, s.src_row or 0, s.dst_row or 0))
     used = sum(1 for row in rows if row.tokens_per_s > 0)
+    flows = grouped(result.objective_tokens_per_s, 1)
     return Picture(
-        title=f"{problem.name}: {result.objective_tokens_per_s:,.1f} tokens/s by {result.method}",
+        title=f"{problem.name}: {flows} tokens/s by {result.method}",
         subtitle=f"{_bound(result)}  ·  flow through {used} of {len(rows)} nodes",
         num_layers=problem.num_layers,
         rows=tuple(rows),
@@ -182,7 +184,8 @@ def _bound(result: PlanResult) -> str:
         return "proven optimal"
     if not math.isfinite(result.upper_bound_tokens_per_s):
         return "no upper bound known"
-    return f"upper bound {result.upper_bound_tokens_per_s:,.1f} tokens/s, gap {result.gap:.1%}"
+    bound = grouped(result.upper_bound_tokens_per_s, 1)
+    return f"upper bound {bound} tokens/s, gap {percent(result.gap)}"
 
 
 def _draw(figure: Figure, view: Picture) -> None:

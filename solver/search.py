@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from helix_mq.layers import Placement
 from solver.bounds import OPTIMAL_REL_GAP, Bound, best_bound, quick_bound
+from solver.figures import shown
 from solver.flow import FlowSolution, max_flow
 from solver.heuristics import petals, swarm, swarm_widths
 from solver.heuristics_pipelines import homogeneous, separate
@@ -36,6 +37,7 @@ from solver.search_types import (
     Progress,
     ReportProgress,
     SolveOptions,
+    TooLittleRoom,
     relative_gap,
 )
 from solver.verify import require_valid, verify
@@ -186,6 +188,8 @@ class _Search:
         for method in HEURISTICS:
             try:
                 self.heuristic(method)
+            except TooLittleRoom as error:
+                self._notes.append(error.reason)
             except NoPlacement as error:
                 self._notes.append(error.message)
             if self._budget.over():
@@ -305,7 +309,9 @@ class _Search:
             tried += 1
             if self._trial is None or trial.decode_tokens_per_s > self._trial.decode_tokens_per_s:
                 self._best, self._method, self._trial = candidate, method, trial
-                self._tell(f"simulated {method}, {trial.decode_tokens_per_s:.1f} decode tokens/s")
+                self._tell(
+                    f"simulated {method}, {shown(trial.decode_tokens_per_s)} decode tokens/s"
+                )
             if self._budget.left_s < self._budget.seconds - begun_s:
                 break
         self._notes.append(f"{tried} candidates were simulated and the one that served most taken")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from helix_mq.layers import describe_ranges
 from solver.heuristics import describe_room, petals
 from solver.search_index import ProblemIndex
-from solver.search_types import NoPlacement
+from solver.search_types import TooLittleRoom
 
 
 def why_not(index: ProblemIndex, seed: int, notes: Sequence[str]) -> str:
@@ -24,13 +24,14 @@ def why_not(index: ProblemIndex, seed: int, notes: Sequence[str]) -> str:
             + describe_room(nodes, layers)
             + ", but the links between them do not join up"
         )
-    return "; ".join([reason, *notes])
+    # Petals is also among the notes.
+    return "; ".join([reason, *(note for note in notes if note not in reason)])
 
 
 def _uncovered(index: ProblemIndex, seed: int) -> str:
     """In words, what the fullest placement of a heuristic leaves out, if it leaves out any."""
     try:
         missing = petals(index.problem, seed).missing()
-    except NoPlacement as error:
-        return error.message
+    except TooLittleRoom as error:
+        return f"{error.reason}: {describe_room(index.nodes, index.problem.num_layers)}"
     return f"{describe_ranges(missing)} find no place" if missing else ""

@@ -43,6 +43,14 @@ class NoPlacement(CapacityError):
     code = "no_placement"
 
 
+class TooLittleRoom(NoPlacement):
+    """`reason` is the message less what the nodes hold, for where that is said once for all."""
+
+    def __init__(self, reason: str, room: str) -> None:
+        super().__init__(f"{reason}; {room}")
+        self.reason = reason
+
+
 class SolverMissing(ConfigError):
     """The solver asked for is not installed."""
 

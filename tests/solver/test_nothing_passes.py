@@ -90,3 +90,13 @@ def test_every_method_plans_around_them_or_refuses(
         return
     assert verify(problem, result.placement, flow=result.flow).ok
     assert result.upper_bound_tokens_per_s >= result.objective_tokens_per_s > 0
+
+
+def test_what_the_nodes_hold_is_said_once(make_problem: MakeProblem) -> None:
+    problem = make_problem(3, nodes=3, layers=12, max_layers=3)
+    with pytest.raises(NoPlacement) as caught:
+        solve(problem, SolveOptions(time_limit_s=1.0))
+    message = caught.value.message
+    assert message.count("the model has 12 layers") == 1
+    for method in ("petals", "swarm", "homogeneous", "separate", "separate-leftovers"):
+        assert message.count(f"{method}: ") == 1
