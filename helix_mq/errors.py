@@ -18,6 +18,7 @@
     │   ├── NotServing         no live nodes cover the model; names the missing layers
     │   ├── DeadlineExceeded   the request's own deadline passed
     │   ├── KvExhausted        a node has no free KV page
+    │   ├── NoRoom             a slice does not fit beside those a node holds
     │   └── JournalUnavailable the router cannot write down what it would accept
     └── LocalError             our own fault, or this machine's
 
@@ -135,6 +136,10 @@ class DeadlineExceeded(CapacityError):
 
 class KvExhausted(CapacityError):
     code = "kv_exhausted"
+
+
+class NoRoom(CapacityError):
+    code = "no_room"
 
 
 class JournalUnavailable(CapacityError):

@@ -1,7 +1,8 @@
-"""The node process: control connection, data plane, and a worker for the assigned slice.
+"""The node process: control connection, data plane, and the slices it is assigned.
 
-Registers with the router, again after every reconnect; loads what it is assigned; sends heartbeats;
-on SIGTERM asks to be drained. Everything that computes runs on one device thread.
+Registers with the router, again after every reconnect; hands its orders to `nodes.slices`, and
+frames to the slice that serves their epoch; sends heartbeats; on SIGTERM asks to be drained and
+waits for the router to let it go. Everything that computes runs on one device thread.
 """
 
 from __future__ import annotations
@@ -19,19 +20,22 @@ from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import ConfigError, FrameError, HelixError
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER
-from helix_mq.layers import LayerRange
 from helix_mq.messages import control, data
 from helix_mq.outlink import PeerAddress
 from helix_mq.transport import Connection, Delivery, LinkState, Transport
-from nodes.batching import BatchLimits
 from nodes.identity import NodeIdentity
-from nodes.inbox import NodeView, check_sender
-from nodes.loading import Loaded, LoadRequest, load
+from nodes.inbox import check_sender
+from nodes.loading import Loaded
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
-from nodes.worker import Worker, WorkerOptions
+from nodes.slices import Slices
+from nodes.worker import Worker
 
 log = logging.getLogger(__name__)
+
+_DRAIN_REPORT_S = 5.0
+_ROUTER_GONE_S = 5.0
+"""A leaving node waits no longer for a router that is not connected."""
 
 
 class NodeDaemon:
@@ -60,19 +64,40 @@ class NodeDaemon:
             clock,
             settings.window,
         )
-        self.worker: Worker | None = None
-        self._steps: asyncio.Task[None] | None = None
+        self._slices = Slices(
+            settings,
+            identity,
+            clock=clock,
+            device=self._device,
+            links=self._plane,
+            say=self._say,
+            on_broken=self._on_broken,
+        )
         self._control: Connection | None = None
         self._control_up = False
-        self._assignments: asyncio.Queue[control.Assign] = asyncio.Queue()
         self._peers: asyncio.Queue[control.Peers] = asyncio.Queue()
-        self._holding: control.SliceRef | None = None
-        self.loaded: Loaded | None = None
         self._sequence = 0
         self._bad_messages = 0
         self._data_endpoint = ""
+        self._draining = False
         self._stopping = asyncio.Event()
         self._left = asyncio.Event()
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker of the slice that serves the newest epoch."""
+        held = self._slices.newest
+        return held.slice.worker if held is not None else None
+
+    @property
+    def workers(self) -> list[Worker]:
+        return self._slices.workers
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """The slice that serves the newest epoch."""
+        held = self._slices.newest
+        return held.slice.loaded if held is not None else None
 
     async def run(self) -> None:
         """Serves until stopped; raises the router's rejection if there was one."""
@@ -94,7 +119,7 @@ class NodeDaemon:
         )
         tasks = [
             asyncio.create_task(self._heartbeats(), name="heartbeats"),
-            asyncio.create_task(self._assign_for_ever(), name="assignments"),
+            asyncio.create_task(self._slices.run(), name="orders"),
             asyncio.create_task(self._peers_for_ever(), name="peers"),
         ]
         stopping: asyncio.Task[bool] = asyncio.create_task(self._stopping.wait(), name="stopping")
@@ -114,21 +139,44 @@ class NodeDaemon:
             raise self.rejection
 
     def stop(self) -> None:
-        """Asks for a clean end: drain, say goodbye, close."""
+        """Asks for a clean end: drain, say goodbye, close. Asked again, it leaves at once."""
+        if self._stopping.is_set():
+            self._left.set()
         self._stopping.set()
 
     async def _drain(self) -> None:
-        if not self._control_up or self.rejection is not None:
+        """Until the router lets the node go, which it does when nothing needs it any more."""
+        if not self._control_up or self.rejection is not None or self._left.is_set():
             return
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + self.settings.drain_s
+        gone_s = loop.time()
+        self._draining = True
+        self._say_drain()
+        while not self._left.is_set():
+            now_s = loop.time()
+            if self._control_up:
+                gone_s = now_s
+            if now_s >= ends_s or now_s - gone_s >= _ROUTER_GONE_S:
+                log.warning("%s: leaving without the router's word", self.settings.name)
+                return
+            try:
+                async with asyncio.timeout(min(_DRAIN_REPORT_S, ends_s - now_s)):
+                    await self._left.wait()
+            except TimeoutError:
+                log.info(
+                    "%s: waiting for the router to let it go: %d requests are open here, for "
+                    "%.0f s more at most",
+                    self.settings.name,
+                    self._slices.statistics().open_requests,
+                    max(0.0, ends_s - loop.time()),
+                )
+
+    def _say_drain(self) -> None:
         self._say(control.Drain(self.settings.name, self._incarnation))
-        try:
-            async with asyncio.timeout(min(5.0, self.settings.drain_s)):
-                await self._left.wait()
-        except TimeoutError:
-            log.warning("the router did not answer the goodbye; leaving anyway")
 
     async def _close(self) -> None:
-        await self._stop_worker()
+        await self._slices.close()
         if self._control is not None:
             await self._control.close()
         await self._plane.close()
@@ -144,6 +192,9 @@ class NodeDaemon:
         was, self._control_up = self._control_up, state.connected
         if state.connected:
             self._register()
+            if self._draining:
+                # The router that heard it may be gone.
+                self._say_drain()
         elif was or state.reason:
             log.warning("router at %s: %s", self.settings.router, state.reason or "disconnected")
 
@@ -159,7 +210,7 @@ class NodeDaemon:
                 dtype_bytes=self._identity.dtype.itemsize,
                 model_digest=self._identity.model_digest,
                 version=helix_mq.__version__,
-                holding=self._holding,
+                holding=self._slices.holding,
             )
         )
 
@@ -171,12 +222,16 @@ class NodeDaemon:
             log.warning("bad message from the router (%s): %s", e.reason, e)
             return
         match message.header:
-            case control.Assign() as order:
-                self._assignments.put_nowait(order)
+            case control.Assign() | control.Retain() as order:
+                if not self._slices.order(order):
+                    self._bad_messages += 1
+                    log.warning("too many orders from the router; one is dropped")
             case control.Peers() as peers:
                 self._peers.put_nowait(peers)
             case control.RegisterAgain():
                 self._register()
+                if self._draining:
+                    self._say_drain()
             case control.Rejected() as no:
                 self.rejection = ConfigError(f"the router rejects this node: {no.reason}")
                 self._stopping.set()
@@ -196,21 +251,21 @@ class NodeDaemon:
 
     def _heartbeat(self) -> control.Heartbeat:
         self._sequence += 1
-        work = self.worker.statistics() if self.worker is not None else None
+        work, holding = self._slices.statistics(), self._slices.holding
         return control.Heartbeat(
             node=self.settings.name,
             incarnation=self._incarnation,
             sequence=self._sequence,
-            epoch=self._holding.epoch if self._holding is not None else 0,
-            open_requests=work.open_requests if work else 0,
-            waiting_rows=work.waiting_rows if work else 0,
-            waiting_tokens=work.waiting_tokens if work else 0,
-            kv_free_pages=work.kv_free_pages if work else 0,
-            kv_total_pages=work.kv_total_pages if work else 0,
-            steps=work.steps if work else 0,
-            step_s=work.step_s if work else 0.0,
-            tokens=work.tokens if work else 0,
-            layer_tokens=work.layer_tokens if work else 0,
+            epoch=holding.epoch if holding is not None else 0,
+            open_requests=work.open_requests,
+            waiting_rows=work.waiting_rows,
+            waiting_tokens=work.waiting_tokens,
+            kv_free_pages=work.kv_free_pages,
+            kv_total_pages=work.kv_total_pages,
+            steps=work.steps,
+            step_s=work.step_s,
+            tokens=work.tokens,
+            layer_tokens=work.layer_tokens,
             bad_messages=self._bad_messages + sum(self._plane.bad_messages.values()),
             links=tuple(
                 control.LinkReport(
@@ -231,107 +286,6 @@ class NodeDaemon:
                 }
             )
 
-    # -- assignments --------------------------------------------------------
-
-    async def _assign_for_ever(self) -> None:
-        while True:
-            order = await self._assignments.get()
-            try:
-                await self._assign(order)
-            except HelixError as e:
-                log.error("cannot take layers %d-%d: %s", order.first, order.end - 1, e)
-                self._say(control.AssignFailed(order.epoch, e.code, e.message[:1024]))
-            except (MemoryError, RuntimeError) as e:
-                # torch reports exhausted memory and device faults as RuntimeError.
-                log.exception("loading layers %d-%d failed", order.first, order.end - 1)
-                text = f"loading failed: {e}"
-                self._say(control.AssignFailed(order.epoch, "load_failed", text[:1024]))
-
-    async def _assign(self, order: control.Assign) -> None:
-        layers = LayerRange(order.first, order.end)
-        await self._stop_worker()
-        loaded = self.loaded
-        if loaded is None or loaded.layers != layers:
-            self.loaded = None
-            loaded = self.loaded = await self._load(layers)
-        # Otherwise the router lost sight of this node, or restarted: the slice is still here.
-        self._start_worker(order, loaded)
-        self._holding = control.SliceRef(order.epoch, order.first, order.end)
-        self._say(
-            control.Ready(
-                epoch=order.epoch,
-                first=order.first,
-                end=order.end,
-                kv_pages=loaded.kv_pages,
-                page_tokens=loaded.page_tokens,
-                load_s=loaded.load_s,
-                layer_tokens_per_s=loaded.layer_tokens_per_s,
-                notes=loaded.notes[:1024],
-            )
-        )
-        log.info("%s: ready with %s in %.1f s", self.settings.name, layers, loaded.load_s)
-
-    async def _load(self, layers: LayerRange) -> Loaded:
-        request = LoadRequest(
-            node=self.settings.name,
-            folder=self._identity.folder,
-            layers=layers,
-            device=self._identity.device,
-            dtype=self._identity.dtype,
-            attention=self.settings.attention,
-            memory_bytes=self._identity.memory_bytes,
-        )
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._device, load, request, lambda text: log.info("%s: %s", request.node, text)
-        )
-
-    def _start_worker(self, order: control.Assign, loaded: Loaded) -> None:
-        config = loaded.config
-        batch = self.settings.batch
-        self.worker = Worker(
-            NodeView(
-                node=self.settings.name,
-                epochs=frozenset({order.epoch}),
-                held=loaded.layers,
-                num_layers=config.num_layers,
-                hidden_size=config.hidden_size,
-                vocab_size=config.vocab_size,
-                max_context=config.max_context,
-            ),
-            loaded.engine,
-            options=WorkerOptions(
-                order.epoch,
-                order.depth,
-                BatchLimits(
-                    batch.prefill_tokens or loaded.prefill_budget(batch.prefill_objective_s),
-                    batch.max_rows,
-                    batch.min_decodes,
-                    batch.spread,
-                ),
-            ),
-            clock=self._clock,
-            device=self._device,
-            links=self._plane,
-        )
-        self._steps = asyncio.create_task(self.worker.run(), name="steps")
-        self._steps.add_done_callback(self._steps_done)
-
-    def _steps_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            log.critical("the step loop died", exc_info=task.exception())
-            self._stopping.set()
-
-    async def _stop_worker(self) -> None:
-        self._holding = None
-        worker, self.worker = self.worker, None
-        if self._steps is not None:
-            self._steps.cancel()
-            await asyncio.gather(self._steps, return_exceptions=True)
-            self._steps = None
-        if worker is not None:
-            worker.close_all()
-
     # -- data ---------------------------------------------------------------
 
     def _on_data(self, sender: str, message: Message, nbytes: int, link: InLink) -> None:
@@ -339,8 +293,8 @@ class NodeDaemon:
             case data.FrameHeader() as header:
                 self._on_frame(sender, header, message, nbytes, link)
             case data.Release() as release if sender == ROUTER:
-                if self.worker is not None:
-                    self.worker.on_release(release)
+                for worker in self.workers:
+                    worker.on_release(release)
             case _:
                 reason = FrameError(f"stray {message.kind.name}", reason="kind")
                 self._plane.count_bad(sender, reason)
@@ -356,10 +310,10 @@ class NodeDaemon:
             link.consumed(nbytes)
             self._plane.count_bad(sender, e)
             return
-        worker = self.worker
+        worker = self._slices.worker(header.epoch)
         if worker is None:
             link.consumed(nbytes)
-            self._refuse(header, "not_ready", f"{self.settings.name} holds no layers")
+            self._refuse(header, *self._unserved(header.epoch))
         elif link.overdrawn or worker.overloaded:
             # Its sender counts wrong, or has counted on memory that is not there.
             link.consumed(nbytes)
@@ -375,10 +329,20 @@ class NodeDaemon:
         items = tuple(data.RefusedItem(r.request, r.attempt, code, reason) for r in header.rows)
         self._plane.send(ROUTER, data.Refused(header.epoch, self.settings.name, items))
 
+    def _unserved(self, epoch: int) -> tuple[str, str]:
+        name, serves = self.settings.name, self._slices.epochs
+        if not serves:
+            return "not_ready", f"{name} holds no layers"
+        return "stale_epoch", f"placement epoch {epoch}, {name} serves {serves}"
+
     def _on_link_lost(self, peer: str) -> None:
-        if self.worker is not None:
-            self.worker.on_link_lost(peer)
+        for worker in self.workers:
+            worker.on_link_lost(peer)
 
     def _on_credit(self) -> None:
-        if self.worker is not None:
-            self.worker.wake()
+        for worker in self.workers:
+            worker.wake()
+
+    def _on_broken(self, fault: BaseException) -> None:
+        log.critical("a step loop died", exc_info=fault)
+        self._stopping.set()

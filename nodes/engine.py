@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -91,7 +92,12 @@ class Engine:
     def check(self) -> None:
         self._pool.check()
 
-    def run(self, batch: Batch, epoch: int) -> StepResult:
+    def grow(self, total_pages: int) -> None:
+        """More KV pages, those in use with what they hold. Device thread, while nothing else
+        touches the engine. Raises torch.OutOfMemoryError with all as it was."""
+        self._cache.grow(total_pages)
+
+    def run(self, batch: Batch) -> StepResult:
         """One pass over the slice's layers for all rows, then sampling for those that end here."""
         started_s = time.perf_counter()
         plan = self._plan(batch)
@@ -105,7 +111,7 @@ class Engine:
                 self._cache,
             )
             tokens, refused = self._sample(plan.works, output.logits)
-            frames = self._frames(plan.works, output.hidden, epoch)
+            frames = self._frames(plan.works, output.hidden)
         return StepResult(
             frames=frames,
             tokens=tokens,
@@ -158,8 +164,8 @@ class Engine:
         results = sample(logits, states, positions)
         return [_token_item(w, p, r) for w, p, r in zip(ending, positions, results, strict=True)]
 
-    def _frames(self, works: Batch, hidden: torch.Tensor, epoch: int) -> list[OutFrame]:
-        groups: dict[tuple[str, bool], list[Work[Payload]]] = defaultdict(list)
+    def _frames(self, works: Batch, hidden: torch.Tensor) -> list[OutFrame]:
+        groups: dict[_FrameKey, list[Work[Payload]]] = defaultdict(list)
         for work in works:
             if work.next_hop != ROUTER:
                 groups[_frame_of(work)].append(work)
@@ -169,11 +175,11 @@ class Engine:
         frames, at = [], 0
         for key in sorted(groups):
             count = sum(w.count for w in groups[key])
-            frames.append(self._frame(key[0], groups[key], on_host[at : at + count], epoch))
+            frames.append(self._frame(key, groups[key], on_host[at : at + count]))
             at += count
         return frames
 
-    def _frame(self, peer: str, works: Batch, hidden: torch.Tensor, epoch: int) -> OutFrame:
+    def _frame(self, key: _FrameKey, works: Batch, hidden: torch.Tensor) -> OutFrame:
         routes: dict[bytes, int] = {}
         rows: list[Row] = []
         histories: list[memoryview] = []
@@ -196,7 +202,7 @@ class Engine:
                 )
             )
         header = FrameHeader(
-            epoch=epoch,
+            epoch=key.epoch,
             sender=self._node,
             dtype=_WIRE_NAMES[hidden.dtype],
             width=hidden.shape[1],
@@ -207,12 +213,19 @@ class Engine:
         buffers: tuple[memoryview, ...] = (payload_view,)
         if histories:
             buffers += (histories[0] if len(histories) == 1 else memoryview(b"".join(histories)),)
-        return OutFrame(peer, header, buffers, frozenset(w.seq for w in works))
+        return OutFrame(key.peer, header, buffers, frozenset(w.seq for w in works))
 
 
-def _frame_of(work: Work[Payload]) -> tuple[str, bool]:
-    """Rows with the same answer leave in one frame: decodes apart, so that they can go first."""
-    return work.next_hop, not work.is_decode
+class _FrameKey(NamedTuple):
+    peer: str
+    after: bool
+    """Decodes leave apart from the rest, so that they can go first."""
+    epoch: int
+
+
+def _frame_of(work: Work[Payload]) -> _FrameKey:
+    """Rows with the same answer leave in one frame."""
+    return _FrameKey(work.next_hop, not work.is_decode, work.payload.epoch)
 
 
 def _token_ids(works: Batch) -> torch.Tensor | None:

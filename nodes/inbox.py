@@ -55,6 +55,8 @@ class Payload:
     route: Route
     route_blob: bytes
     hop: int
+    epoch: int
+    """Of the frame it came in; what comes of it goes on under the same."""
     deadline_ms: int
     spec: SampleSpec | None
     history: IntArray | None
@@ -75,6 +77,7 @@ def cut_payload(payload: Payload, start: int, stop: int) -> Payload:
         payload.route,
         payload.route_blob,
         payload.hop,
+        payload.epoch,
         payload.deadline_ms,
         payload.spec,
         payload.history,
@@ -173,6 +176,7 @@ def accept_frame(
                     route,
                     route_blob,
                     row.hop,
+                    header.epoch,
                     row.deadline_ms,
                     row.spec,
                     history,
@@ -246,7 +250,7 @@ def _judge(
         latest_ms = now_ms + MAX_SEQUENCE_MS
         deadline_ms = min(row.deadline_ms or latest_ms, latest_ms)
         superseded.extend(ledger.open(seq, hop.layers, deadline_ms))
-    ledger.advance(seq, row.count)
+    ledger.advance(seq, row.count, epoch)
     return None
 
 

@@ -1,7 +1,8 @@
 """The KV memory of one slice: two tensors of pages, and the pool that says whose they are.
 
-Allocated once, at start. Each page holds `page_tokens` tokens of one layer, in one of two layouts;
-only this module knows how a token's place becomes a row of the tensors.
+Allocated at start, and once more where room has come free since. Each page holds `page_tokens`
+tokens of one layer, in one of two layouts; only this module knows how a token's place becomes a row
+of the tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ class KvLayout(Enum):
     HEAD_MAJOR = "head_major"
 
 
-@dataclass(frozen=True, slots=True)
+_COPY_BYTES = 64 << 20
+
+
+@dataclass(slots=True)
 class KvCache:
     """keys, values: [total_pages, ...page], in the compute dtype; `...page` as `layout` says."""
 
@@ -69,6 +73,22 @@ class KvCache:
     def page_bytes(config: ModelConfig, dtype: torch.dtype, page_tokens: int) -> int:
         """Bytes of one layer-page, keys and values together."""
         return page_tokens * config.kv_bytes_per_token_per_layer(dtype.itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def grow(self, total_pages: int) -> None:
+        """Room for `total_pages`; what is in use keeps its ids and contents.
+
+        One tensor after the other, so that never more than one and a half pools are beside the new
+        one. When memory runs out on the way (torch.OutOfMemoryError) the pool stays as large as it
+        was.
+        """
+        used = torch.from_numpy(self.pool.used().astype(np.int64)).to(self.keys.device)
+        self.keys = _larger(self.keys, total_pages, used)
+        self.values = _larger(self.values, total_pages, used)
+        self.pool.grow(total_pages)
 
     @property
     def page_tokens(self) -> int:
@@ -137,6 +157,16 @@ class KvCache:
             _select(self.keys, width, index, out[0]).view(shape),
             _select(self.values, width, index, out[1]).view(shape),
         )
+
+
+def _larger(pages: torch.Tensor, total_pages: int, used: torch.Tensor) -> torch.Tensor:
+    """A tensor of `total_pages` pages, zeros but for those `used` (int64 [n])."""
+    larger = torch.zeros((total_pages, *pages.shape[1:]), dtype=pages.dtype, device=pages.device)
+    at_once = max(1, _COPY_BYTES // (pages[0].numel() * pages.element_size()))
+    for start in range(0, len(used), at_once):
+        ids = used[start : start + at_once]
+        larger.index_copy_(0, ids, pages.index_select(0, ids))
+    return larger
 
 
 def _select(

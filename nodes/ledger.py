@@ -8,6 +8,7 @@ are refused instead of opening the sequence, and its pages, again.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -41,6 +42,8 @@ class OpenSequence:
     layers: LayerRange
     next_position: int
     deadline_ms: int
+    epoch: int = 0
+    """The newest its rows came under."""
 
 
 class Ledger:
@@ -88,8 +91,18 @@ class Ledger:
         self._open[seq] = OpenSequence(layers, 0, deadline_ms)
         return older
 
-    def advance(self, seq: SeqKey, count: int) -> None:
-        self._open[seq].next_position += count
+    def advance(self, seq: SeqKey, count: int, epoch: int = 0) -> None:
+        known = self._open[seq]
+        known.next_position += count
+        known.epoch = max(known.epoch, epoch)
+
+    def epoch(self, seq: SeqKey) -> int:
+        """The newest epoch that rows of the open `seq` came under."""
+        return self._open[seq].epoch
+
+    def outside(self, epochs: Container[int]) -> list[SeqKey]:
+        """Open sequences that have come under none of `epochs`, or not lately."""
+        return [s for s, o in self._open.items() if o.epoch not in epochs]
 
     def close(self, seq: SeqKey) -> bool:
         """Closes `seq` for good, open or not; True if it was open."""

@@ -1,6 +1,7 @@
 """From an assignment to a working engine: load the slice, size the KV pool, warm up, measure.
 
-Blocking work, run on the device thread; reports progress in words through a callback.
+Blocking work. Steps go through the LoadHost, one at a time, so that a slice which serves meanwhile
+has its turn between any two of them.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from helix_mq.errors import ConfigError
+from helix_mq.errors import ConfigError, NoRoom
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
 from helix_mq.step_budget import StepProfile, prefill_tokens
@@ -38,9 +40,36 @@ _WORKSPACE_SHARE = 0.05
 """Of the memory budget, for a step's own tensors."""
 
 
+_LEAST_BESIDE_TOKENS = 1024
+"""Of one sequence: a slice that is to take over from another must be able to serve someone."""
+
+
+class LoadHost(Protocol):
+    """Who a slice is loaded for."""
+
+    def go_on(self) -> None:
+        """Called between tensors and between steps; raises when the slice is wanted no more."""
+        ...
+
+    def run(self, step: Callable[[], float]) -> float:
+        """What `step` returns, run where steps run."""
+        ...
+
+
+class Alone:
+    """Nothing else runs, and nobody changes their mind."""
+
+    def go_on(self) -> None:
+        pass
+
+    def run(self, step: Callable[[], float]) -> float:
+        return step()
+
+
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """What to load and within which bounds."""
+    """What to load and within which bounds. `others_bytes`: of `memory_bytes`, what slices that
+    stay beside it hold."""
 
     node: str
     folder: Path
@@ -49,60 +78,103 @@ class LoadRequest:
     dtype: torch.dtype
     attention: str
     memory_bytes: int
+    others_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     engine: Engine
+    request: LoadRequest
     layers: LayerRange
     config: ModelConfig
-    kv_pages: int
     page_tokens: int
+    weight_bytes: int
     load_s: float
     layer_tokens_per_s: float
     profile: StepProfile
     notes: str
+
+    @property
+    def kv_pages(self) -> int:
+        return self.engine.total_pages
+
+    @property
+    def held_bytes(self) -> int:
+        """Weights and KV pool."""
+        page = KvCache.page_bytes(self.config, self.request.dtype, self.page_tokens)
+        return self.weight_bytes + self.kv_pages * page
+
+    def kv_pages_beside(self, others_bytes: int) -> int:
+        """Layer-pages it would have got with slices of so many bytes beside it; at least what it
+        has."""
+        request = replace(self.request, others_bytes=others_bytes)
+        return max(self.kv_pages, _fitting(request, self.config, self.page_tokens))
 
     def prefill_budget(self, objective_s: float | None) -> int:
         """Prompt tokens per step that suit this device and slice."""
         return prefill_tokens(self.profile, objective_s)
 
 
-def kv_pages_within(request: LoadRequest, config: ModelConfig, page_tokens: int) -> int:
-    """Layer-pages that fit beside the weights; ConfigError in words when too few do.
+def _weight_bytes(request: LoadRequest, config: ModelConfig) -> int:
+    return held_bytes(config, request.layers, device=request.device, dtype=request.dtype)
+
+
+def _fitting(request: LoadRequest, config: ModelConfig, page_tokens: int) -> int:
+    """Layer-pages that fit beside everything else, negative where not even that does.
 
     Never more than 64 sequences of the full context would fill: a pool nobody can use only costs
     start-up time.
     """
-    weights = held_bytes(config, request.layers, device=request.device, dtype=request.dtype)
-    left = request.memory_bytes * (1 - _WORKSPACE_SHARE) - weights
+    budget = request.memory_bytes * (1 - _WORKSPACE_SHARE) - request.others_bytes
     page = KvCache.page_bytes(config, request.dtype, page_tokens)
-    pages = int(left // page)
+    pages = int((budget - _weight_bytes(request, config)) // page)
     per_sequence = len(request.layers) * -(-config.max_context // page_tokens)
-    least = len(request.layers)
-    if pages < least:
+    return min(pages, 64 * per_sequence)
+
+
+def kv_pages_within(request: LoadRequest, config: ModelConfig, page_tokens: int) -> int:
+    """Layer-pages that fit beside the weights and the other slices; in words when too few do:
+    ConfigError where it has the memory for itself, NoRoom else."""
+    weights = _weight_bytes(request, config)
+    pages = _fitting(request, config, page_tokens)
+    if request.others_bytes:
+        least_tokens = min(config.max_context, _LEAST_BESIDE_TOKENS)
+        least = len(request.layers) * -(-least_tokens // page_tokens)
+        if pages < least:
+            kv_bytes = least * KvCache.page_bytes(config, request.dtype, page_tokens)
+            raise NoRoom(
+                f"{request.layers} take {weights / 2**20:.0f} MiB of weights and at least "
+                f"{kv_bytes / 2**20:.0f} MiB of KV cache; of the "
+                f"{request.memory_bytes / 2**20:.0f} MiB allowed, the slices held take "
+                f"{request.others_bytes / 2**20:.0f} MiB: free them first, or give this node more "
+                "memory"
+            )
+    elif pages < len(request.layers):
         raise ConfigError(
             f"{request.layers} take {weights / 2**20:.0f} MiB of weights; of the "
             f"{request.memory_bytes / 2**20:.0f} MiB allowed nothing is left for KV cache: give "
             "this node fewer layers or more memory",
             param="memory",
         )
-    return min(pages, 64 * per_sequence)
+    return pages
 
 
-def load(request: LoadRequest, report: Report) -> Loaded:
-    """Loads, allocates, warms up. Raises ConfigError or ModelFormatError in words."""
+def load(request: LoadRequest, report: Report, host: LoadHost | None = None) -> Loaded:
+    """Loads, allocates, warms up. Raises ConfigError, NoRoom or ModelFormatError in words, and
+    what `host` raises."""
+    host = host or Alone()
     started_s = time.perf_counter()
-    model, cache = load_model(request, report)
+    model, cache = load_model(request, report, host=host)
     report("warming up")
-    rate = _measure(model, cache)
-    profile = measure_profile(model, cache)
+    rate = _measure(model, cache, host)
+    profile = measure_profile(model, cache, host)
     return Loaded(
         engine=Engine(request.node, model, cache),
+        request=request,
         layers=request.layers,
         config=model.config,
-        kv_pages=cache.pool.total_pages,
         page_tokens=cache.page_tokens,
+        weight_bytes=model.weight_bytes,
         load_s=time.perf_counter() - started_s,
         layer_tokens_per_s=rate,
         profile=profile,
@@ -112,12 +184,22 @@ def load(request: LoadRequest, report: Report) -> Loaded:
 
 
 def load_model(
-    request: LoadRequest, report: Report, most_pages: Callable[[int], int] | None = None
+    request: LoadRequest,
+    report: Report,
+    most_pages: Callable[[int], int] | None = None,
+    host: LoadHost | None = None,
 ) -> tuple[ModelSlice, KvCache]:
     """The slice, and a KV cache of what memory is left. Raises as load().
 
     most_pages: from the tokens of a page, how many layer-pages are of use.
     """
+    host = host or Alone()
+
+    def progress(done: int, total: int) -> None:
+        host.go_on()
+        if done == total or done % 50 == 0:
+            report(f"loading {request.layers}: {done}/{total} tensors")
+
     config = ModelConfig.from_folder(request.folder)
     # Before anything is read: a slice that leaves no room for KV is refused at once.
     kv_pages_within(request, config, DEFAULT_PAGE_TOKENS)
@@ -128,11 +210,7 @@ def load_model(
         device=request.device,
         dtype=request.dtype,
         attention=request.attention,
-        progress=lambda done, total: (
-            report(f"loading {request.layers}: {done}/{total} tensors")
-            if done == total or done % 50 == 0
-            else None
-        ),
+        progress=progress,
     )
     page_tokens = model.page_tokens()
     pages = kv_pages_within(request, config, page_tokens)
@@ -141,7 +219,7 @@ def load_model(
     return model, model.new_cache(pages, page_tokens)
 
 
-def _measure(model: ModelSlice, cache: KvCache) -> float:
+def _measure(model: ModelSlice, cache: KvCache, host: LoadHost) -> float:
     """Tokens of one layer per second over a few small prefills and decodes; also the warm-up."""
     stepper, layers = Stepper(model, cache), len(model.layers)
     count = min(_WARM_UP_TOKENS, model.config.max_context - 1, room_tokens(model, cache))
@@ -154,7 +232,8 @@ def _measure(model: ModelSlice, cache: KvCache) -> float:
         elapsed_s = 0.0
         for span in spans:
             with stepper.step([span]) as step:
-                elapsed_s += step.run_s()
+                host.go_on()
+                elapsed_s += host.run(step.run_s)
         best = max(best, sum(span.count for span in spans) * layers / elapsed_s)
     return best
 
@@ -164,19 +243,24 @@ def room_tokens(model: ModelSlice, cache: KvCache) -> int:
     return cache.pool.total_pages // len(model.layers) * cache.page_tokens
 
 
-def measure_profile(model: ModelSlice, cache: KvCache) -> StepProfile:
+def measure_profile(model: ModelSlice, cache: KvCache, host: LoadHost | None = None) -> StepProfile:
     """Seconds of steps of one token and of prefills, the best of a few tries each."""
+    host = host or Alone()
     stepper = Stepper(model, cache)
     room = min(model.config.max_context, room_tokens(model, cache))
-    pass_s = _best_s(stepper, 1)
+    pass_s = _best_s(stepper, 1, host)
     prefill: list[tuple[float, float]] = []
     for tokens in [n for n in _PROFILE_TOKENS if n <= room] or [1]:
-        prefill.append((float(tokens), _best_s(stepper, tokens)))
+        prefill.append((float(tokens), _best_s(stepper, tokens, host)))
         if prefill[-1][1] > _LONG_STEP * pass_s and len(prefill) > 1:
             break
     return StepProfile(pass_s, tuple(prefill))
 
 
-def _best_s(stepper: Stepper, tokens: int) -> float:
+def _best_s(stepper: Stepper, tokens: int, host: LoadHost) -> float:
+    times = []
     with stepper.step([Span(0, tokens)]) as step:
-        return min(step.run_s() for _ in range(_PROFILE_TRIES))
+        for _ in range(_PROFILE_TRIES):
+            host.go_on()
+            times.append(host.run(step.run_s))
+    return min(times)

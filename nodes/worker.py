@@ -2,6 +2,7 @@
 
 Owns the ledger, the batcher and one engine; no sockets (it is given `send`) and no membership.
 While a step runs nothing touches the KV pages: frees wait in `_frees` until the device is idle.
+A worker may serve several epochs of the placement; what comes of a row leaves under the row's.
 The event loop only books and forwards; all tensor work happens on the device thread.
 """
 
@@ -12,8 +13,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -44,6 +45,8 @@ MAX_WAITING_ROWS = 131_072
 
 Batch = list[Work[Payload]]
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class OutFrame:
@@ -73,7 +76,7 @@ class StepEngine(Protocol):
         """Reserves pages for a row about to run, or says why not. Loop thread, device idle."""
         ...
 
-    def run(self, batch: Batch, epoch: int) -> StepResult:
+    def run(self, batch: Batch) -> StepResult:
         """Runs one step. Device thread."""
         ...
 
@@ -102,9 +105,8 @@ class Links(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """The assignment's epoch and pipeline depth, and how large a step may be."""
+    """The pipeline's depth, and how large a step may be."""
 
-    epoch: int
     depth: int = 1
     limits: BatchLimits = BatchLimits()
 
@@ -122,6 +124,14 @@ class WorkerStatistics:
     layer_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """Something to do between two steps."""
+
+    job: Callable[[], None]
+    done: asyncio.Future[None]
+
+
 class Worker:
     def __init__(
         self,
@@ -134,7 +144,6 @@ class Worker:
         links: Links,
     ) -> None:
         self.view = view
-        self.epoch = options.epoch
         self._engine = engine
         self._depth = options.depth
         self._clock = clock
@@ -146,12 +155,44 @@ class Worker:
         self._frees: list[SeqKey] = []
         self._refusals: deque[RefusedItem] = deque(maxlen=MAX_ROWS)
         self._busy = False
+        self._chores: deque[Chore] = deque()
         self._wake = asyncio.Event()
         self._stall_ends_s: float | None = None
         self._steps = 0
         self._step_s = 0.0
         self._tokens = 0
         self._layer_tokens = 0
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch it serves."""
+        return max(self.view.epochs)
+
+    def serve(self, epochs: frozenset[int], depth: int | None = None) -> None:
+        """From now on these epochs, at least one: sequences of others are closed, rows refused."""
+        self.view = replace(self.view, epochs=epochs)
+        if depth is not None:
+            self._depth = depth
+        for seq in self._ledger.outside(epochs):
+            self._close(seq)
+        self._wake.set()
+
+    def close_epoch(self, epoch: int) -> None:
+        """Forgets the sequences of `epoch`: whoever knew them does not any more."""
+        for seq in self._ledger.sequences():
+            if self._ledger.epoch(seq) == epoch:
+                self._close(seq)
+        self._wake.set()
+
+    async def between_steps(self, job: Callable[[], None]) -> None:
+        """Runs `job` on the device thread while no step of this worker does; raises as it does.
+
+        The step loop must be running; CancelledError when it ends first.
+        """
+        chore = Chore(job, asyncio.get_running_loop().create_future())
+        self._chores.append(chore)
+        self._wake.set()
+        await chore.done
 
     @property
     def overloaded(self) -> bool:
@@ -201,34 +242,63 @@ class Worker:
 
     async def run(self) -> None:
         """Steps for ever; ends by cancellation, after the step in progress."""
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = self._next_batch()
-            if not batch:
-                await self._idle()
-                continue
-            self._stall_ends_s = None
-            self._busy = True
-            step = loop.run_in_executor(self._device, self._engine.run, batch, self.epoch)
-            try:
-                result = await asyncio.shield(step)
-            except asyncio.CancelledError:
-                await asyncio.wait([step])
-                raise
-            except HelixError as e:
-                self._fail(batch, e.code, e.message)
-            except Exception:
-                log.exception("a step of %d rows failed", len(batch))
-                self._fail(batch, "step_failed", f"a step failed on {self.view.node}")
-            else:
-                self._forward(result)
-            finally:
-                self._busy = False
-                for seq in self._frees:
-                    self._engine.free(seq)
-                self._frees.clear()
-                for work in batch:
-                    work.payload.use.take(work.count)
+        try:
+            while True:
+                if self._chores:
+                    await self._do(self._chores[0])
+                elif batch := self._next_batch():
+                    self._stall_ends_s = None
+                    await self._step(batch)
+                else:
+                    await self._idle()
+        finally:
+            while self._chores:
+                self._chores.popleft().done.cancel()
+
+    async def _step(self, batch: Batch) -> None:
+        try:
+            result = await self._on_device(lambda: self._engine.run(batch))
+        except HelixError as e:
+            self._fail(batch, e.code, e.message)
+        except Exception:
+            log.exception("a step of %d rows failed", len(batch))
+            self._fail(batch, "step_failed", f"a step failed on {self.view.node}")
+        else:
+            self._forward(result)
+        finally:
+            self._device_idle()
+            for work in batch:
+                work.payload.use.take(work.count)
+
+    async def _do(self, chore: Chore) -> None:
+        try:
+            await self._on_device(chore.job)
+        except Exception as e:
+            if not chore.done.done():
+                chore.done.set_exception(e)
+        else:
+            if not chore.done.done():
+                chore.done.set_result(None)
+        finally:
+            self._device_idle()
+        self._chores.popleft()
+
+    async def _on_device(self, job: Callable[[], T]) -> T:
+        """One job on the device thread, to its end whatever happens here meanwhile. KV pages stay
+        as they are until _device_idle()."""
+        self._busy = True
+        running = asyncio.get_running_loop().run_in_executor(self._device, job)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise
+
+    def _device_idle(self) -> None:
+        self._busy = False
+        for seq in self._frees:
+            self._engine.free(seq)
+        self._frees.clear()
 
     async def _idle(self) -> None:
         """Waits for work; when all that waits is blocked, lets one row pass per grace period."""
@@ -292,13 +362,13 @@ class Worker:
             if not self._links.send(frame.peer, frame.header, frame.buffers):
                 lost = [s for s in sorted(frame.sequences) if s in self._ledger]
                 self._give_up(lost, "no_peer", f"{self.view.node} has no link to {frame.peer}")
-        items = tuple(
-            item
-            for item in result.tokens
-            if SeqKey(RequestId(item.request), Attempt(item.attempt)) in self._ledger
-        )
-        if items:
-            self._links.send(ROUTER, Tokens(self.epoch, self.view.node, items), ())
+        tokens: dict[int, list[TokenItem]] = {}
+        for token in result.tokens:
+            seq = SeqKey(RequestId(token.request), Attempt(token.attempt))
+            if seq in self._ledger:
+                tokens.setdefault(self._ledger.epoch(seq), []).append(token)
+        for epoch, items in tokens.items():
+            self._links.send(ROUTER, Tokens(epoch, self.view.node, tuple(items)), ())
 
     def _fail(self, batch: Batch, code: str, reason: str) -> None:
         self._give_up([w.seq for w in batch], code, reason)

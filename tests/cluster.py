@@ -141,19 +141,17 @@ class Cluster:
 
         def idle() -> bool:
             return all(
-                worker is None
-                or (
-                    worker.statistics().open_requests == 0
-                    and worker.statistics().kv_free_pages == worker.statistics().kv_total_pages
-                )
-                for worker in (d.worker for d in self.daemons.values())
+                worker.statistics().open_requests == 0
+                and worker.statistics().kv_free_pages == worker.statistics().kv_total_pages
+                for daemon in self.daemons.values()
+                for worker in daemon.workers
             )
 
         await self.until(idle, "all pages come back")
         self.app.core.check()
         for daemon in self.daemons.values():
-            if daemon.worker is not None:
-                daemon.worker.check()
+            for worker in daemon.workers:
+                worker.check()
 
 
 def endpoint(transport: Transport, name: str) -> str:

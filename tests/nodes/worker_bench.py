@@ -75,8 +75,7 @@ class FakeEngine:
     def check(self) -> None:
         assert self.free_pages >= 0
 
-    def run(self, batch: Batch, epoch: int) -> StepResult:
-        assert epoch == 1
+    def run(self, batch: Batch) -> StepResult:
         self.running = True
         self._loop.call_soon_threadsafe(self.started.set)
         assert self.gate.wait(WAIT_S)
@@ -119,7 +118,7 @@ class Bench:
         self.worker = Worker(
             VIEW,
             self.engine,
-            options=WorkerOptions(epoch=1, limits=limits),
+            options=WorkerOptions(limits=limits),
             clock=self.clock,
             device=device,
             links=self,

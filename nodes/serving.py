@@ -1,0 +1,79 @@
+"""One loaded slice at work: its worker and the task that steps it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from helix_mq.clock import Clock
+from nodes.batching import BatchLimits
+from nodes.inbox import NodeView
+from nodes.loading import Loaded
+from nodes.settings import BatchSection
+from nodes.worker import Links, Worker, WorkerOptions
+
+
+class ServingSlice:
+    """Serves from `start` to `stop`; afterwards nothing here holds weights or pages."""
+
+    def __init__(
+        self,
+        node: str,
+        loaded: Loaded,
+        worker: Worker,
+        on_end: Callable[[asyncio.Task[None]], None],
+    ) -> None:
+        self.loaded = loaded
+        self.worker = worker
+        self._steps = asyncio.create_task(worker.run(), name=f"steps {node} {loaded.layers}")
+        self._steps.add_done_callback(on_end)
+
+    async def grow(self, kv_pages: int) -> None:
+        """Enlarges the KV pool between two steps; raises torch.OutOfMemoryError when it cannot."""
+        engine = self.loaded.engine
+        await self.worker.between_steps(lambda: engine.grow(kv_pages))
+
+    async def stop(self) -> None:
+        """After the step in progress; its sequences are closed."""
+        self._steps.cancel()
+        await asyncio.gather(self._steps, return_exceptions=True)
+        self.worker.close_all()
+
+
+def make_worker(
+    node: str,
+    loaded: Loaded,
+    *,
+    epoch: int,
+    depth: int,
+    batch: BatchSection,
+    clock: Clock,
+    device: Executor,
+    links: Links,
+) -> Worker:
+    config = loaded.config
+    return Worker(
+        NodeView(
+            node=node,
+            epochs=frozenset({epoch}),
+            held=loaded.layers,
+            num_layers=config.num_layers,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            max_context=config.max_context,
+        ),
+        loaded.engine,
+        options=WorkerOptions(
+            depth,
+            BatchLimits(
+                batch.prefill_tokens or loaded.prefill_budget(batch.prefill_objective_s),
+                batch.max_rows,
+                batch.min_decodes,
+                batch.spread,
+            ),
+        ),
+        clock=clock,
+        device=device,
+        links=links,
+    )
