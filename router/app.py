@@ -79,7 +79,7 @@ class RouterApp:
         self._control: Listener | None = None
         self._plane = DataPlane(
             PlaneIdentity(ROUTER, self._incarnation, security.key, security.insecure),
-            PlaneHandlers(self._on_data, self._on_link_lost, lambda: None),
+            PlaneHandlers(self._on_data, self._on_data_lost, lambda: None),
             transport,
             clock,
             settings.window,
@@ -111,6 +111,7 @@ class RouterApp:
             self._on_control,
             security=control_security,
             insecure=self.security.insecure,
+            on_disconnect=self._on_control_lost,
         )
         bound = await self._plane.bind(self._settings.data, self.security.server())
         self._data_endpoint = self._settings.advertise_data or bound
@@ -290,6 +291,17 @@ class RouterApp:
     def _on_link_lost(self, peer: str) -> None:
         self.apply(ev.LinkLost(NodeId(peer)))
 
+    def _on_data_lost(self, peer: str) -> None:
+        # First, or requests that lose their way would be sent the same way again.
+        self.apply(ev.ConnectionBroke(NodeId(peer), None, "data"))
+        self._on_link_lost(peer)
+
+    def _on_control_lost(self, routing_id: bytes) -> None:
+        for (node, incarnation), known in self._routing_ids.items():
+            if known == routing_id:
+                self.apply(ev.ConnectionBroke(NodeId(node), incarnation, "control"))
+                return
+
     def _count_bad(self, who: str, error: FrameError) -> None:
         key = (who, error.reason)
         if len(self.bad_messages) < 10_000 or key in self.bad_messages:
@@ -313,6 +325,8 @@ class RouterApp:
                 self._peers_changed.set()
             case ev.PlanWanted():
                 self._spawn(self._plan(effect), "planning")
+            case ev.SolveFlow():
+                self._spawn(self._solve_flow(effect), "flow")
             case ev.PlacementKept():
                 self._keep_placement(effect)
             case ev.Note():
@@ -336,6 +350,14 @@ class RouterApp:
     async def _plan(self, wanted: ev.PlanWanted) -> None:
         found = await self._planning.search(wanted.search)
         self.apply(ev.PlanFound(wanted.number, found))
+
+    async def _solve_flow(self, wanted: ev.SolveFlow) -> None:
+        try:
+            flow = await asyncio.to_thread(wanted.problem.solve)
+        except Exception:
+            log.exception("the flow could not be solved anew: the present one stays")
+            flow = None
+        self.apply(ev.FlowSolved(wanted.number, flow))
 
     def _keep_placement(self, kept: ev.PlacementKept) -> None:
         if self._keeping is not None and kept.slices:

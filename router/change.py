@@ -24,6 +24,8 @@ class ClusterChange:
     moved: list[NodeId] = field(default_factory=list)
     closed: list[Edge] = field(default_factory=list)
     flow_changed: bool = False
+    flow_fresh: bool = False
+    """The other flow is there already."""
     placed: bool = False
     fallback: bool = False
 

@@ -19,7 +19,8 @@ from helix_mq.models.config import ModelConfig
 from router import events as ev
 from router.assigning import Assigner
 from router.change import ClusterChange, to_member
-from router.flows import LiveFlow, LiveNode, PlannedSpeeds, live_flow
+from router.flow_keeper import FlowKeeper
+from router.flows import LiveFlow
 from router.link_watch import Edge, LinkSettings, LinkWatch
 from router.membership import Member, Membership, NodeState
 from router.moves import Moves, MoveSettings
@@ -38,6 +39,8 @@ class ClusterSettings:
     back; after that they are refused at once."""
     links: LinkSettings = LinkSettings()
     moves: MoveSettings = MoveSettings()
+    solve_apart: bool = False
+    """Flows that only follow speeds are solved by who carries out SolveFlow, not in the core."""
 
 
 class ClusterCore:
@@ -57,9 +60,15 @@ class ClusterCore:
         self.moves = Moves(config, self.membership, placer, settings.moves, first_epoch)
         self._assigner = Assigner(config, self.membership, placer, self.moves, clock)
         self.links = LinkWatch(settings.links)
-        self._flow: LiveFlow | None = None
         self._serving = False
-        self._planned = PlannedSpeeds(problem) if problem is not None else None
+        self.flows = FlowKeeper(
+            config,
+            self.membership,
+            self.moves,
+            self.links,
+            problem,
+            solve_apart=settings.solve_apart,
+        )
         self._config = config
         self._digest = model_digest
         self._settings = settings
@@ -76,16 +85,7 @@ class ClusterCore:
     @property
     def flow(self) -> LiveFlow:
         """The max flow over what serves now; some 0.25 s of work for 1,000 nodes after a change."""
-        if self._flow is None:
-            nodes = [_live(m) for m in self._routed()]
-            closed = self.links.closed
-            self._flow = live_flow(self._config.num_layers, nodes, self._planned, closed)
-        return self._flow
-
-    def _routed(self) -> list[Member]:
-        """Those that new requests may take."""
-        out = self.moves.leavers.out_of_flow()
-        return [m for m in self.membership.serving() if m.name not in out]
+        return self.flows.flow
 
     @property
     def serving(self) -> bool:
@@ -139,6 +139,13 @@ class ClusterCore:
                     self._lose(event.node, event.reason, change)
             case ev.OwnLinks():
                 self._report(ROUTER, event.down_s, change)
+                self.flows.suspects.own_links(
+                    (n, s) for n, s in event.down_s if n in self.membership
+                )
+            case ev.ConnectionBroke():
+                self._connection_broke(event, change)
+            case ev.FlowSolved():
+                self.flows.solved(event, change)
             case ev.Tick():
                 self._tick(change)
             case _:
@@ -243,6 +250,7 @@ class ClusterCore:
         member = self.membership.hear(name, beat.incarnation, self._clock.now_s())
         if member is not None:
             member.beat = beat
+            self.flows.beat(name, beat, self._clock.now_s())
             down_s = [(NodeId(link.peer), link.down_s) for link in beat.links]
             self._report(name, down_s, change)
         elif name in self.membership:
@@ -270,6 +278,7 @@ class ClusterCore:
         self.moves.lost(node, self._clock.now_s(), change)
         self._assigner.assign(change)
         self.links.forget(node)
+        self.flows.forget(node)
         if member.serves:
             change.flow_changed = True
 
@@ -297,12 +306,22 @@ class ClusterCore:
             change.flow_changed = True
             text = f"the link {source} > {target} is used again"
             change.effects.append(ev.Note(logging.INFO, text, node=source))
+        self.flows.tick(now_s, change)
+
+    def _connection_broke(self, event: ev.ConnectionBroke, change: ClusterChange) -> None:
+        member = self.membership.get(event.node)
+        if member is None or event.incarnation not in (None, member.register.incarnation):
+            return
+        self.flows.suspects.broke(event.node, event.what)
+        self.flows.judge(self._clock.now_s(), change)
 
     def _settle(self, change: ClusterChange) -> None:
         """Once per event, however many nodes it concerned: whether there still is a flow."""
         if not change.flow_changed:
             return
-        self._flow = None
+        if change.flow_fresh:
+            return
+        self.flows.dirty()
         lost_some = bool(change.gone or change.closed or change.moved or self.moves.leavers)
         was_serving = self._serving
         if was_serving and not lost_some:
@@ -320,16 +339,10 @@ class ClusterCore:
     def _has_flow(self) -> bool:
         if self.membership.live_placement(self.moves.leavers.out_of_flow()).missing():
             return False
-        if self._planned is None and not self.links.closed:
+        if self.flows.planned is None and not self.links.closed:
             # All links are there, so wherever a node ends another one goes on.
             return True
         return self.flow.tokens_per_s > 0
-
-
-def _live(member: Member) -> LiveNode:
-    assert member.layers is not None
-    assert member.ready is not None
-    return LiveNode(member.name, member.layers, member.ready.layer_tokens_per_s)
 
 
 def _holding(member: Member) -> SliceRef | None:

@@ -23,8 +23,10 @@ from helix_mq.messages.control import (
     Retain,
 )
 from helix_mq.messages.data import Refused, ReleaseItem, SampleSpec, TokenItem, Tokens
+from router.flows import LiveFlow
 from router.searches import Found, NothingFound, Search
 from router.service import Generation, StreamEvent
+from router.solving import FlowProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,24 @@ class LinkLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionBroke:
+    """A connection between the node and the router ended without a goodbye; `what` in words. An
+    `incarnation` of None is whichever it is."""
+
+    node: NodeId
+    incarnation: int | None
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSolved:
+    """The answer to the SolveFlow of that number; None if it could not be solved."""
+
+    number: int
+    flow: LiveFlow | None
+
+
+@dataclass(frozen=True, slots=True)
 class OwnLinks:
     """How long each of the router's own data links has been unconnected, 0 for those that work."""
 
@@ -168,6 +188,8 @@ Event = (
     | TokensArrived
     | RowsRefused
     | LinkLost
+    | ConnectionBroke
+    | FlowSolved
     | OwnLinks
     | Tick
 )
@@ -226,6 +248,14 @@ class PlanWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class SolveFlow:
+    """A flow is to be solved apart from the loop; the answer is a FlowSolved of that number."""
+
+    number: int
+    problem: FlowProblem
+
+
+@dataclass(frozen=True, slots=True)
 class PlacementKept:
     """What nodes are to hold from now on, after a restart of the router too."""
 
@@ -242,4 +272,14 @@ class Note:
     request: int = 0
 
 
-Effect = ToNode | SendRow | SendRelease | Emit | PeersChanged | PlanWanted | PlacementKept | Note
+Effect = (
+    ToNode
+    | SendRow
+    | SendRelease
+    | Emit
+    | PeersChanged
+    | PlanWanted
+    | SolveFlow
+    | PlacementKept
+    | Note
+)

@@ -11,7 +11,7 @@ which would hold up the router's loop for seconds in large clusters.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -36,12 +36,45 @@ class LiveNode:
     name: NodeId
     layers: LayerRange
     layer_tokens_per_s: float
+    tokens_per_s: float | None = None
+    """With these layers, by its own measurements; they come before a plan's."""
+    slowdown: float = 1.0
+    """Its steps take so many times as long as they should."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMeasured:
+    """`bytes_per_s` 0: nothing is known that says more than the plan. `latency_s` likewise."""
+
+    bytes_per_s: float
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredLinks:
+    """Links by their ends, ROUTER one of them or none; bytes per token to or from the router, and
+    between nodes."""
+
+    links: Mapping[tuple[NodeId, NodeId], LinkMeasured]
+    token_bytes: int
+    activation_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class LiveFlow:
+    """`rates`: tokens/s that each node could pass, with work and links enough."""
+
     tokens_per_s: float
     weights: FlowWeights
+    rates: Mapping[NodeId, float] = field(default_factory=dict)
+
+    def by_node(self) -> dict[NodeId, float]:
+        """Tokens/s of the flow that pass each node; those that none passes are absent."""
+        passing: dict[NodeId, float] = {}
+        for out in self.weights.edges.values():
+            for node, rate in out:
+                passing[node] = passing.get(node, 0.0) + rate
+        return passing
 
 
 class PlannedSpeeds:
@@ -65,6 +98,7 @@ def live_flow(
     nodes: Sequence[LiveNode],
     planned: PlannedSpeeds | None = None,
     closed: Collection[tuple[NodeId, NodeId]] = frozenset(),
+    measured: MeasuredLinks | None = None,
 ) -> LiveFlow:
     """Max flow over the live nodes; zero, with no edges, when they do not cover the model.
 
@@ -74,7 +108,7 @@ def live_flow(
     ends = {n.name: n.layers.end for n in nodes}
     if placement.missing():
         return LiveFlow(0.0, FlowWeights(num_layers, {}, ends))
-    return _Graph(num_layers, nodes, planned, closed).solve()
+    return _Graph(num_layers, nodes, planned, closed, measured).solve()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +134,10 @@ class _Graph:
         nodes: Sequence[LiveNode],
         planned: PlannedSpeeds | None,
         closed: Collection[tuple[NodeId, NodeId]],
+        measured: MeasuredLinks | None,
     ) -> None:
         self._num_layers = num_layers
+        self._measured = measured
         self._closed = closed
         self._nodes = sorted(nodes, key=lambda n: n.name)
         self._planned = planned
@@ -132,7 +168,7 @@ class _Graph:
             hop_s=hop_s,
         )
         total = sum(rate for (source, _), rate in sorted(flows.items()) if source == ROUTER)
-        return LiveFlow(total, weights)
+        return LiveFlow(total, weights, self._rate_of)
 
     # -- the parts --------------------------------------------------------------
 
@@ -141,9 +177,13 @@ class _Graph:
 
     def _rate(self, node: LiveNode) -> float:
         known, held = self._known(node.name), len(node.layers)
-        if known is not None and held <= len(known.tokens_per_s_by_layers):
-            return max(known.tokens_per_s(held), _LEAST_TOKENS_PER_S)
-        return max(node.layer_tokens_per_s, _LEAST_TOKENS_PER_S) / held
+        if node.tokens_per_s is not None:
+            rate = max(node.tokens_per_s, _LEAST_TOKENS_PER_S)
+        elif known is not None and held <= len(known.tokens_per_s_by_layers):
+            rate = max(known.tokens_per_s(held), _LEAST_TOKENS_PER_S)
+        else:
+            rate = max(node.layer_tokens_per_s, _LEAST_TOKENS_PER_S) / held
+        return max(rate / node.slowdown, _LEAST_TOKENS_PER_S / held)
 
     def _add_nodes(self) -> None:
         for i, node in enumerate(self._nodes):
@@ -184,23 +224,25 @@ class _Graph:
         source_known = source == ROUTER or self._known(source) is not None
         if planned is None or not source_known:
             next_nodes += [self._nodes[j].name for j in targets]
-            yield from ((j, _WIDE_LINK) for j in targets)
+            yield from ((j, self._unplanned(source, self._nodes[j].name)) for j in targets)
             return
         problem = planned.problem
         links = planned.links_from(SOURCE if source == ROUTER else source)
         for j in targets:
             name = self._nodes[j].name
             known = planned.nodes.get(name)
-            link = _WIDE_LINK
-            if known is not None:
+            if known is None:
+                link = self._unplanned(source, name)
+            else:
                 found = links.get(name)
                 if found is None:
                     continue
                 size = problem.token_bytes if source == ROUTER else problem.activation_bytes
-                rate = found.bytes_per_s / size
+                bytes_per_s, latency_s = self._replaced(source, name, found)
+                rate = bytes_per_s / size
                 if source == ROUTER:
                     rate = min(rate, known.nic_in_bytes_per_s / size)
-                link = _Link(rate, found.latency_s + size / found.bytes_per_s)
+                link = _Link(rate, latency_s + size / bytes_per_s)
                 self._links[source, name] = link
             next_nodes.append(name)
             yield j, link
@@ -211,14 +253,37 @@ class _Graph:
             return None
         known = self._known(name)
         if known is None or self._planned is None:
-            return _WIDE_LINK
+            return self._unplanned(name, ROUTER)
         found = self._planned.links_from(name).get(SINK)
         if found is None:
             return None
         size = self._planned.problem.token_bytes
-        rate = min(found.bytes_per_s, known.nic_out_bytes_per_s) / size
-        link = _Link(rate, found.latency_s + size / found.bytes_per_s)
+        bytes_per_s, latency_s = self._replaced(name, ROUTER, found)
+        rate = min(bytes_per_s, known.nic_out_bytes_per_s) / size
+        link = _Link(rate, latency_s + size / bytes_per_s)
         self._links[name, SINK] = link
+        return link
+
+    def _replaced(
+        self, source: NodeId, target: NodeId, planned: ProblemLink
+    ) -> tuple[float, float]:
+        """Bytes/s and seconds of a planned link, measured where that is known."""
+        found = self._measured.links.get((source, target)) if self._measured is not None else None
+        if found is None:
+            return planned.bytes_per_s, planned.latency_s
+        return found.bytes_per_s or planned.bytes_per_s, found.latency_s or planned.latency_s
+
+    def _unplanned(self, source: NodeId, target: NodeId) -> _Link:
+        """A link that no plan knows: as measured, else wide."""
+        measured = self._measured
+        found = measured.links.get((source, target)) if measured is not None else None
+        if measured is None or found is None:
+            return _WIDE_LINK
+        ends = ROUTER in (source, target)
+        size = measured.token_bytes if ends else measured.activation_bytes
+        rate = found.bytes_per_s / size if found.bytes_per_s else WIDE
+        link = _Link(rate, found.latency_s + 1 / rate)
+        self._links[source, SINK if target == ROUTER else target] = link
         return link
 
     def _add(self, tail: int, head: int, rate: float) -> None:

@@ -58,13 +58,7 @@ def live_problem(
     workload: Workload | None = None,
 ) -> Problem:
     """The problem of placing the model on these machines as they are. Raises ConfigError."""
-    kinds = {m.name: f"kind-{i}" for m, i in zip(machines, _kinds(machines), strict=True)}
-    counts = Counter(kinds.values())
-    by_kind = {kinds[m.name]: m for m in machines}
-    tables = {
-        kind: TypeTables(_slowed(m), kv_room(config, m.memory_bytes, m.dtype_bytes), counts[kind])
-        for kind, m in by_kind.items()
-    }
+    kinds, tables = _tables(config, machines)
     rates = typical_by_tables(config.num_layers, tables, workload)
     nodes = tuple(_node(m, kinds[m.name], rates[kinds[m.name]], tables) for m in machines)
     names = [m.name for m in machines]
@@ -76,6 +70,29 @@ def live_problem(
         nodes=nodes,
         links=tuple(_links(names, link_of)),
     )
+
+
+def machine_rates(
+    config: ModelConfig, machines: Sequence[LiveMachine], workload: Workload | None = None
+) -> Mapping[NodeId, tuple[float, ...]]:
+    """Tokens/s of each machine by layers held, as in the problem of them all."""
+    kinds, tables = _tables(config, machines)
+    rates = typical_by_tables(config.num_layers, tables, workload)
+    return {name: rates[kind] for name, kind in kinds.items()}
+
+
+def _tables(
+    config: ModelConfig, machines: Sequence[LiveMachine]
+) -> tuple[dict[NodeId, str], dict[str, TypeTables]]:
+    """The kind of each machine, and what each kind measured."""
+    kinds = {m.name: f"kind-{i}" for m, i in zip(machines, _kinds(machines), strict=True)}
+    counts = Counter(kinds.values())
+    by_kind = {kinds[m.name]: m for m in machines}
+    tables = {
+        kind: TypeTables(_slowed(m), kv_room(config, m.memory_bytes, m.dtype_bytes), counts[kind])
+        for kind, m in by_kind.items()
+    }
+    return kinds, tables
 
 
 def _node(

@@ -126,7 +126,19 @@ class _StatusCollector(Collector):
         pages = _gauge("node_kv_pages", "KV pages of a node.", labels=("node", "kind"))
         held = _gauge("node_open_requests", "Sequences on a node.", labels=("node",))
         waiting = _gauge("node_waiting_rows", "Rows in a node's inbox.", labels=("node",))
+        suspect = _gauge("node_suspect", "1 while new requests avoid it.", labels=("node",))
+        slowdown = _gauge(
+            "node_slowdown", "Step times, as a multiple of those measured.", labels=("node",)
+        )
+        rate = _gauge(
+            "node_rate_tokens_per_second", "What it is taken to pass at most.", labels=("node",)
+        )
+        flow = _gauge("node_flow_tokens_per_second", "Its part of the max flow.", labels=("node",))
         for node in status.nodes:
+            suspect.add_metric([node.node], bool(node.suspect))
+            slowdown.add_metric([node.node], node.slowdown)
+            rate.add_metric([node.node], node.rate_tokens_per_s)
+            flow.add_metric([node.node], node.flow_tokens_per_s)
             pages.add_metric([node.node, "used"], node.kv_used_pages)
             pages.add_metric([node.node, "total"], node.kv_total_pages)
             held.add_metric([node.node], node.open_requests)
@@ -143,7 +155,7 @@ class _StatusCollector(Collector):
             sent.add_metric([link.sender, link.receiver], link.sent_bytes)
             backlog.add_metric([link.sender, link.receiver], link.backlog_bytes)
             down.add_metric([link.sender, link.receiver], link.down_s)
-        yield from (pages, held, waiting, sent, backlog, down)
+        yield from (pages, held, waiting, suspect, slowdown, rate, flow, sent, backlog, down)
         if status.journal is not None:
             yield from _journal(status.journal)
 

@@ -162,6 +162,14 @@ class NodeStatus:
     kv_total_pages: int
     open_requests: int
     waiting_rows: int
+    suspect: str = ""
+    """Why new requests avoid it: `not heard for 2.1 s`; empty if they do not."""
+    slowdown: float = 1.0
+    """Its steps take so many times as long as it measured; what the flow is computed with."""
+    rate_tokens_per_s: float = 0.0
+    """What the flow takes it to pass at most."""
+    flow_tokens_per_s: float = 0.0
+    """What passes it in the max flow."""
 
 
 @dataclass(frozen=True, slots=True)

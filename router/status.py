@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from helix_mq.outlink import OutLinkStatistics
+from router.cluster_core import ClusterCore
 from router.core import Core
 from router.membership import Member
 from router.service import JournalStatus, LinkStatus, NodeStatus, ServiceStatus
@@ -14,6 +15,7 @@ def service_status(
     core: Core, links: Sequence[OutLinkStatistics], journal: JournalStatus | None = None
 ) -> ServiceStatus:
     statistics = core.statistics()
+    passing = core.cluster.flow.by_node()
     return ServiceStatus(
         serving=core.cluster.serving,
         reason=core.cluster.why_not_serving(),
@@ -21,7 +23,9 @@ def service_status(
         queued=statistics.waiting,
         running=statistics.running,
         flow_tokens_per_s=statistics.flow_tokens_per_s,
-        nodes=tuple(_node(m) for m in core.cluster.membership),
+        nodes=tuple(
+            _node(m, core.cluster, passing.get(m.name, 0.0)) for m in core.cluster.membership
+        ),
         links=tuple(
             LinkStatus("@router", s.peer, s.sent_bytes, s.backlog_bytes, s.down_s) for s in links
         )
@@ -35,8 +39,8 @@ def service_status(
     )
 
 
-def _node(member: Member) -> NodeStatus:
-    beat = member.beat
+def _node(member: Member, cluster: ClusterCore, passing: float) -> NodeStatus:
+    beat, flow, name = member.beat, cluster.flow, member.name
     total = beat.kv_total_pages if beat is not None else 0
     return NodeStatus(
         node=member.name,
@@ -47,4 +51,8 @@ def _node(member: Member) -> NodeStatus:
         kv_total_pages=total,
         open_requests=beat.open_requests if beat is not None else 0,
         waiting_rows=beat.waiting_rows if beat is not None else 0,
+        suspect=cluster.flows.suspects.reasons.get(name, ""),
+        slowdown=cluster.flows.slowdown(name),
+        rate_tokens_per_s=flow.rates.get(name, 0.0),
+        flow_tokens_per_s=passing,
     )

@@ -35,6 +35,7 @@ class Machines:
         control: Control,
         timeline: Timeline,
         settings: NodeSettings,
+        heartbeat_s: float,
     ) -> None:
         self._problem: Mapping[NodeId, ProblemNode] = {n.name: n for n in problem.nodes}
         self._placement = placement
@@ -42,6 +43,7 @@ class Machines:
         self._control = control
         self._timeline = timeline
         self._settings = settings
+        self._heartbeat_s = heartbeat_s
         self._incarnation: dict[NodeId, int] = {}
         self._started = False
         control.on_order = self._on_order
@@ -72,7 +74,16 @@ class Machines:
         node = self._problem[name]
         memory = max(1, node.vram_bytes)
         register = Register(
-            name, self._incarnation[name], "", "", node.type_name, memory, 2, DIGEST, "1"
+            name,
+            self._incarnation[name],
+            "",
+            "",
+            node.type_name,
+            memory,
+            2,
+            DIGEST,
+            "1",
+            heartbeat_s=self._heartbeat_s,
         )
         self._control.handle(ev.NodeRegistered(register))
 

@@ -114,7 +114,13 @@ class Simulation:
             self._core(problem, placement), self.nodes, self.wires, timeline, recorder
         )
         self.machines = Machines(
-            problem, placement, self.nodes, self.control, timeline, settings.node
+            problem,
+            placement,
+            self.nodes,
+            self.control,
+            timeline,
+            settings.node,
+            settings.heartbeat_s,
         )
         for fault in settings.faults:
             if fault.node not in self.nodes and fault.node != ROUTER:

@@ -78,7 +78,7 @@ class SimNode:
         """Steps take so many times as long."""
         self.steps = 0
         self.rows = 0
-        self._step_s = 0.0
+        self._step_s = self._expected_s = 0.0
         self._table = table
         self._parts = parts
         self._ranges: dict[LayerRange, LayerRange] = {}
@@ -146,6 +146,7 @@ class SimNode:
             layer_tokens=0,
             bad_messages=0,
             links=(),
+            expected_s=self._expected_s,
         )
 
     # -- what arrives -----------------------------------------------------------
@@ -235,6 +236,7 @@ class SimNode:
         self._prompt_ends_s = end_s if step.prefill_tokens else 0.0
         self.steps += 1
         self._step_s += end_s - now
+        self._expected_s += step.seconds + parts.overhead_s
         self.rows += len(step.rows)
         parts.recorder.on_step(
             self.name, now, end_s, step.decodes, step.prefill_tokens, step.layers

@@ -31,7 +31,7 @@ from router.journal_reader import JournalReader
 from router.metrics import RouterMetrics
 from router.operating import Operator
 from router.preparing import check_model
-from router.service import Service
+from router.service import NodeStatus, Service
 from router.settings import HttpSection
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class Pages:
 
     async def ready(self, request: Request) -> Response:
         status = self._service.status()
-        nodes = {n.node: f"{n.state} {n.layers}".strip() for n in status.nodes}
+        nodes = {n.node: _node_text(n) for n in status.nodes}
         if status.serving:
             return _json(Readiness("ready", "", nodes))
         body = Readiness("not ready", status.reason, nodes)
@@ -129,6 +129,12 @@ class Pages:
 
     def _card(self) -> ModelCard:
         return ModelCard(self._service.model_name, self._created, self._service.max_context)
+
+
+def _node_text(node: NodeStatus) -> str:
+    """`ready 0-9; suspect: not heard for 2.1 s`"""
+    text = f"{node.state} {node.layers}".strip()
+    return f"{text}; suspect: {node.suspect}" if node.suspect else text
 
 
 class Readiness(msgspec.Struct, frozen=True):
