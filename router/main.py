@@ -56,6 +56,7 @@ def build_app(
             recover_s=settings.recover_s,
             links=LinkSettings(down_after_s=settings.link_down_after_s),
             moves=_moves(settings),
+            solve_apart=True,
         ),
         _placer(settings, config, planned),
         clock,
