@@ -19,8 +19,9 @@ from helix_mq.clock import Clock
 from helix_mq.credit import CreditReceiver
 from helix_mq.errors import FrameError, HelixError
 from helix_mq.frames import Buffer, Message, decode, encode, frame_bytes
+from helix_mq.link_probe import ProbeAllowance
 from helix_mq.messages import Kind
-from helix_mq.messages.data import FrameHeader, Grant, LinkHello
+from helix_mq.messages.data import FrameHeader, Grant, LinkEcho, LinkHello, LinkProbe
 from helix_mq.outlink import OutLink, OutLinkStatistics, PeerAddress
 from helix_mq.transport import (
     AllowList,
@@ -66,6 +67,7 @@ class InLink:
         self._most_bytes = _OVERDRAWN_WINDOWS * max(window, DEFAULT_WINDOW_BYTES)
         self._received_bytes = 0
         self._told_bytes = 0
+        self._allowance = ProbeAllowance(plane.clock)
 
     @property
     def overdrawn(self) -> bool:
@@ -92,6 +94,17 @@ class InLink:
     def announce(self) -> None:
         """Repeats the present grant, in case the last one was lost."""
         self._tell(self._credit.announce().total_bytes)
+
+    def probed(self, probe: LinkProbe, nbytes: int, *, padded: bool) -> None:
+        """Answers a probe, or counts its padding as received and consumed. FrameError where there
+        are more of them than a sender has a use for."""
+        if not self._allowance.take(nbytes if padded else 0):
+            raise FrameError(f"{self.sender} probes too often", reason="probes")
+        if padded:
+            self.received(nbytes)
+            self.consumed(nbytes)
+        else:
+            self._plane.answer(self.routing_id, LinkEcho(self.link, probe.number))
 
     def _tell(self, total_bytes: int) -> None:
         self._told_bytes = self._received_bytes
@@ -136,12 +149,13 @@ class DataPlane:
         window_bytes: int = DEFAULT_WINDOW_BYTES,
         lost_after_s: float = LOST_AFTER_S,
     ) -> None:
-        """`lost_after_s`: how long frames may wait for a link that is not connected."""
+        """`lost_after_s`: how long frames may wait for a link that is not connected, and how long
+        one that is connected may leave probes unanswered."""
         self.me = identity.name
         self.bad_messages: Counter[tuple[str, str]] = Counter()
         self._incarnation = identity.incarnation
         self._transport = transport
-        self._clock = clock
+        self.clock = clock
         self._on_message = handlers.on_message
         self._on_link_lost = handlers.on_link_lost
         self._on_credit = handlers.on_credit
@@ -180,7 +194,7 @@ class DataPlane:
             if link.connection is not None:
                 await link.connection.close()
         new = [a for name, a in peers.items() if name != self.me and name not in self._out]
-        links = [OutLink(address, self._clock, self._window) for address in new]
+        links = [OutLink(address, self.clock, self._window) for address in new]
         # Known at once, connected later: frames for them wait here meanwhile.
         self._out.update({link.address.name: link for link in links})
         for link in links:
@@ -218,7 +232,8 @@ class DataPlane:
             self._hello(link)
 
     def _link_state(self, link: OutLink, state: LinkState) -> None:
-        was, link.connected = link.connected, state.connected
+        was = link.connected or link.silent
+        link.connected = state.connected
         if state.connected and not was:
             self._hello(link)
         elif was and not state.connected:
@@ -256,16 +271,24 @@ class DataPlane:
             link.overdraft()
 
     def refresh(self) -> None:
-        """Repeats every link's grant, as a lost one stops a link, and gives up the frames that
-        have waited too long for a connection. Call about once a second."""
+        """Repeats every link's grant, as a lost one stops a link, probes the links, and gives up
+        the frames that have waited too long for a connection. Call about once a second."""
         for link in self._in.values():
             link.announce()
         # A list: who hears of it may send.
         for name, out in list(self._out.items()):
-            if out.hopeless(self._lost_after_s):
+            if out.fall_silent(self._lost_after_s):
+                log.warning("%s has not been heard for %.1f s: its link is down", name, out.down_s)
+                self._on_link_lost(name)
+            elif out.silent and out.hopeless(self._lost_after_s):
+                # Sent since. The connection may come to life again, so its counts stay.
+                out.give_up()
+                self._on_link_lost(name)
+            elif out.hopeless(self._lost_after_s):
                 log.warning("no data link to %s for %.1f s", name, out.down_s)
                 out.lose()
                 self._on_link_lost(name)
+            out.probe()
 
     def statistics(self) -> tuple[OutLinkStatistics, ...]:
         return tuple(self._out[name].statistics() for name in sorted(self._out))
@@ -291,6 +314,9 @@ class DataPlane:
             if known.user != delivery.user:
                 raise FrameError(f"another key under {who}'s connection", reason="identity")
             nbytes = frame_bytes(delivery.parts)
+            if isinstance(message.header, LinkProbe):
+                known.probed(message.header, nbytes, padded=bool(message.buffers))
+                return
             if message.kind is Kind.FRAME:
                 known.received(nbytes)
         except FrameError as e:
@@ -324,6 +350,8 @@ class DataPlane:
         if isinstance(message.header, Grant):
             link.granted(message.header)
             self._on_credit()
+        elif isinstance(message.header, LinkEcho):
+            link.echoed(message.header)
 
     def count_bad(self, who: str, error: FrameError) -> None:
         """Counts a bad message; logs the first of each kind per peer."""

@@ -17,7 +17,15 @@ from helix_mq.errors import FrameError
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages import KIND_OF, KINDS, WIRE_VERSION, Kind
-from helix_mq.messages.data import DTYPES, MAX_FRAME_TOKENS, SAMPLE, FrameHeader, Row
+from helix_mq.messages.data import (
+    DTYPES,
+    MAX_FRAME_TOKENS,
+    MAX_PADDING_BYTES,
+    SAMPLE,
+    FrameHeader,
+    LinkProbe,
+    Row,
+)
 from helix_mq.packing import U31, Name, pack, unpack
 
 Buffer = bytes | bytearray | memoryview
@@ -65,6 +73,8 @@ def decode(parts: Sequence[Buffer]) -> Message:
     buffers = tuple(memoryview(part) for part in parts[2:])
     if isinstance(header, FrameHeader):
         check_frame(header, buffers)
+    elif isinstance(header, LinkProbe):
+        check_padding(buffers)
     elif buffers:
         raise FrameError(f"{kind.name} carries no buffers", reason="stray_buffer")
     return Message(kind, header, buffers)
@@ -106,6 +116,13 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
     got = [buffer.nbytes for buffer in buffers]
     if got != expected:
         raise FrameError(f"buffers of {got} bytes, the header says {expected}", reason="length")
+
+
+def check_padding(buffers: Sequence[memoryview]) -> None:
+    """Checks what a probe carries: nothing, or one buffer that is not large."""
+    if len(buffers) > 1 or any(b.nbytes > MAX_PADDING_BYTES for b in buffers):
+        nbytes = sum(b.nbytes for b in buffers)
+        raise FrameError(f"{nbytes} bytes of padding in a probe", reason="padding")
 
 
 def pack_route(route: Route) -> bytes:

@@ -7,14 +7,16 @@ decode never waits for more than one of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from helix_mq.clock import Clock
 from helix_mq.credit import CreditSender
 from helix_mq.frames import Buffer, encode, frame_bytes, split_frame
+from helix_mq.link_probe import PADDING_BYTES, SLOWEST_BYTES_PER_S, LinkProbes
 from helix_mq.link_queue import LinkQueue
-from helix_mq.messages.data import SAMPLE, FrameHeader, Grant
+from helix_mq.messages.data import SAMPLE, FrameHeader, Grant, LinkEcho, LinkProbe
 from helix_mq.pacing import QUEUE_S, LinkPacer
 from helix_mq.transport import Connection
 
@@ -22,6 +24,9 @@ FIRST_PIECE_BYTES = 256 * 1024
 """While the link's rate is not known."""
 MIN_PIECE_BYTES = 32 * 1024
 """Smaller pieces would cost more in headers and steps than they save in waiting."""
+
+_PADDING = os.urandom(PADDING_BYTES)
+"""Random: tunnels may compress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class OutLinkStatistics:
     backlog_bytes: int
     blocked_s: float
     bytes_per_s: float
-    """As acknowledged lately; 0 where nothing was."""
+    """What it carries, as acknowledged lately; 0 where nothing was."""
     round_trip_s: float
     """The shortest lately; 0 where none was seen."""
     down_s: float = 0.0
@@ -66,6 +71,9 @@ class OutLink:
         self._window = window
         self._credit = CreditSender(window_bytes=window, clock=clock)
         self._pacer = LinkPacer(clock)
+        self._probes = LinkProbes(clock)
+        self.silent = False
+        """Given up for want of a sign of life, though the connection stands."""
         self._queue: LinkQueue[list[Buffer]] = LinkQueue()
         self._sent_bytes = 0
         self._sent_frames = 0
@@ -90,16 +98,23 @@ class OutLink:
         """Frames wait for a link that has been down for longer than `after_s`."""
         return len(self._queue) > 0 and self.down_s > after_s
 
+    def give_up(self) -> None:
+        """Drops what waits; the connection's counts stay."""
+        self._queue.clear()
+
     def begin(self, link: int) -> None:
         """A new connection: fresh counts. Frames that wait for it go when credit comes."""
         self.link = link
         self._credit = CreditSender(window_bytes=self._window, clock=self._clock)
         self._pacer = LinkPacer(self._clock)
+        self._probes = LinkProbes(self._clock)
+        self.silent = False
 
     def lose(self) -> None:
         """The connection broke, or does not come about: what was in it is lost, so what waited
         behind it goes too."""
         self.link = 0
+        self.silent = False
         self._queue.clear()
 
     def send(self, header: FrameHeader, buffers: Sequence[Buffer]) -> None:
@@ -122,9 +137,66 @@ class OutLink:
 
     def granted(self, grant: Grant) -> None:
         if grant.link == self.link:
+            self._heard()
             self._credit.granted(grant.total_bytes, grant.link)
             self._pacer.acknowledged(grant.received_bytes)
+            self._probes.acknowledged(grant.received_bytes)
             self.flush()
+
+    def echoed(self, echo: LinkEcho) -> None:
+        if echo.link == self.link:
+            self._heard()
+            trip_s = self._probes.echoed(echo.number)
+            if trip_s is not None:
+                self._pacer.tripped(trip_s)
+            self.flush()
+
+    def _heard(self) -> None:
+        """There is somebody after all: counts still hold, as TCP loses nothing in between."""
+        self._probes.heard()
+        if self.silent:
+            self.silent, self.connected = False, True
+
+    def probe(self) -> None:
+        """Asks for a sign of life, and measures the link if it is idle and that is due."""
+        if self.connection is None or not self.connected:
+            return
+        number = self._probes.next_probe()
+        if number is not None:
+            self.connection.send(encode(LinkProbe(self.link, number)))
+        if len(self._queue) == 0 and self._pacer.under_way_bytes <= 0:
+            self._send_train(self._probes.train_pieces())
+
+    def _send_train(self, pieces: int) -> None:
+        parts = encode(LinkProbe(self.link, 0), (_PADDING,))
+        nbytes = frame_bytes(parts)
+        # Half of it: frames must find credit meanwhile.
+        if self.connection is None or not pieces or self._credit.headroom_bytes < 2 * nbytes:
+            return
+        start = self._pacer.sent_bytes
+        for _ in range(min(pieces, self._credit.headroom_bytes // (2 * nbytes))):
+            if not self.connection.send(list(parts)):
+                break
+            self._credit.sent(nbytes)
+            self._pacer.sent(nbytes)
+        if self._pacer.sent_bytes > start:
+            self._probes.train_sent(start, self._pacer.sent_bytes)
+
+    def fall_silent(self, after_s: float) -> bool:
+        """Gives the link up if nothing has been heard of it for too long; True if that was so.
+
+        Ask about once a second. The connection stays: what comes over it revives the link.
+        """
+        if not self.connected:
+            return False
+        silent_s = self._probes.silent_s()
+        rate = max(self.statistics().bytes_per_s, SLOWEST_BYTES_PER_S)
+        if silent_s <= after_s + self._pacer.under_way_bytes / rate:
+            return False
+        self._queue.clear()
+        self.silent = True
+        self._down_since_s = self._clock.now_s() - silent_s
+        return True
 
     def flush(self) -> None:
         self._flush(paced=True)
@@ -162,7 +234,7 @@ class OutLink:
             sent_frames=self._sent_frames,
             backlog_bytes=self._queue.waiting_bytes,
             blocked_s=self._credit.blocked_s,
-            bytes_per_s=self._pacer.bytes_per_s,
+            bytes_per_s=max(self._pacer.bytes_per_s, self._probes.bytes_per_s),
             round_trip_s=self._pacer.round_trip_s,
             down_s=self.down_s,
         )

@@ -81,6 +81,14 @@ class LinkPacer:
         full = rate * (GAIN * self.round_trip_s + QUEUE_S)
         return max(float(MIN_WINDOW_BYTES), min(full, rate * BURST_S + self._ramp_bytes))
 
+    @property
+    def sent_bytes(self) -> int:
+        return self._sent_bytes
+
+    def tripped(self, trip_s: float) -> None:
+        """A small message went there and back in so many seconds."""
+        self._trips.add(self._clock.now_s(), trip_s)
+
     def allows(self, nbytes: int) -> bool:
         """Whether bulk of this size may go now; always, when nothing is under way."""
         return self.under_way_bytes <= 0 or self.under_way_bytes + nbytes <= self.window_bytes

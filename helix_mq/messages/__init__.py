@@ -40,6 +40,8 @@ class Kind(IntEnum):
     RELEASE = 35
     LINK_HELLO = 36
     GRANT = 37
+    LINK_PROBE = 38
+    LINK_ECHO = 39
 
     SUBMIT = 64
     ACCEPTED = 65
@@ -70,6 +72,8 @@ KINDS: dict[Kind, type[msgspec.Struct]] = {
     Kind.RELEASE: data.Release,
     Kind.LINK_HELLO: data.LinkHello,
     Kind.GRANT: data.Grant,
+    Kind.LINK_PROBE: data.LinkProbe,
+    Kind.LINK_ECHO: data.LinkEcho,
     Kind.SUBMIT: client.Submit,
     Kind.ACCEPTED: client.Accepted,
     Kind.DELTA: client.Delta,

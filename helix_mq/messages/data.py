@@ -15,6 +15,7 @@ SAMPLE = 1
 MAX_ROWS = 8192
 MAX_FRAME_TOKENS = 1 << 17
 MAX_WIDTH = 1 << 16
+MAX_PADDING_BYTES = 64 * 1024
 
 DTYPES = {"int32": 4, "float32": 4, "bfloat16": 2, "float16": 2}
 """Names of buffer dtypes on the wire and their bytes per element (little-endian)."""
@@ -139,3 +140,18 @@ class Grant(msgspec.Struct, array_like=True, frozen=True):
     link: U63
     total_bytes: U63
     received_bytes: U63 = 0
+
+
+class LinkProbe(msgspec.Struct, array_like=True, frozen=True):
+    """Sender -> receiver of a link. Answered by a LinkEcho at once; with a buffer of padding it is
+    dropped instead, and counted like a frame in the next Grant's `received_bytes`."""
+
+    link: U63
+    number: U31
+
+
+class LinkEcho(msgspec.Struct, array_like=True, frozen=True):
+    """The answer to the probe of this number."""
+
+    link: U63
+    number: U31

@@ -85,6 +85,8 @@ EXAMPLES: list[msgspec.Struct] = [
     data.Release((data.ReleaseItem(1, 0),)),
     data.LinkHello("n", 1, 2),
     data.Grant("n", 1, 1 << 40),
+    data.LinkProbe(2, 3),
+    data.LinkEcho(2, 3),
     client.Submit(1, "m", "hi", None, None, SamplingParams(), True, False, ("\n",), 3.0),
     client.Submit(
         1,

@@ -1,0 +1,172 @@
+"""Measuring a data link while it is idle: round trip, bandwidth, whether anybody is there. Pure.
+
+A probe without padding comes back at once. Padding is sent as a train of pieces back to back, each
+acknowledged like a frame; the bytes between the first acknowledgement and the last, per time, are
+the bandwidth (packet trains, as in Dovrolis et al., INFOCOM 2001): the round trip is not in it. A
+train starts with two pieces, and doubles while it is too short to be timed, so that on any link a
+decode behind it waits about as long as behind a prompt's piece.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from typing import Final
+
+from helix_mq.clock import Clock
+
+PROBE_EVERY_S: Final = 1.0
+PADDING_BYTES: Final = 32 * 1024
+"""Of one piece: a receiver acknowledges that much with a message of its own."""
+FIRST_PIECES: Final = 2
+MOST_PIECES: Final = 32
+SHORT_S: Final = 0.020
+"""Trains that are over sooner are lengthened: event loops are late by milliseconds at times."""
+TRAINS: Final = 3
+"""Whose median counts; the first ones follow each other soon, but on very slow links."""
+TRAIN_EVERY_S: Final = 60.0
+SHARE: Final = 0.01
+"""Of a link's bandwidth that trains may take."""
+FORGET_S: Final = 3 * TRAIN_EVERY_S
+"""A link that is never idle long enough is known by its frames."""
+SLOWEST_BYTES_PER_S: Final = 64 * 1024
+"""Answers stand behind what is under way; on a link of unknown rate, this slow at worst."""
+GIVE_UP_S: Final = 30.0
+"""After which an echo is not waited for any more, where other signs of life came."""
+_STRIDE_S: Final = 1.5
+"""Of silence that one look counts at most: this process may have been stopped itself."""
+
+
+class LinkProbes:
+    """One connection's probes at its sending end. All totals are the link's running bytes."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._number = 0
+        self._waiting_since_s: float | None = None
+        self._probe_at_s = clock.now_s()
+        self._looked_s = clock.now_s()
+        self._silent_s = 0.0
+        self._answered = False
+        self._pieces = FIRST_PIECES
+        self._train_at_s = clock.now_s()
+        self._train: tuple[int, int] | None = None
+        self._first_ack: tuple[int, float] | None = None
+        self._rates: deque[float] = deque(maxlen=TRAINS)
+        self._measured_s = clock.now_s()
+
+    # -- round trip and silence ----------------------------------------------
+
+    def next_probe(self) -> int | None:
+        """The number of a probe to send now; None while one is on its way or it is too early."""
+        now = self._clock.now_s()
+        waits = self._waiting_since_s is not None and now < self._waiting_since_s + GIVE_UP_S
+        if waits or now < self._probe_at_s:
+            return None
+        self._number += 1
+        self._waiting_since_s = now
+        self._probe_at_s = now + PROBE_EVERY_S
+        return self._number
+
+    def echoed(self, number: int) -> float | None:
+        """Seconds that the probe took; None for an echo of none."""
+        if self._waiting_since_s is None or number != self._number:
+            return None
+        trip_s = self._clock.now_s() - self._waiting_since_s
+        self._waiting_since_s = None
+        self._answered = True
+        return trip_s
+
+    def heard(self) -> None:
+        """Something came from the other end."""
+        self._silent_s = 0.0
+
+    def silent_s(self) -> float:
+        """For how long nothing was heard with a probe under way. 0 where the other end has never
+        answered one. Ask about once a second."""
+        now = self._clock.now_s()
+        gone_s, self._looked_s = now - self._looked_s, now
+        if self._waiting_since_s is None or not self._answered:
+            self._silent_s = 0.0
+        else:
+            # A probe sent within the stride has been waiting for less than it.
+            self._silent_s += min(gone_s, _STRIDE_S, now - self._waiting_since_s)
+        return self._silent_s
+
+    # -- bandwidth -------------------------------------------------------------
+
+    @property
+    def bytes_per_s(self) -> float:
+        """As the last trains found; 0 where there was none lately."""
+        if not self._rates or self._clock.now_s() - self._measured_s > FORGET_S:
+            return 0.0
+        return statistics.median(self._rates)
+
+    def train_pieces(self) -> int:
+        """How many pieces to send back to back now; 0 for none. Ask only while the link is idle."""
+        if self._clock.now_s() < self._train_at_s:
+            return 0
+        return self._pieces
+
+    def train_sent(self, start_total: int, end_total: int) -> None:
+        """The train was handed over; the link's total was `start_total` before it."""
+        self._train = (start_total, end_total)
+        self._first_ack = None
+        self._train_at_s = self._clock.now_s() + TRAIN_EVERY_S
+
+    def acknowledged(self, total_bytes: int) -> None:
+        """The receiver has so many bytes in all."""
+        if self._train is None or total_bytes <= self._train[0]:
+            return
+        now = self._clock.now_s()
+        if self._first_ack is None:
+            self._first_ack = (total_bytes, now)
+        if total_bytes < self._train[1]:
+            return
+        first_bytes, first_s = self._first_ack
+        nbytes, taken_s = total_bytes - first_bytes, now - first_s
+        train_bytes = self._train[1] - self._train[0]
+        self._train = None
+        if taken_s < SHORT_S and self._pieces < MOST_PIECES:
+            # Too short to be believed.
+            self._pieces = min(MOST_PIECES, 2 * self._pieces)
+            self._train_at_s = now
+            return
+        if nbytes > 0 and taken_s > 0:
+            rate = nbytes / taken_s
+            self._rates.append(rate)
+            self._measured_s = now
+            if len(self._rates) == TRAINS or taken_s > 10 * SHORT_S:
+                self._train_at_s = now + max(TRAIN_EVERY_S, train_bytes / (rate * SHARE))
+            else:
+                self._train_at_s = now
+        if taken_s > 4 * SHORT_S and self._pieces > FIRST_PIECES:
+            # The link has become slower: a decode must not wait for so much.
+            self._pieces = max(FIRST_PIECES, self._pieces // 2)
+
+
+class ProbeAllowance:
+    """What a receiver takes of one sender's probes: a bucket of bytes that fills slowly."""
+
+    BURST_BYTES: Final = 4 << 20
+    REFILL_BYTES_PER_S: Final = 256 * 1024
+    COST_BYTES: Final = 4 * 1024
+    """Of a probe, whatever its padding."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._left_bytes = float(self.BURST_BYTES)
+        self._at_s = clock.now_s()
+
+    def take(self, nbytes: int) -> bool:
+        """Whether a probe of this size is within bounds."""
+        now = self._clock.now_s()
+        self._left_bytes = min(
+            float(self.BURST_BYTES),
+            self._left_bytes + (now - self._at_s) * self.REFILL_BYTES_PER_S,
+        )
+        self._at_s = now
+        if self.COST_BYTES + nbytes > self._left_bytes:
+            return False
+        self._left_bytes -= self.COST_BYTES + nbytes
+        return True

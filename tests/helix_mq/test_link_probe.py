@@ -1,0 +1,216 @@
+"""What probes find out about a link, on a simulated wire and over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helix_mq.clock import VirtualClock
+from helix_mq.frames import encode
+from helix_mq.link_probe import (
+    MOST_PIECES,
+    PADDING_BYTES,
+    SHARE,
+    SHORT_S,
+    TRAIN_EVERY_S,
+    LinkProbes,
+    ProbeAllowance,
+)
+from helix_mq.messages.data import LinkHello, LinkProbe
+from helix_mq.outlink import OutLinkStatistics
+from helix_mq.transport import ZmqTransport
+from tests.helix_mq.plane_ends import End, Net
+from tests.shaped_tcp import ShapedTcp
+
+
+def measure(rate: float, trip_s: float, seconds: float) -> tuple[LinkProbes, int, float]:
+    """An idle link that is asked every second. Gives the probes, the bytes sent, and the longest
+    that a train was on the wire."""
+    clock = VirtualClock()
+    probes = LinkProbes(clock)
+    sent, longest_s = 0, 0.0
+    while clock.now_s() < seconds:
+        pieces = probes.train_pieces()
+        start = sent
+        sent += pieces * PADDING_BYTES
+        at_s = clock.now_s()
+        if pieces:
+            probes.train_sent(start, sent)
+            longest_s = max(longest_s, pieces * PADDING_BYTES / rate)
+        for piece in range(1, pieces + 1):
+            due_s = at_s + trip_s + piece * PADDING_BYTES / rate
+            clock.advance(max(0.0, due_s - clock.now_s()))
+            probes.acknowledged(start + piece * PADDING_BYTES)
+        clock.advance(max(0.0, at_s + 1.0 - clock.now_s()))
+    return probes, sent, longest_s
+
+
+@given(st.floats(1e4, 1e10), st.floats(0, 0.5))
+def test_an_idle_links_bandwidth_is_found_whatever_its_delay(rate: float, trip_s: float) -> None:
+    probes, sent, longest_s = measure(rate, trip_s, 600.0)
+    assert probes.bytes_per_s in (pytest.approx(rate, rel=0.01), 0.0)
+    if rate > 1e5:
+        assert probes.bytes_per_s > 0, "slower ones are measured too seldom to be remembered"
+    start = 5 * MOST_PIECES * PADDING_BYTES
+    assert sent <= start + MOST_PIECES * PADDING_BYTES * 600 / TRAIN_EVERY_S
+    if PADDING_BYTES / rate > SHORT_S:
+        assert sent <= 6 * PADDING_BYTES + SHARE * rate * 600, "a small share of a slow link"
+    assert longest_s <= max(2 * PADDING_BYTES / rate, 4 * SHORT_S)
+
+
+def test_acknowledgements_all_at_once_give_no_rate() -> None:
+    clock = VirtualClock()
+    probes = LinkProbes(clock)
+    probes.train_sent(0, 100)
+    clock.advance(0.1)
+    probes.acknowledged(100)
+    assert probes.bytes_per_s == 0
+    assert probes.train_pieces() == 4
+
+
+def test_only_the_awaited_echo_counts() -> None:
+    clock = VirtualClock()
+    probes = LinkProbes(clock)
+    number = probes.next_probe()
+    assert number is not None
+    assert probes.next_probe() is None
+    clock.advance(0.25)
+    assert probes.echoed(number + 1) is None
+    assert probes.echoed(number) == pytest.approx(0.25)
+    assert probes.echoed(number) is None
+    assert probes.next_probe() is None, "too early"
+    clock.advance(1)
+    assert probes.next_probe() == number + 1
+
+
+def test_silence_is_counted_while_a_probe_waits_and_not_while_we_were_stopped_ourselves() -> None:
+    clock = VirtualClock()
+    probes = LinkProbes(clock)
+    probes.next_probe()
+    clock.advance(9)
+    assert probes.silent_s() == 0, "it may be one that does not know probes"
+    probes.echoed(1)
+    for _ in range(5):
+        clock.advance(1)
+        assert probes.silent_s() == 0, "nobody was asked"
+    probes.next_probe()
+    clock.advance(1)
+    assert probes.silent_s() == pytest.approx(1)
+    clock.advance(1)
+    assert probes.silent_s() == pytest.approx(2)
+    clock.advance(100)
+    assert probes.silent_s() < 4, "whoever is stopped for 100 s has heard nobody"
+    probes.heard()
+    clock.advance(1)
+    assert probes.silent_s() == pytest.approx(1)
+
+
+def test_a_receiver_takes_what_honest_senders_send_and_not_much_more() -> None:
+    clock = VirtualClock()
+    allowance = ProbeAllowance(clock)
+    for pieces in (2, 4, 8, 16, 32):
+        assert all(allowance.take(PADDING_BYTES) for _ in range(pieces))
+        assert allowance.take(0)
+        clock.advance(1)
+    taken = sum(allowance.take(PADDING_BYTES) for _ in range(1000))
+    assert taken * PADDING_BYTES <= ProbeAllowance.BURST_BYTES
+    clock.advance(10)
+    assert allowance.take(PADDING_BYTES)
+
+
+# -- over sockets -----------------------------------------------------------------
+
+
+async def refreshing(*ends: End) -> None:
+    """As processes do; more often, so that the tests are short."""
+    while True:
+        for end in ends:
+            end.plane.refresh()
+            end.changed.set()
+        await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def shaped(rate: float, delay_s: float) -> AsyncIterator[tuple[End, End, ShapedTcp]]:
+    """`a` reaches `b` through the thin wire; nobody else is there."""
+    net = Net(ZmqTransport(), [], "tcp")
+    a, b = await net.bound("a"), await net.bound("b")
+    wire = ShapedTcp(int(b.endpoint.rsplit(":", 1)[1]), rate, delay_s)
+    endpoint = await wire.start()
+    task = asyncio.create_task(refreshing(a, b))
+    try:
+        await a.plane.set_peers({"b": replace(b.address, endpoint=endpoint)})
+        await a.until(lambda: a.credits > 0)
+        yield a, b, wire
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        for end in net.ends:
+            await end.plane.close()
+        await wire.close()
+        await net.transport.close()
+
+
+def link(end: End) -> OutLinkStatistics:
+    (statistics,) = end.plane.statistics()
+    return statistics
+
+
+@pytest.mark.parametrize(("rate", "delay_s"), [(2.5e6, 0.020), (6.25e6, 0.005)])
+async def test_an_idle_link_is_measured(rate: float, delay_s: float) -> None:
+    """20 Mbit/s with a round trip of 40 ms, 50 Mbit/s with 10 ms."""
+    async with shaped(rate, delay_s) as (a, b, _):
+
+        def near() -> bool:
+            seen = link(a)
+            return seen.bytes_per_s == pytest.approx(rate, rel=0.25) and (
+                seen.round_trip_s == pytest.approx(2 * delay_s, rel=0.25, abs=0.002)
+            )
+
+        await a.until(near)
+        assert b.messages == [], "nobody above sees a probe"
+        assert (link(a).sent_bytes, link(a).sent_frames) == (0, 0)
+
+
+async def test_a_link_whose_packets_vanish_is_noticed_and_comes_back() -> None:
+    async with shaped(1e9, 0.0) as (a, b, wire):
+        await a.until(lambda: link(a).round_trip_s > 0)
+        wire.swallow()
+        started_s = asyncio.get_running_loop().time()
+        a.send("b", 2)
+        await a.until(lambda: a.lost == ["b"])
+        assert asyncio.get_running_loop().time() - started_s < 6, "ZeroMQ takes 15 s"
+        assert link(a).down_s > 2.5
+        wire.let_through()
+        await a.until(lambda: link(a).down_s == 0)
+        a.send("b", 3)
+        await b.until(lambda: 3 in b.requests)
+        assert a.lost == ["b"]
+
+
+async def test_a_flood_of_probes_is_counted_and_not_answered() -> None:
+    net = Net(ZmqTransport(), [], "tcp")
+    b = await net.bound("b")
+    replies: list[object] = []
+    raw = await net.raw(b, replies)
+    task = asyncio.create_task(refreshing(b))
+    try:
+        raw.send(encode(LinkHello("x", 1, 7)))
+        padding = bytes(PADDING_BYTES)
+        for number in range(400):
+            raw.send(encode(LinkProbe(7, number), (padding,)))
+        await b.until(lambda: b.plane.bad_messages["x", "probes"] > 0)
+        raw.send(encode(LinkProbe(7, 1), (padding, padding)))
+        await b.until(lambda: b.plane.bad_messages["x", "padding"] > 0)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await raw.close()
+        await b.plane.close()
+        await net.transport.close()

@@ -1,0 +1,108 @@
+"""A TCP way to a port with a given rate and delay, which can also swallow everything while its
+connections stand, as a path on which packets vanish."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+
+PIECE_BYTES = 8 * 1024
+SOCKET_BYTES = 64 * 1024
+_LATE_S = 0.0015
+"""Event loops wake up to a millisecond late, which is not the wire's slowness."""
+
+
+class ShapedTcp:
+    """Listens on loopback; bytes go on to `port` at `bytes_per_s` at most, and arrive `delay_s`
+    after they have left the thin part. The way back has the delay and no limit."""
+
+    def __init__(self, port: int, bytes_per_s: float, delay_s: float) -> None:
+        self._port = port
+        self._bytes_per_s = bytes_per_s
+        self._delay_s = delay_s
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._passes = asyncio.Event()
+        self._passes.set()
+
+    async def start(self) -> str:
+        """The endpoint to connect to instead of the real one."""
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
+        listener.bind(("127.0.0.1", 0))
+        self._server = await asyncio.start_server(self._accept, sock=listener, limit=PIECE_BYTES)
+        return f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+    def swallow(self) -> None:
+        """From now on nothing arrives, either way; nothing is closed."""
+        self._passes.clear()
+
+    def let_through(self) -> None:
+        """What was held up arrives after all, as TCP sends it again."""
+        self._passes.set()
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        far, out = await asyncio.open_connection("127.0.0.1", self._port)
+        for reader, writer, rate in ((near, out, self._bytes_per_s), (far, back, 1e12)):
+            way = _Way(reader, writer, rate, self._delay_s, self._passes)
+            for part in (way.take(), way.deliver()):
+                task = asyncio.ensure_future(part)
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+
+class _Way:
+    """One direction of one connection."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        bytes_per_s: float,
+        delay_s: float,
+        passes: asyncio.Event,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._bytes_per_s = bytes_per_s
+        self._delay_s = delay_s
+        self._passes = passes
+        self._on_wire: deque[tuple[float, bytes]] = deque()
+        self._more = asyncio.Event()
+
+    async def take(self) -> None:
+        loop = asyncio.get_running_loop()
+        free_s = loop.time()
+        data = b"-"
+        while data:
+            with contextlib.suppress(OSError):
+                data = await self._reader.read(PIECE_BYTES)
+            free_s = max(loop.time() - _LATE_S, free_s) + len(data) / self._bytes_per_s
+            self._on_wire.append((free_s + self._delay_s, data))
+            self._more.set()
+            # The thin part itself: this is how long these bytes are in it.
+            await asyncio.sleep(free_s - loop.time())
+
+    async def deliver(self) -> None:
+        loop = asyncio.get_running_loop()
+        data = b"-"
+        with contextlib.suppress(OSError):
+            while data:
+                while not self._on_wire:
+                    self._more.clear()
+                    await self._more.wait()
+                at_s, data = self._on_wire.popleft()
+                await asyncio.sleep(at_s - loop.time())
+                await self._passes.wait()
+                self._writer.write(data)
+                await self._writer.drain()
+        self._writer.close()
