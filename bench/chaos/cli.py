@@ -31,6 +31,9 @@ def chaos(
     only: Annotated[
         list[str] | None, typer.Option(help="This kind of fault only. May be repeated.")
     ] = None,
+    router: Annotated[
+        bool, typer.Option("--router", help="Kill the router, too; it keeps a journal then.")
+    ] = False,
     node_memory: Annotated[str, typer.Option(help="Memory of each node.")] = "64MiB",
     folder: Annotated[
         Path | None, typer.Option(help="Where logs and settings stay; default: thrown away.")
@@ -68,6 +71,7 @@ def chaos(
                 streams=streams,
                 only=kinds,
                 node_memory=node_memory,
+                journal=router or Kind.ROUTER in kinds,
             )
             running = asyncio.create_task(ChaosRun(options, _say).run())
             stopping = asyncio.create_task(stop.wait())

@@ -47,12 +47,14 @@ def slices_of(num_layers: int, layout: Mapping[str, tuple[float, float]]) -> dic
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is started. `settings`: further lines of router.toml, before its sections."""
+    """What is started. `settings`: further lines of router.toml, before its sections. With a
+    `journal` the router may be killed, too."""
 
     model: Path
     slices: Mapping[str, str]
     node_memory: str = "64MiB"
     settings: str = ""
+    journal: bool = False
     log_level: str = "info"
 
 
@@ -129,6 +131,7 @@ class ChaosCluster:
 
     def _router_toml(self) -> str:
         ports = self._ports
+        journal = f'[journal]\npath = "{self._folder}/journal.db"\n' if self.plan.journal else ""
         nodes = "\n".join(f'{name} = "{layers}"' for name, layers in self.plan.slices.items())
         return (
             f'model = "{self.plan.model}"\nmodel_name = "chaos"\n'
@@ -137,7 +140,7 @@ class ChaosCluster:
             f'data = "tcp://127.0.0.1:{ports.data}"\n'
             f'advertise_data = "{self.data_gates[ROUTER].endpoint}"\n'
             f'log_level = "{self.plan.log_level}"\n{self.plan.settings}\n'
-            f"[http]\nport = {ports.http}\n[placement.nodes]\n{nodes}\n"
+            f"[http]\nport = {ports.http}\n{journal}[placement.nodes]\n{nodes}\n"
         )
 
     def _node_toml(self, name: str) -> str:

@@ -41,10 +41,13 @@ class Kind(StrEnum):
     """The node's way to the router's data socket is cut: its tokens do not arrive."""
     CLIENT = "client"
     """The client's connection breaks for a moment."""
+    ROUTER = "router"
+    """kill -9 of the router, which goes on from its journal. Only where there is one."""
 
 
 NODE_KINDS = (Kind.KILL, Kind.RESTART, Kind.HANG, Kind.PAUSE, Kind.DRAIN, Kind.CONTROL)
 LINK_KINDS = (Kind.CUT, Kind.ISOLATE, Kind.FREEZE, Kind.BREAK, Kind.TOKENS)
+ALONE = (Kind.CLIENT, Kind.ROUTER)
 _HOLD_S = {
     Kind.KILL: (0.0, 2.0),
     Kind.RESTART: (0.0, 0.0),
@@ -58,6 +61,7 @@ _HOLD_S = {
     Kind.CONTROL: (1.0, 6.0),
     Kind.TOKENS: (1.0, 6.0),
     Kind.CLIENT: (0.1, 3.0),
+    Kind.ROUTER: (0.0, 2.0),
 }
 """Seconds before a fault is mended, from and to."""
 
@@ -76,6 +80,7 @@ class Fault:
             Kind.CUT: f" {self.source} > {self.node}",
             Kind.FREEZE: f" {self.source} > {self.node}",
             Kind.CLIENT: "",
+            Kind.ROUTER: "",
         }.get(self.kind, f" {self.node}")
         return f"{self.kind}{where}" + (f" for {self.hold_s:.1f} s" if self.hold_s else "")
 
@@ -95,25 +100,31 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What may happen. `only`: these kinds, each alone and each node in turn; none means all."""
+    """What may happen. `only`: these kinds; none means all, that of the router where it has a
+    `journal`."""
 
     seed: int
     names: Sequence[str]
     only: tuple[Kind, ...] = ()
+    journal: bool = False
     doubled: float = 0.35
     """Share of rounds in which two nodes are hit."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return self.only or tuple(k for k in Kind if self.journal or k is not Kind.ROUTER)
 
 
 def rounds(mix: Mix) -> Iterator[Round]:
     """Without end; the same for the same mix. All kinds come in turn before one comes again, and so
     do all nodes."""
     draw = random.Random(f"faults/{mix.seed}")
-    kinds = _in_turn(mix.only or tuple(Kind), draw)
+    kinds = _in_turn(mix.kinds, draw)
     nodes = _in_turn(tuple(mix.names), draw)
     for number in itertools.count(1):
         first = _fault(next(kinds), next(nodes), mix.names, draw)
         faults = [first]
-        if draw.random() < mix.doubled and first.kind is not Kind.CLIENT:
+        if draw.random() < mix.doubled and first.kind not in ALONE:
             other = next(n for n in nodes if n != first.node)
             faults.append(_fault(_second(first.kind, mix, draw), other, mix.names, draw))
         apart_s = draw.choice((0.0, 0.0, 0.2, 1.5))
@@ -123,7 +134,7 @@ def rounds(mix: Mix) -> Iterator[Round]:
 def _second(first: Kind, mix: Mix, draw: random.Random) -> Kind:
     """Two kills at once are what is asked about most."""
     if mix.only:
-        return draw.choice(mix.only)
+        return draw.choice([k for k in mix.only if k not in ALONE])
     if first is Kind.KILL and draw.random() < 0.5:
         return Kind.KILL
     return draw.choice(NODE_KINDS if first in LINK_KINDS else (*NODE_KINDS, *LINK_KINDS))

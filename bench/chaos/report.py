@@ -27,7 +27,8 @@ class RoundReport:
 
 @dataclass(frozen=True, slots=True)
 class ChaosReport:
-    """`violations`: broken guarantees, in words; empty is a pass. Times in seconds."""
+    """`violations`: broken guarantees, in words; empty is a pass. Times in seconds. `held`: after
+    each round, of the longest-lived process of each name."""
 
     seed: int
     streams: int
@@ -45,7 +46,7 @@ class ChaosReport:
     forgotten_s: tuple[float, ...]
     undisturbed_tokens_per_s: float
     afterwards_tokens_per_s: float
-    held: dict[str, dict[str, int]]
+    held: dict[str, dict[str, list[int]]]
     violations: tuple[str, ...]
 
     @property

@@ -45,6 +45,8 @@ class ChaosOptions:
     catalogue: int = 48
     only: tuple[Kind, ...] = ()
     node_memory: str = "64MiB"
+    journal: bool = False
+    """The router keeps one, and is killed, too."""
 
 
 Say = Callable[[str], None]
@@ -88,7 +90,8 @@ class ChaosRun:
         return self._report(plan, catalogue, load, before, after)
 
     def _plan(self, slices: dict[str, str]) -> Plan:
-        return Plan(self.options.model, slices, self.options.node_memory)
+        options = self.options
+        return Plan(options.model, slices, options.node_memory, journal=options.journal)
 
     async def _right_answers(self) -> list[Known]:
         """From one node that holds everything, in a cluster of its own."""
@@ -123,7 +126,7 @@ class ChaosRun:
 
     async def _all_rounds(self, cluster: ChaosCluster, load: Load) -> None:
         options = self.options
-        for round_ in rounds(Mix(options.seed, cluster.names, options.only)):
+        for round_ in rounds(self._mix(cluster)):
             done = len(self._rounds)
             minutes = (time.monotonic() - self._started_s) / 60
             if options.rounds is not None and done >= options.rounds:
@@ -135,6 +138,10 @@ class ChaosRun:
             except HelixError as e:
                 self._marks.broken.append(f"round {round_.number} ({round_}): {e}")
                 return
+
+    def _mix(self, cluster: ChaosCluster) -> Mix:
+        options = self.options
+        return Mix(options.seed, cluster.names, options.only, options.journal)
 
     async def _round(self, cluster: ChaosCluster, load: Load, round_: Round) -> None:
         await asyncio.wait_for(load.tokens_more(round_.after_tokens), SETTLE_S)
@@ -219,11 +226,8 @@ class ChaosRun:
             afterwards_tokens_per_s=round(after, 1),
             held={
                 name: {
-                    "rounds": len(samples),
-                    "rss_mib_first": samples[0].rss_bytes >> 20,
-                    "rss_mib_last": samples[-1].rss_bytes >> 20,
-                    "descriptors_first": samples[0].descriptors,
-                    "descriptors_last": samples[-1].descriptors,
+                    "rss_mib": [s.rss_bytes >> 20 for s in samples],
+                    "descriptors": [s.descriptors for s in samples],
                 }
                 for name, samples in self._watch.longest().items()
             },

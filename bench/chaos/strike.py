@@ -31,6 +31,10 @@ async def strike(cluster: ChaosCluster, fault: Fault, marks: Marks) -> None:
     match fault.kind:
         case Kind.KILL | Kind.RESTART | Kind.DRAIN:
             await _end(cluster, fault, marks)
+        case Kind.ROUTER:
+            await cluster.children[ROUTER].kill()
+            await asyncio.sleep(fault.hold_s)
+            await cluster.children[ROUTER].start()
         case Kind.HANG | Kind.PAUSE:
             child = cluster.children[fault.node]
             child.signal(signal.SIGSTOP)
