@@ -85,12 +85,16 @@ class WaitingQueue:
         return waiting
 
     def tokens_before(self, owner: str, priority: int, cost_tokens: int) -> int:
-        """Tokens that will be admitted before a new request of this owner, if nobody else comes."""
+        """Tokens that will be admitted before a new request of this owner, if no more owners come.
+
+        While interactive requests wait, they are taken to go on coming as fast as they are served:
+        a background request is then served from its class's share alone.
+        """
         before = self._classes[priority].tokens_before(owner, cost_tokens)
         if priority == BACKGROUND:
-            interactive = self._classes[INTERACTIVE].tokens
-            # Its share lets it through before all of them are admitted.
-            return before + min(interactive, int((before + cost_tokens) / self._credit_per_token))
+            if not len(self._classes[INTERACTIVE]):
+                return before
+            return before + int((before + cost_tokens) / self._credit_per_token)
         share = int((before + cost_tokens) * self._credit_per_token)
         return before + min(self._classes[BACKGROUND].tokens, share)
 

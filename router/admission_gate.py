@@ -7,9 +7,9 @@
 
 Every refusal says how many wait, how fast they are served, and when to come back: the time in
 which half of what is ahead will have been served, so that those refused do not come back all at
-once to a queue as full as before. The two refusals for the wait rest on an estimate, so they are
-made only when it is certain (see `admission_rate`); no deadline is held against a wait that may be
-wrong by `_MARGIN`.
+once to a queue as full as before. The two refusals for the wait rest on an estimate. Until it is
+certain (see `admission_rate`) the whole max flow is taken, which no cluster passes for long, or
+what has been seen where that is more: whom that refuses would have waited too long anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from router.admission_rate import FlowMeter
 
 UNKNOWN_RETRY_S = 5.0
 LEAST_RETRY_S, MOST_RETRY_S = 1.0, 60.0
-_MARGIN = 1.5
+_DEADLINE_SHARE = 0.8
+"""Of its time, what a request may wait: it is to be served yet, and estimates are not exact."""
 _MAX_OWNER_CHARS = 64
 
 
@@ -86,10 +87,13 @@ class AdmissionGate:
         self._check_wait(wish, load)
 
     def wait_s(self, wish: Wish, load: Load) -> float | None:
-        """Seconds until a new request would start; None where that is not known well enough."""
+        """Seconds until a new request would start, rather too few than too many; None while nothing
+        flows."""
         rate = self._meter.tokens_per_s(load.flow_tokens_per_s)
-        if rate <= 0 or not self._meter.statistics().certain:
+        if rate <= 0:
             return None
+        if not self._meter.statistics().certain:
+            rate = max(rate, load.flow_tokens_per_s)
         before = self._queue.tokens_before(wish.owner, wish.priority, wish.cost_tokens)
         return before / rate
 
@@ -104,7 +108,7 @@ class AdmissionGate:
         if bounded and longest_s is not None and wait_s > longest_s:
             limit = f"max_wait_s lets a request wait for {longest_s:g} s"
             retry_s = _clamped(max(wait_s - longest_s, 0.5 * wait_s))
-        elif self._settings.refuse_hopeless and wait_s > _MARGIN * wish.deadline_s:
+        elif self._settings.refuse_hopeless and wait_s > _DEADLINE_SHARE * wish.deadline_s:
             limit = f"its deadline is in {wish.deadline_s:g} s"
             retry_s = _clamped(max(wait_s - wish.deadline_s, 0.5 * wait_s))
         else:

@@ -111,7 +111,7 @@ class Control:
 
     # -- what happens -----------------------------------------------------------
 
-    def submit(self, lengths: Lengths) -> RequestId:
+    def submit(self, lengths: Lengths, owner: str = "", priority: int = 0) -> RequestId:
         """A request arrives; one that the core refuses at once is recorded as failed."""
         self.submitted += 1
         request = RequestId(self.submitted)
@@ -120,7 +120,8 @@ class Control:
         sampling = SamplingParams(
             temperature=0.0, max_tokens=lengths.output_tokens, ignore_eos=True
         )
-        generation = Generation((TOKEN,) * lengths.prompt_tokens, sampling)
+        prompt = (TOKEN,) * lengths.prompt_tokens
+        generation = Generation(prompt, sampling, priority=priority, owner=owner)
         self._unanswered.add(request)
         try:
             self.handle(ev.Submitted(request, generation))

@@ -102,14 +102,17 @@ def test_a_request_that_would_only_wait_for_its_deadline_is_refused() -> None:
     hurried = dataclasses.replace(WISH, deadline_s=2.0)
     with pytest.raises(ClusterFull, match="its deadline is in 2 s"):
         gate({"ada": 40}).check(hurried, LOAD)
-    gate({"ada": 25}).check(hurried, LOAD)  # 2.5 s: within what an estimate may be wrong
+    gate({"ada": 14}).check(hurried, LOAD)
     gate({"ada": 40}, AdmissionSettings(refuse_hopeless=False)).check(hurried, LOAD)
 
 
 @pytest.mark.parametrize("seconds", [0, 4])
-def test_nobody_is_refused_for_an_estimate_that_is_a_guess(seconds: int) -> None:
+def test_until_the_share_is_certain_the_whole_flow_is_believed(seconds: int) -> None:
     meter = busy_meter(0.01, seconds)
-    gate({"ada": 40}, AdmissionSettings(max_wait_s=0.1), meter=meter).check(WISH, LOAD)
+    settings = AdmissionSettings(max_wait_s=4.5)
+    gate({"ada": 40}, settings, meter=meter).check(WISH, LOAD)
+    with pytest.raises(ClusterFull, match="wait for about 5 s"):
+        gate({"ada": 49}, settings, meter=meter).check(WISH, LOAD)
 
 
 def test_an_empty_queue_refuses_nobody() -> None:
