@@ -63,6 +63,7 @@ class NodeDaemon:
             transport,
             clock,
             settings.window,
+            settings.link_down_after_s,
         )
         self._slices = Slices(
             settings,
@@ -211,6 +212,8 @@ class NodeDaemon:
                 model_digest=self._identity.model_digest,
                 version=helix_mq.__version__,
                 holding=self._slices.holding,
+                heartbeat_s=self.settings.heartbeat_s,
+                times=self._identity.times,
             )
         )
 
@@ -269,7 +272,14 @@ class NodeDaemon:
             bad_messages=self._bad_messages + sum(self._plane.bad_messages.values()),
             links=tuple(
                 control.LinkReport(
-                    s.peer, s.sent_bytes, s.sent_frames, s.backlog_bytes, s.blocked_s, s.down_s
+                    s.peer,
+                    s.sent_bytes,
+                    s.sent_frames,
+                    s.backlog_bytes,
+                    s.blocked_s,
+                    s.down_s,
+                    s.bytes_per_s,
+                    s.round_trip_s,
                 )
                 for s in self._plane.statistics()
             ),

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from helix_mq.errors import ConfigError
+from helix_mq.messages.control import StepTimes
 from helix_mq.models.config import ModelConfig
 from helix_mq.models.digest import model_digest
 from nodes.model.dtype import choose_dtype
@@ -35,6 +36,8 @@ class NodeIdentity:
     device_text: str
     dtype: torch.dtype
     memory_bytes: int
+    times: StepTimes | None = None
+    """What its device has measured with this model; None where it has not."""
 
 
 def identify(settings: NodeSettings, folder: Path) -> NodeIdentity:

@@ -51,6 +51,12 @@ class NodeSettings(Settings):
     )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the engine")
     heartbeat_s: float = Field(1.0, gt=0, le=60)
+    link_down_after_s: float = Field(
+        3.0,
+        ge=0.1,
+        le=3600,
+        description="how long frames may wait for a peer that cannot be reached or is silent",
+    )
     drain_s: float = Field(30.0, ge=0, le=3600, description="longest wait for requests on exit")
     window: ByteSize = Field(ByteSize(64 * 1024 * 1024), description="credit per incoming link")
     batch: BatchSection = BatchSection()
