@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import router.cluster_core
+import router.solving
 from helix_mq.ids import NodeId, RequestId
 from helix_mq.layers import LayerRange
 from helix_mq.sampling import SamplingParams
 from router import events as ev
 from router.core import CoreSettings
-from router.flows import LiveFlow, LiveNode, PlannedSpeeds, live_flow
+from router.flows import LiveFlow, LiveNode, MeasuredLinks, PlannedSpeeds, live_flow
 from router.schedulers_base import METHODS, Method, Scheduling
 from router.service import Finished
 from tests.router.world import SLICES, World
@@ -193,7 +193,7 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.times = 0
-        monkeypatch.setattr(router.cluster_core, "live_flow", self._computed)
+        monkeypatch.setattr(router.solving, "live_flow", self._computed)
 
     def _computed(
         self,
@@ -201,9 +201,10 @@ class Counted:
         nodes: Sequence[LiveNode],
         planned: PlannedSpeeds | None = None,
         closed: frozenset[tuple[NodeId, NodeId]] = frozenset(),
+        measured: MeasuredLinks | None = None,
     ) -> LiveFlow:
         self.times += 1
-        return live_flow(num_layers, nodes, planned, closed)
+        return live_flow(num_layers, nodes, planned, closed, measured)
 
 
 def test_nodes_that_get_ready_cost_no_flow_until_a_request_comes(
