@@ -299,10 +299,12 @@ class TestKeys:
             assert error_of(answer)["code"] == "invalid_api_key"
             assert answer.headers["www-authenticate"] == "Bearer"
 
-    async def test_the_right_key(self, http: httpx.AsyncClient) -> None:
+    async def test_the_right_key(self, http: httpx.AsyncClient, service: EchoService) -> None:
         for value in ("Bearer sk-right", "bearer sk-right", "Bearer  sk-right"):
             answer = await http.post(CHAT, json=chat(), headers={"authorization": value})
             assert answer.status_code == 200
+        owner = hashlib.sha256(b"sk-right").hexdigest()[:16]
+        assert [g.owner for g in service.submitted] == [owner] * 3, "by which it is shared fairly"
 
     async def test_health_and_metrics_need_none(self, http: httpx.AsyncClient) -> None:
         for path in ("/health", "/ready", "/metrics"):
