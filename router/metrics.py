@@ -151,11 +151,28 @@ class _StatusCollector(Collector):
         )
         backlog = _gauge("link_backlog_bytes", "Bytes waiting for credit.", labels=ends)
         down = _gauge("link_down_seconds", "0 for a link that is connected.", labels=ends)
+        speed = _gauge("link_bytes_per_second", "Measured; 0 where it is not known.", labels=ends)
+        trip = _gauge("link_round_trip_seconds", "The least lately; 0: unknown.", labels=ends)
         for link in status.links:
+            speed.add_metric([link.sender, link.receiver], link.bytes_per_s)
+            trip.add_metric([link.sender, link.receiver], link.round_trip_s)
             sent.add_metric([link.sender, link.receiver], link.sent_bytes)
             backlog.add_metric([link.sender, link.receiver], link.backlog_bytes)
             down.add_metric([link.sender, link.receiver], link.down_s)
-        yield from (pages, held, waiting, suspect, slowdown, rate, flow, sent, backlog, down)
+        yield from (
+            pages,
+            held,
+            waiting,
+            suspect,
+            slowdown,
+            rate,
+            flow,
+            sent,
+            backlog,
+            down,
+            speed,
+            trip,
+        )
         if status.journal is not None:
             yield from _journal(status.journal)
 

@@ -182,6 +182,9 @@ class LinkStatus:
     sent_bytes: int
     backlog_bytes: int
     down_s: float = 0.0
+    bytes_per_s: float = 0.0
+    """Measured by its sender; 0 where it is not known, as for the round trip."""
+    round_trip_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,27 @@ def service_status(
             _node(m, core.cluster, passing.get(m.name, 0.0)) for m in core.cluster.membership
         ),
         links=tuple(
-            LinkStatus("@router", s.peer, s.sent_bytes, s.backlog_bytes, s.down_s) for s in links
+            LinkStatus(
+                "@router",
+                s.peer,
+                s.sent_bytes,
+                s.backlog_bytes,
+                s.down_s,
+                s.bytes_per_s,
+                s.round_trip_s,
+            )
+            for s in links
         )
         + tuple(
-            LinkStatus(m.name, link.peer, link.sent_bytes, link.backlog_bytes, link.down_s)
+            LinkStatus(
+                m.name,
+                link.peer,
+                link.sent_bytes,
+                link.backlog_bytes,
+                link.down_s,
+                link.bytes_per_s,
+                link.round_trip_s,
+            )
             for m in core.cluster.membership
             if m.beat is not None
             for link in m.beat.links
