@@ -60,10 +60,33 @@ from helix_mq.units import (
 )
 
 MAX_NODES = 4096
+MAX_BITS_PER_S = 8e18
+MAX_LATENCY_S = 3600.0
+MAX_VRAM_BYTES = 2**60
+"""What the planner computes with (solver.problem), asked here where the file's field is known."""
 
-Bandwidth = Annotated[float, BeforeValidator(bits_per_s)]
-Latency = Annotated[float, BeforeValidator(seconds)]
-Size = Annotated[int, BeforeValidator(num_bytes)]
+
+def _bandwidth(text: object) -> float:
+    return _at_most(bits_per_s(text), MAX_BITS_PER_S, show_bits_per_s(MAX_BITS_PER_S))
+
+
+def _latency(text: object) -> float:
+    return _at_most(seconds(text), MAX_LATENCY_S, show_seconds(MAX_LATENCY_S))
+
+
+def _size(text: object) -> int:
+    return int(_at_most(num_bytes(text), MAX_VRAM_BYTES, f"{MAX_VRAM_BYTES:.3g} B"))
+
+
+def _at_most(value: float, most: float, shown: str) -> float:
+    if value > most:
+        raise ValueError(f"more than {shown}, which is beyond any machine: check the unit")
+    return value
+
+
+Bandwidth = Annotated[float, BeforeValidator(_bandwidth)]
+Latency = Annotated[float, BeforeValidator(_latency)]
+Size = Annotated[int, BeforeValidator(_size)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,55}$")]
 End = Annotated[str, StringConstraints(pattern=r"^(@router|[A-Za-z0-9][A-Za-z0-9._-]{0,63})$")]
 

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from helix_mq.cluster import (
     DEFAULT_LOCAL,
+    MAX_BITS_PER_S,
+    MAX_LATENCY_S,
+    MAX_VRAM_BYTES,
     Cluster,
     ClusterError,
     Link,
@@ -22,6 +25,8 @@ from helix_mq.errors import ConfigError
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.units import bits_per_s, num_bytes, seconds, show_bits_per_s, show_bytes, show_seconds
 from solver.generate import generate_geo, generate_single, parse_counts
+from solver.problem import MAX_BYTES, MAX_BYTES_PER_S
+from solver.problem import MAX_LATENCY_S as MOST_THAT_IS_PLANNED_WITH_S
 from solver.show import cluster_as_dict, draw_cluster
 
 TEXT = """
@@ -160,3 +165,29 @@ def test_any_values_give_a_cluster_or_a_cluster_error(values: object) -> None:
         parse_cluster(values, "fuzz", Path())
     except ClusterError as e:
         assert str(e)
+
+
+def test_the_planner_takes_all_that_a_file_may_say() -> None:
+    assert MAX_BITS_PER_S / 8 <= MAX_BYTES_PER_S
+    assert MAX_LATENCY_S <= MOST_THAT_IS_PLANNED_WITH_S
+    assert MAX_VRAM_BYTES <= MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    ("said", "instead", "field"),
+    [
+        ('latency = "40 ms"', 'latency = "7200 s"', "links.0.latency"),
+        ('bandwidth = "100 Mbit/s"', 'bandwidth = "1e9 Tbit/s"', "links.0.bandwidth"),
+        ('vram = "15 GB"', 'vram = "15e9 GB"', "nodes.1.vram"),
+        ('vram = "15 GB"', 'nic = "1e9 Tbit/s"', "nodes.1.nic"),
+    ],
+    ids=("latency", "bandwidth", "vram", "nic"),
+)
+def test_a_figure_beyond_reason_is_told_by_its_field(said: str, instead: str, field: str) -> None:
+    assert said in TEXT
+    with pytest.raises(ClusterError) as caught:
+        parse_cluster(tomllib.loads(TEXT.replace(said, instead)), "test.toml", Path())
+    value = instead.partition(" = ")[2].strip('"')
+    assert f"test.toml: {field} = {value!r}" in caught.value.message
+    assert "check the unit" in caught.value.message
+    assert caught.value.param == field
