@@ -6,6 +6,7 @@ itself under the entry point group GROUP.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Protocol, cast
@@ -30,8 +31,17 @@ class Trial:
 
 
 class Simulate(Protocol):
-    def __call__(self, problem: Problem, placement: Placement, model: ServingModel) -> Trial:
-        """A short run. ConfigError where the problem lacks what a simulation needs."""
+    def __call__(
+        self,
+        problem: Problem,
+        placement: Placement,
+        model: ServingModel,
+        stop: Callable[[], bool],
+    ) -> Trial | None:
+        """A short run; None if `stop`, asked often, said so before its end.
+
+        ConfigError where the problem lacks what a simulation needs.
+        """
         ...
 
 

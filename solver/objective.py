@@ -54,6 +54,10 @@ class StepTimes:
                     )
 
 
+MAX_MEAN_TOKENS = 1e6
+"""Of a prompt or an answer: beyond any model's context."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """Mean lengths, and how much of the KV room requests may expect to fill."""
@@ -63,10 +67,16 @@ class Workload:
     kv_mark: float = 0.8
 
     def __post_init__(self) -> None:
-        for name in ("input_tokens", "output_tokens", "kv_mark"):
+        for name in ("input_tokens", "output_tokens"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"workload.{name}={value} must be positive", param=name)
+            if not 1 <= value <= MAX_MEAN_TOKENS:  # NaN is neither
+                raise ConfigError(
+                    f"workload.{name}={value:g} is not in 1..{MAX_MEAN_TOKENS:,.0f}: it is the "
+                    "mean number of tokens of a request",
+                    param=name,
+                )
+        if not (math.isfinite(self.kv_mark) and self.kv_mark > 0):
+            raise ConfigError(f"workload.kv_mark={self.kv_mark} must be positive", param="kv_mark")
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,12 +61,14 @@ def fill_idle(index: ProblemIndex, judge: Judge, candidate: Candidate) -> Candid
 def most_promising(
     found: Sequence[tuple[float, Candidate, str]],
 ) -> list[tuple[float, Candidate, str]]:
-    """Of (estimate, candidate, method): the different ones with the highest estimates, first
-    those, and the one of the largest flow among them, which the estimate may be wrong about."""
+    """Of (estimate, candidate, method): the different ones with the highest estimates, best first.
+
+    Second is the one of the largest flow, which the estimate may be wrong about.
+    """
     ordered = sorted(found, key=lambda f: (-f[0], -f[1].tokens_per_s))
     widest = max(found, key=lambda f: f[1].tokens_per_s, default=None)
     different: dict[tuple[bytes, bytes], tuple[float, Candidate, str]] = {}
-    for entry in ([widest] if widest is not None else []) + ordered:
+    for entry in ordered[:1] + ([widest] if widest is not None else []) + ordered[1:]:
         different.setdefault((entry[1].first.tobytes(), entry[1].end.tobytes()), entry)
     return list(different.values())[:TRIALS]
 

@@ -36,6 +36,9 @@ DRAIN_LIMIT_S = 1e6
 """A run that is to end with its last request ends here at the latest."""
 
 
+STOP_CHECKS = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """`requests` in order: Lengths offline, Arrivals (times ascending) online."""
@@ -144,15 +147,25 @@ class Simulation:
         self.timeline.at(at_s, self.control.on_refusals, said)
 
     def run(
-        self, workload: Workload, progress: Callable[[Progress], None] | None = None
+        self,
+        workload: Workload,
+        progress: Callable[[Progress], None] | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> SimResult:
-        """From the first join to the end of the measurement, or to the last request's."""
+        """From the first join to the end of the measurement, or to the last request's.
+
+        `stop` is asked after every virtual second, or `STOP_CHECKS` times in a shorter run: whether
+        to leave the rest. `simulated_s` says how far it came.
+        """
         wall_s, cpu_s = time.perf_counter(), time.process_time()
         feeder = self._feeder(workload)
         self._start(feeder)
         end_s, at_s, drain = self.settings.end_s, 0.0, self.settings.drain
+        step_s = 1.0 if stop is None or end_s <= 0 else min(1.0, end_s / STOP_CHECKS)
         while at_s < (DRAIN_LIMIT_S if drain else end_s):
-            at_s = min(at_s + 1.0, end_s) if at_s < end_s else at_s + 1.0
+            if stop is not None and stop():
+                break
+            at_s = min(at_s + step_s, end_s) if at_s < end_s else at_s + 1.0
             self.timeline.run_until(at_s)
             if progress is not None:
                 progress(self._progress())

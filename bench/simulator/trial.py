@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import takewhile
 
-from bench.simulator.native import Workload, simulate
+from bench.simulator.native import Simulation, Workload
 from bench.simulator.records import Recorder
 from bench.simulator.settings import SimSettings
 from bench.simulator.stats import report
@@ -24,8 +26,20 @@ SPREAD = 0.8
 """Of the logarithm of lengths, about that of published conversations."""
 
 
-def run_trial(problem: Problem, placement: Placement, model: ServingModel) -> Trial:
-    """Lengths are drawn log-normally around the workload's means, the same for every placement."""
+def _never() -> bool:
+    return False
+
+
+def run_trial(
+    problem: Problem,
+    placement: Placement,
+    model: ServingModel,
+    stop: Callable[[], bool] = _never,
+) -> Trial | None:
+    """Lengths are drawn log-normally around the workload's means, the same for every placement.
+
+    None if `stop` ended it: what a shorter run serves cannot be compared.
+    """
     work = model.workload
     source = open_workload(
         f"synthetic:prompt={_lognormal(work.input_tokens)},output={_lognormal(work.output_tokens)}",
@@ -35,7 +49,13 @@ def run_trial(problem: Problem, placement: Placement, model: ServingModel) -> Tr
     warmup_s, duration_s = 0.75 * length_s, 0.25 * length_s
     settings = SimSettings(warmup_s=warmup_s, duration_s=duration_s)
     recorder = Recorder(warmup_s, duration_s)
-    simulate(problem, placement, model.step_times, Workload(source.lengths()), settings, recorder)
+    # Requests that no node has room for are refused as they come, without end and without time
+    # passing, so the source is asked too.
+    lengths = takewhile(lambda _: not stop(), source.lengths())
+    run = Simulation(problem, placement, model.step_times, settings, recorder)
+    run.run(Workload(lengths), stop=stop)
+    if stop():
+        return None
     found = report(recorder)
     return Trial(
         decode_tokens_per_s=found.decode_tokens_per_s,
@@ -57,4 +77,5 @@ def _length_s(problem: Problem, placement: Placement, model: ServingModel) -> fl
 
 
 def _lognormal(mean: float) -> str:
-    return f"lognormal({math.log(mean) - SPREAD**2 / 2:.6f},{SPREAD})"
+    """Of that mean; one so low that half of the draws would be rounded up to 1 gets that median."""
+    return f"lognormal({max(0.0, math.log(mean) - SPREAD**2 / 2):.6f},{SPREAD})"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -29,6 +31,49 @@ from solver.search import solve
 from solver.search_types import SolveOptions
 print(solve(slow_regions(), SolveOptions(time_limit_s=10.0)).objective_tokens_per_s)
 """
+
+PLANNED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+resource.setrlimit(resource.RLIMIT_CPU, (45, 45))
+from helix_mq.cli import main
+sys.argv[0] = "helix-mq"
+try:
+    main()
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+"""
+"""The command, where processor time beyond its time limit and memory beyond reason end it."""
+CLUSTER = """
+name = "slow"
+router = "eu"
+[[nodes]]
+name = "a100"
+type = "A100"
+count = {a100}
+region = "eu"
+[[nodes]]
+name = "t4"
+type = "T4"
+count = 6
+region = "us"
+[[links]]
+between = ["eu", "us"]
+bandwidth = "1 bit/s"
+latency = "3600 s"
+"""
+LLAMA_70B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 80,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
 
 
 def _problem(
@@ -74,6 +119,39 @@ def test_a_link_of_one_bit_per_second_is_planned_in_little_memory() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) > 0
+
+
+@pytest.mark.parametrize(
+    ("a100", "options"),
+    [
+        (3, ()),
+        (3, ("--objective", "serving")),
+        (6, ("--objective", "serving", "--input-tokens", "1e6")),
+        (6, ("--objective", "serving", "--input-tokens", "1", "--output-tokens", "1")),
+    ],
+    ids=("auto", "serving", "longest-prompts", "single-tokens"),
+)
+def test_the_command_ends_by_its_time_limit_in_little_memory(
+    tmp_path: Path, a100: int, options: tuple[str, ...]
+) -> None:
+    """Three A100s need the T4s behind the slow link; six do without."""
+    cluster, model = tmp_path / "slow.toml", tmp_path / "config.json"
+    cluster.write_text(CLUSTER.format(a100=a100), encoding="utf-8")
+    model.write_text(json.dumps(LLAMA_70B), encoding="utf-8")
+    words = ["plan", str(cluster), "--model", str(model), "--time-limit", "3", "--json", *options]
+    done = subprocess.run(
+        [sys.executable, "-c", PLANNED, *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode == 1:  # no placement found in the time, in words
+        assert done.stderr.startswith("helix-mq: ")
+    else:
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout)["objective_tokens_per_s"] > 0
+    assert int(done.stderr.split()[-1]) < 2 << 30
 
 
 @settings(deadline=None, max_examples=25)

@@ -187,10 +187,15 @@ def test_unknown_room_is_named() -> None:
 
 @pytest.mark.parametrize("field", ["input_tokens", "output_tokens", "kv_mark"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
-def test_a_workload_of_nothing_is_refused(field: str, value: float) -> None:
+def test_a_workload_of_nothing_or_without_end_is_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError) as error:
         Workload(**{field: value})
     assert error.value.param == field
+
+
+def test_lengths_beyond_any_context_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"input_tokens=1e\+09 is not in 1..1,000,000"):
+        Workload(input_tokens=1e9)
 
 
 GOOD: Points = ((1.0, 0.01), (2.0, 0.02))
