@@ -130,7 +130,7 @@ def settle(world: FaultWorld) -> None:
 
 # Not shrunk: each try takes a second, and a story of eight faults can be read as it is.
 @settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow],
