@@ -89,9 +89,11 @@ class Loader:
             self._running = None
 
 
-def release_memory(device: torch.device) -> None:
-    """Gives back what freed tensors leave behind: exceptions keep frames that hold some, and the
-    CUDA allocator keeps blocks for requests of the same size."""
-    gc.collect()
+def release_memory(device: torch.device, *, after_fault: bool = False) -> None:
+    """Gives back what freed tensors leave behind: the CUDA allocator keeps blocks for requests of
+    the same size, and exceptions may keep frames that hold some in cycles. Looking for those takes
+    half a second of the interpreter's time, so it is not for every day."""
+    if after_fault:
+        gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

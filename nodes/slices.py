@@ -156,7 +156,7 @@ class Slices:
         else:
             return
         # Outside the handlers: until they end the exception holds what had been loaded.
-        release_memory(self._identity.device)
+        release_memory(self._identity.device, after_fault=True)
 
     def _failed(self, order: control.Assign, code: str, reason: str) -> None:
         log.error("cannot take layers %d-%d: %s", order.first, order.end - 1, reason)
