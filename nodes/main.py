@@ -9,6 +9,7 @@ from helix_mq.models.resolve import resolve_model
 from helix_mq.transport import ZmqTransport
 from nodes.daemon import NodeDaemon
 from nodes.identity import identify
+from nodes.measuring import with_times
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
 
@@ -18,6 +19,8 @@ async def serve(settings: NodeSettings, stop: asyncio.Event) -> None:
     security = NodeSecurity(settings.security)
     folder = await asyncio.to_thread(resolve_model, settings.model)
     identity = await asyncio.to_thread(identify, settings, folder)
+    if settings.measure.at_start:
+        identity = await asyncio.to_thread(with_times, settings, identity)
     transport = ZmqTransport()
     daemon = NodeDaemon(settings, identity, transport, security, SystemClock())
 

@@ -53,7 +53,7 @@ class ProfileOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Subject:
+class Subject:
     """What is measured, in the words and figures that go beside the times."""
 
     request: LoadRequest
@@ -75,14 +75,18 @@ def run(settings: NodeSettings, options: ProfileOptions, *, as_json: bool) -> st
         _check_writable(options.out)
     with _progress() as say:
         say("reading the model")
-        subject = _subject(settings, options, resolve_model(settings.model))
+        folder = resolve_model(settings.model)
+        config = ModelConfig.from_folder(folder)
+        chosen = None if options.layers is None else parse_layers(options.layers, config.num_layers)
+        identity = identify(settings, folder)
+        subject = subject_of(settings, identity, chosen, options.context_tokens)
         cache = default_cache()
         kept = None
         if not options.fresh:
             kept = profile_cache.find(cache, subject.key, options.max_seconds)
         profile = kept
         if profile is None:
-            profile = _measured(subject, options.max_seconds, say)
+            profile = measured(subject, options.max_seconds, say)
             profile_cache.keep(cache, subject.key, profile, options.max_seconds)
     if options.out is not None:
         write_tables(options.out, profile.tables())
@@ -103,23 +107,31 @@ def parse_layers(text: str, num_layers: int) -> LayerRange:
     return LayerRange(int(match[1]), int(match[2]))
 
 
-def default_layers(config: ModelConfig, itemsize: int) -> LayerRange:
+def default_layers(
+    config: ModelConfig, itemsize: int, least_layers: int = LEAST_LAYERS
+) -> LayerRange:
     """From the middle, without embedding and head where the model has three layers or more."""
     inner = config.num_layers - 2
     if inner < 1:
         return LayerRange(0, config.num_layers)
     one = config.slice_weight_bytes(LayerRange(1, 2), itemsize)
-    count = min(inner, max(LEAST_LAYERS, -(-LEAST_BYTES // one)))
+    count = min(inner, max(least_layers, -(-LEAST_BYTES // one)))
     first = 1 + (inner - count) // 2
     return LayerRange(first, first + count)
 
 
-def _subject(settings: NodeSettings, options: ProfileOptions, folder: Path) -> _Subject:
+def subject_of(
+    settings: NodeSettings,
+    identity: NodeIdentity,
+    chosen: LayerRange | None = None,
+    context_tokens: int | None = None,
+    least_layers: int = LEAST_LAYERS,
+) -> Subject:
+    """What is to be measured on this machine, and the key it is kept under."""
+    folder = identity.folder
     config = ModelConfig.from_folder(folder)
-    chosen = None if options.layers is None else parse_layers(options.layers, config.num_layers)
-    identity = identify(settings, folder)
     device, dtype = identity.device, identity.dtype
-    layers = chosen or default_layers(config, dtype.itemsize)
+    layers = chosen or default_layers(config, dtype.itemsize, least_layers)
     attention = choose_attention(config, device, dtype, settings.attention)
     key = ProfileKey(
         model_digest=identity.model_digest,
@@ -130,7 +142,7 @@ def _subject(settings: NodeSettings, options: ProfileOptions, folder: Path) -> _
         torch_version=str(torch.__version__),
         first_layer=layers.first,
         num_layers=len(layers),
-        context_tokens=options.context_tokens or CONTEXT_TOKENS,
+        context_tokens=context_tokens or CONTEXT_TOKENS,
         memory_bytes=int(settings.memory or 0),
     )
     request = LoadRequest(
@@ -142,7 +154,7 @@ def _subject(settings: NodeSettings, options: ProfileOptions, folder: Path) -> _
         attention=settings.attention,
         memory_bytes=identity.memory_bytes,
     )
-    return _Subject(request, config, key)
+    return Subject(request, config, key)
 
 
 def _device_name(identity: NodeIdentity) -> str:
@@ -158,7 +170,9 @@ def _device_name(identity: NodeIdentity) -> str:
     return match[1].strip() if match else identity.device_text
 
 
-def _measured(subject: _Subject, max_seconds: float, say: Say) -> Profile:
+def measured(subject: Subject, max_seconds: float, say: Say) -> Profile:
+    """Loads the slice and measures it. Raises as nodes.loading.load_model and nodes.profile.measure
+    do."""
     request, context = subject.request, subject.key.context_tokens
     layers, longest = len(request.layers), subject.config.max_context
     busy_share = 0.0
@@ -198,7 +212,7 @@ def _progress() -> Iterator[Say]:
         say("")
 
 
-def _plain(subject: _Subject, profile: Profile, kept: bool) -> dict[str, object]:
+def _plain(subject: Subject, profile: Profile, kept: bool) -> dict[str, object]:
     key = asdict(subject.key)
     for name in ("context_tokens", "memory_bytes", "first_layer", "num_layers"):
         del key[name]
@@ -214,7 +228,7 @@ def _plain(subject: _Subject, profile: Profile, kept: bool) -> dict[str, object]
     }
 
 
-def _lines(subject: _Subject, profile: Profile, out: Path | None, kept: bool) -> list[str]:
+def _lines(subject: Subject, profile: Profile, out: Path | None, kept: bool) -> list[str]:
     key, layers = subject.key, subject.request.layers
     threads = f", {key.threads} threads" if key.threads else ""
     ends = [

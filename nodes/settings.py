@@ -27,6 +27,14 @@ class BatchSection(Section):
     spread: float = Field(5.0, gt=0, le=1e6)
 
 
+class MeasureSection(Section):
+    """The node's own speed, measured before it joins: the router plans with it. Kept, so that the
+    next start finds it."""
+
+    at_start: bool = True
+    max_seconds: float = Field(3.0, gt=0, le=600)
+
+
 class SecuritySection(Section):
     """CURVE keys. Without them only loopback addresses work, unless `insecure` is set."""
 
@@ -60,5 +68,6 @@ class NodeSettings(Settings):
     drain_s: float = Field(30.0, ge=0, le=3600, description="longest wait for requests on exit")
     window: ByteSize = Field(ByteSize(64 * 1024 * 1024), description="credit per incoming link")
     batch: BatchSection = BatchSection()
+    measure: MeasureSection = MeasureSection()
     security: SecuritySection = SecuritySection()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
