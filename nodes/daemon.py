@@ -269,6 +269,7 @@ class NodeDaemon:
             step_s=work.step_s,
             tokens=work.tokens,
             layer_tokens=work.layer_tokens,
+            expected_s=work.expected_s,
             bad_messages=self._bad_messages + sum(self._plane.bad_messages.values()),
             links=tuple(
                 control.LinkReport(

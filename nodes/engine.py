@@ -25,7 +25,7 @@ from nodes.kv_cache import KvCache
 from nodes.model.batch import RowSpec, SliceBatch
 from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState, sample
 from nodes.model.slice import ModelSlice
-from nodes.worker import Batch, OutFrame, StepResult
+from nodes.steps import Batch, OutFrame, StepResult
 
 WIRE_DTYPES = {
     "float32": torch.float32,

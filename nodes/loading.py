@@ -24,6 +24,7 @@ from nodes.kv_cache import KvCache
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.slice import ModelSlice
 from nodes.model.weights import held_bytes
+from nodes.step_expectation import StepExpectation
 from nodes.stepping import Span, Stepper
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ _WARM_UP_TOKENS = 64
 _WARM_UP_STEPS = 3
 _PROFILE_TOKENS = (16, 32, 64, 128, 256, 512)
 _PROFILE_TRIES = 2
+_DECODE_ROWS = (1, 4, 16, 64)
+_DECODE_CONTEXT = 128
+_LONG_DECODES = 8.0
 _LONG_STEP = 4.0
 """Times a pass of one token, after which longer prefills need not be measured."""
 _WORKSPACE_SHARE = 0.05
@@ -92,7 +96,13 @@ class Loaded:
     load_s: float
     layer_tokens_per_s: float
     profile: StepProfile
+    decodes: tuple[tuple[float, float], ...]
+    """(rows, seconds) of steps of decodes."""
     notes: str
+
+    def expectation(self) -> StepExpectation:
+        """What steps should take, by what was measured here."""
+        return StepExpectation(len(self.layers), self.profile, self.decodes)
 
     @property
     def kv_pages(self) -> int:
@@ -168,6 +178,7 @@ def load(request: LoadRequest, report: Report, host: LoadHost | None = None) -> 
     report("warming up")
     rate = _measure(model, cache, host)
     profile = measure_profile(model, cache, host)
+    decodes = measure_decodes(model, cache, host)
     return Loaded(
         engine=Engine(request.node, model, cache),
         request=request,
@@ -178,6 +189,7 @@ def load(request: LoadRequest, report: Report, host: LoadHost | None = None) -> 
         load_s=time.perf_counter() - started_s,
         layer_tokens_per_s=rate,
         profile=profile,
+        decodes=decodes,
         notes=f"{str(request.dtype).removeprefix('torch.')} on {request.device}, "
         f"{model.attention.reason}",
     )
@@ -248,18 +260,38 @@ def measure_profile(model: ModelSlice, cache: KvCache, host: LoadHost | None = N
     host = host or Alone()
     stepper = Stepper(model, cache)
     room = min(model.config.max_context, room_tokens(model, cache))
-    pass_s = _best_s(stepper, 1, host)
+    pass_s = _best_s(stepper, [Span(0, 1)], host)
     prefill: list[tuple[float, float]] = []
     for tokens in [n for n in _PROFILE_TOKENS if n <= room] or [1]:
-        prefill.append((float(tokens), _best_s(stepper, tokens, host)))
+        prefill.append((float(tokens), _best_s(stepper, [Span(0, tokens)], host)))
         if prefill[-1][1] > _LONG_STEP * pass_s and len(prefill) > 1:
             break
     return StepProfile(pass_s, tuple(prefill))
 
 
-def _best_s(stepper: Stepper, tokens: int, host: LoadHost) -> float:
+def measure_decodes(
+    model: ModelSlice, cache: KvCache, host: LoadHost | None = None
+) -> tuple[tuple[float, float], ...]:
+    """(rows, seconds) of steps of decodes in the middle of short answers, rows rising from 1."""
+    host = host or Alone()
+    stepper = Stepper(model, cache)
+    context = min(_DECODE_CONTEXT, model.config.max_context - 1)
+    points: list[tuple[float, float]] = []
+    for rows in _DECODE_ROWS:
+        spans = [Span(context, 1)] * rows
+        if points and not stepper.fits(spans):
+            break
+        if not stepper.fits(spans):
+            spans = [Span(0, 1)]
+        points.append((float(rows), _best_s(stepper, spans, host)))
+        if points[-1][1] > _LONG_DECODES * points[0][1]:
+            break
+    return tuple(points)
+
+
+def _best_s(stepper: Stepper, spans: list[Span], host: LoadHost) -> float:
     times = []
-    with stepper.step([Span(0, tokens)]) as step:
+    with stepper.step(spans) as step:
         for _ in range(_PROFILE_TRIES):
             host.go_on()
             times.append(host.run(step.run_s))

@@ -11,7 +11,8 @@ from nodes.batching import BatchLimits
 from nodes.inbox import NodeView
 from nodes.loading import Loaded
 from nodes.settings import BatchSection
-from nodes.worker import Links, Worker, WorkerOptions
+from nodes.steps import Links, WorkerOptions
+from nodes.worker import Worker
 
 
 class ServingSlice:
@@ -72,6 +73,7 @@ def make_worker(
                 batch.min_decodes,
                 batch.spread,
             ),
+            loaded.expectation(),
         ),
         clock=clock,
         device=device,

@@ -27,7 +27,8 @@ from nodes.loader import Loader, Unwanted, release_memory
 from nodes.loading import Loaded, LoadRequest
 from nodes.serving import ServingSlice, make_worker
 from nodes.settings import NodeSettings
-from nodes.worker import Links, Worker, WorkerStatistics
+from nodes.steps import Links, WorkerStatistics
+from nodes.worker import Worker
 
 log = logging.getLogger(__name__)
 

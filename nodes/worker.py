@@ -13,14 +13,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
-
-import msgspec
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from helix_mq.clock import Clock
 from helix_mq.errors import HelixError
-from helix_mq.frames import Buffer
 from helix_mq.ids import ROUTER, Attempt, RequestId
 from helix_mq.messages.data import (
     MAX_ROWS,
@@ -31,97 +28,20 @@ from helix_mq.messages.data import (
     TokenItem,
     Tokens,
 )
-from nodes.batching import Batcher, BatchLimits, SeqKey, Work
+from nodes.batching import Batcher, SeqKey
 from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
 from nodes.ledger import Ledger
+from nodes.steps import Batch, Links, StepEngine, StepResult, WorkerOptions, WorkerStatistics
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STALL_GRACE_S = 1.0
 """An idle node whose rows all wait for credit lets one row pass this often; see helix_mq.credit."""
 
 MAX_WAITING_ROWS = 131_072
 """Credit counts bytes, but a row of one token takes some 2 KiB here and a few bytes on the wire."""
-
-Batch = list[Work[Payload]]
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class OutFrame:
-    """One frame to one peer, complete but for epoch and sender."""
-
-    peer: str
-    header: FrameHeader
-    buffers: tuple[Buffer, ...]
-    sequences: frozenset[SeqKey]
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    frames: list[OutFrame]
-    tokens: list[TokenItem]
-    seconds: float
-    num_tokens: int
-    layer_tokens: int
-    refused: list[RefusedItem] = field(default_factory=list)
-    """Rows that came to no token; the others of the step did."""
-
-
-class StepEngine(Protocol):
-    """What the worker needs of an engine; `nodes.engine.Engine` is the real one."""
-
-    def admit(self, work: Work[Payload]) -> RefusedItem | None:
-        """Reserves pages for a row about to run, or says why not. Loop thread, device idle."""
-        ...
-
-    def run(self, batch: Batch) -> StepResult:
-        """Runs one step. Device thread."""
-        ...
-
-    def free(self, seq: SeqKey) -> None: ...
-
-    def check(self) -> None:
-        """Raises AssertionError if a page is lost or doubly held."""
-        ...
-
-    @property
-    def free_pages(self) -> int: ...
-
-    @property
-    def total_pages(self) -> int: ...
-
-
-class Links(Protocol):
-    """What the worker needs of the data plane; `helix_mq.dataplane.DataPlane` is the real one."""
-
-    def send(self, peer: str, header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> bool: ...
-
-    def blocked_peers(self) -> set[str]: ...
-
-    def overdraft(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """The pipeline's depth, and how large a step may be."""
-
-    depth: int = 1
-    limits: BatchLimits = BatchLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatistics:
-    open_requests: int
-    waiting_rows: int
-    waiting_tokens: int
-    kv_free_pages: int
-    kv_total_pages: int
-    steps: int
-    step_s: float
-    tokens: int
-    layer_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +80,8 @@ class Worker:
         self._stall_ends_s: float | None = None
         self._steps = 0
         self._step_s = 0.0
+        self._expected_s = 0.0
+        self._expectation = options.expectation
         self._tokens = 0
         self._layer_tokens = 0
 
@@ -264,6 +186,8 @@ class Worker:
             log.exception("a step of %d rows failed", len(batch))
             self._fail(batch, "step_failed", f"a step failed on {self.view.node}")
         else:
+            if self._expectation is not None:
+                self._expected_s += self._expectation.seconds(batch)
             self._forward(result)
         finally:
             self._device_idle()
@@ -416,4 +340,5 @@ class Worker:
             step_s=self._step_s,
             tokens=self._tokens,
             layer_tokens=self._layer_tokens,
+            expected_s=self._expected_s,
         )

@@ -30,7 +30,8 @@ from helix_mq.messages.data import (
 from helix_mq.sampling import SamplingParams
 from nodes.batching import BatchLimits, SeqKey, Work
 from nodes.inbox import NodeView, Payload
-from nodes.worker import Batch, OutFrame, StepResult, Worker, WorkerOptions
+from nodes.steps import Batch, OutFrame, StepResult, WorkerOptions
+from nodes.worker import Worker
 
 LAST = Route((Hop(NodeId("me"), LayerRange(0, 4)),))
 ONWARD = Route((Hop(NodeId("me"), LayerRange(0, 3)), Hop(NodeId("z"), LayerRange(3, 4))))

@@ -1,0 +1,97 @@
+"""What a worker and its surroundings hand each other: steps, their results, an engine, links."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from helix_mq.frames import Buffer
+from helix_mq.messages.data import FrameHeader, RefusedItem, TokenItem
+from nodes.batching import BatchLimits, SeqKey, Work
+from nodes.inbox import Payload
+from nodes.step_expectation import StepExpectation
+
+Batch = list[Work[Payload]]
+
+
+@dataclass(frozen=True, slots=True)
+class OutFrame:
+    """One frame to one peer, complete but for epoch and sender."""
+
+    peer: str
+    header: FrameHeader
+    buffers: tuple[Buffer, ...]
+    sequences: frozenset[SeqKey]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    frames: list[OutFrame]
+    tokens: list[TokenItem]
+    seconds: float
+    num_tokens: int
+    layer_tokens: int
+    refused: list[RefusedItem] = field(default_factory=list)
+    """Rows that came to no token; the others of the step did."""
+
+
+class StepEngine(Protocol):
+    """What the worker needs of an engine; `nodes.engine.Engine` is the real one."""
+
+    def admit(self, work: Work[Payload]) -> RefusedItem | None:
+        """Reserves pages for a row about to run, or says why not. Loop thread, device idle."""
+        ...
+
+    def run(self, batch: Batch) -> StepResult:
+        """Runs one step. Device thread."""
+        ...
+
+    def free(self, seq: SeqKey) -> None: ...
+
+    def check(self) -> None:
+        """Raises AssertionError if a page is lost or doubly held."""
+        ...
+
+    @property
+    def free_pages(self) -> int: ...
+
+    @property
+    def total_pages(self) -> int: ...
+
+
+class Links(Protocol):
+    """What the worker needs of the data plane; `helix_mq.dataplane.DataPlane` is the real one."""
+
+    def send(self, peer: str, header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> bool: ...
+
+    def blocked_peers(self) -> set[str]: ...
+
+    def overdraft(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """The pipeline's depth, and how large a step may be."""
+
+    depth: int = 1
+    limits: BatchLimits = BatchLimits()
+    expectation: StepExpectation | None = None
+    """What steps should take, where that has been measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    open_requests: int
+    waiting_rows: int
+    waiting_tokens: int
+    kv_free_pages: int
+    kv_total_pages: int
+    steps: int
+    step_s: float
+    tokens: int
+    layer_tokens: int
+    expected_s: float = 0.0
+    """What the steps counted in `step_s` should have taken; 0 where that is not known."""
