@@ -70,7 +70,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as f:
             return tomllib.load(f)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such settings file", param="config") from None
+        raise ConfigError(f"{path}: no such file", param="config") from None
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read: {e.strerror}", param="config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:

@@ -107,7 +107,12 @@ def make(
     from helix_mq.errors import ConfigError
     from helix_mq.ids import NodeId
     from helix_mq.units import bits_per_s
-    from solver.cli_options import files_beside, require_seed, require_writable
+    from solver.cli_options import (
+        files_beside,
+        require_plan_name,
+        require_seed,
+        require_writable,
+    )
     from solver.cli_options import warm_start as starting_from
     from solver.cli_show import as_dict, describe
     from solver.explain import explain as explained
@@ -124,7 +129,7 @@ def make(
         require_plotting(plot)
         require_writable(plot, "plot")
     if save is not None:
-        require_writable(save, "save")
+        require_plan_name(save, "save")
     require_seed(seed)
     source = Source(
         cluster=cluster,

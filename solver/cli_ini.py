@@ -58,11 +58,13 @@ def import_solution(
     model: Annotated[Path | None, typer.Option(help="Needed for TOML clusters.")] = None,
 ) -> None:
     """Turn the published artifact's placement into a plan, and verify it."""
+    from solver.cli_options import require_plan_name
     from solver.inputs import Source
     from solver.plan_file import PlanFile, write_plan
     from solver.reference_ini import node_numbers, read_solution
     from solver.verify import require_valid, verify
 
+    require_plan_name(save, "save")
     source = Source(cluster, model)
     problem = source.problem()
     numbers = node_numbers([n.name for n in problem.nodes])

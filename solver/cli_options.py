@@ -56,6 +56,16 @@ def require_seed(seed: int) -> int:
     return seed
 
 
+def require_plan_name(path: Path, param: str) -> None:
+    """ConfigError for a plan that nothing would find again: its name says what it is."""
+    require_writable(path, param)
+    if path.suffix != ".toml":
+        raise ConfigError(
+            f"{param}={path}: the name must end in .toml, as that is what a plan is written in",
+            param=param,
+        )
+
+
 def require_writable(path: Path, param: str) -> None:
     """ConfigError where no file of that name can be made: before a long search, not after."""
     folder = path.parent

@@ -59,6 +59,10 @@ def read_reference_cluster(path: Path, *, simulator_sizes: bool = True) -> Refer
     the file is missing, too large, not JSON, or a field is absent or of the wrong kind.
     """
     data = _load(path)
+    if "nodes" not in data or "links" not in data:
+        raise ReferenceFileError(
+            f"{path}: not a cluster: there are no nodes and links in it", param="file"
+        )
     model = _table(data, "model")
     layers = _whole(model, "num_layers", "model")
     token_bytes = _whole(model, "token_size", "model")

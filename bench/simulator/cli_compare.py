@@ -62,6 +62,8 @@ def compare(
     if plot is not None:
         plot_comparison(found, plot)
     typer.echo(json.dumps(found.as_dict()) if as_json else describe(found))
+    if all(outcome.error for outcome in found.outcomes):
+        raise typer.Exit(1)
 
 
 def _show(outcome: Outcome, done: int, of: int) -> None:

@@ -12,6 +12,9 @@ from bench.simulator.control import Control
 from bench.simulator.timeline import Timeline
 from bench.traces.types import Arrival, Lengths
 
+REFUSED_IN_A_ROW = 100
+"""From here on only one request is tried after each event, until one is taken."""
+
 
 class Feeder(Protocol):
     def start(self) -> None: ...
@@ -37,6 +40,7 @@ class OfflineFeeder:
         self._most = most
         self._max_prefilling = max_prefilling
         self._busy = False
+        self._refused = 0
         self.exhausted = False
 
     def start(self) -> None:
@@ -57,7 +61,12 @@ class OfflineFeeder:
             if lengths is None:
                 self.exhausted = True
                 break
+            failed = control.failed
             control.submit(lengths)
+            self._refused = self._refused + 1 if control.failed > failed else 0
+            if self._refused >= REFUSED_IN_A_ROW:
+                # Perhaps nothing of this workload fits: time must pass all the same.
+                break
         self._busy = False
 
 

@@ -127,7 +127,7 @@ def test_faults_in_the_environment_are_told_in_words(
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     missing = tmp_path / "none.toml"
-    assert str(fault(missing)) == f"{missing}: no such settings file"
+    assert str(fault(missing)) == f"{missing}: no such file"
     assert "not valid TOML" in str(fault(toml(tmp_path, "name = ")))
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")

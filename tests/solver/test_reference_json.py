@@ -171,3 +171,10 @@ def test_profiles_cover_both_models(reference_dir: Path) -> None:
     assert sorted(profiles) == ["llama30b", "llama70b"]
     for machines in profiles.values():
         assert len(machines) == 7
+
+
+def test_another_json_file_is_told_by_its_name(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(ReferenceFileError, match=r"config\.json: not a cluster"):
+        read_reference_cluster(config)

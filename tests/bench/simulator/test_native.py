@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -90,6 +91,14 @@ def test_what_can_never_fit_is_refused(make_cluster: Callable[..., Any], log: An
     result = run.run(Workload([Lengths(500, 5), Lengths(20, 5)]))
     assert (result.submitted, result.finished, result.failed) == (2, 1, 1)
     assert log.end_log["1"][1:] == (False, "context_length_exceeded")
+
+
+def test_time_passes_where_nothing_ever_fits(make_cluster: Callable[..., Any], log: Any) -> None:
+    settings = replace(OFFLINE, duration_s=20.0, drain=False)
+    run = Simulation(*make_cluster(DIAMOND, kv_tokens=4.0 * 160), settings, log)
+    result = run.run(Workload(repeat(Lengths(500, 5), 100_000)))
+    assert 0 < result.failed == result.submitted < 1000
+    assert result.simulated_s == 20.0
 
 
 @given(data=st.data())
