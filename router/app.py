@@ -26,6 +26,7 @@ from helix_mq.models.tokenizer import Tokenizer
 from helix_mq.outlink import PeerAddress
 from helix_mq.transport import Delivery, Listener, ServerSecurity, Transport
 from router import events as ev
+from router.control_door import ControlDoor
 from router.core import Core
 from router.journal_reader import JournalReader
 from router.journal_streams import JournaledStreams
@@ -75,7 +76,7 @@ class RouterApp:
         self._incarnation = secrets.randbits(62)
         self._keeping = keeping
         self._next_request = int(clock.wall_s() * 1000) << 20
-        self._routing_ids: dict[tuple[str, int], bytes] = {}
+        self._door = ControlDoor(security, core.cluster.membership.is_current)
         self._control: Listener | None = None
         self._plane = DataPlane(
             PlaneIdentity(ROUTER, self._incarnation, security.key, security.insecure),
@@ -224,55 +225,12 @@ class RouterApp:
     def _on_control(self, delivery: Delivery) -> None:
         try:
             message = decode(delivery.parts)
-            event = self._control_event(message, delivery)
+            event = self._door.event(message, delivery)
         except FrameError as e:
             self._count_bad(delivery.peer.decode("latin1")[:80], e)
             return
-        if event is not None:
-            self.apply(event)
-        self._forget_stranger(message.header)
-
-    def _forget_stranger(self, header: msgspec.Struct) -> None:
-        """Where to answer is kept of members only: names are free on plain sockets."""
-        if not isinstance(header, control.Register | control.Heartbeat):
-            return
-        if not self.core.cluster.membership.is_current(header.node, header.incarnation):
-            self._routing_ids.pop((header.node, header.incarnation), None)
-
-    def _control_event(self, message: Message, delivery: Delivery) -> ev.Event | None:
-        header = message.header
-        match header:
-            case control.Register():
-                self.security.check_name(header.node, delivery.user, header.data_public_key)
-                self._routing_ids[header.node, header.incarnation] = delivery.peer
-                return ev.NodeRegistered(header)
-            case control.Heartbeat():
-                key = (header.node, header.incarnation)
-                # Of strangers, too, so that a node the router does not know can be told so.
-                if self._routing_ids.setdefault(key, delivery.peer) != delivery.peer:
-                    raise FrameError("a heartbeat in another's name", reason="identity")
-                return ev.NodeBeat(header)
-            case control.Ready():
-                node, incarnation = self._sender(delivery)
-                return ev.NodeReady(node, incarnation, header)
-            case control.AssignFailed():
-                node, incarnation = self._sender(delivery)
-                return ev.NodeAssignFailed(node, incarnation, header)
-            case control.Drain():
-                node, incarnation = self._sender(delivery)
-                return ev.NodeDraining(node, incarnation)
-            case control.Leave():
-                node, incarnation = self._sender(delivery)
-                return ev.NodeGone(node, incarnation, header.reason or "it said goodbye")
-            case _:
-                raise FrameError(f"{message.kind.name} on the control socket", reason="kind")
-
-    def _sender(self, delivery: Delivery) -> tuple[NodeId, int]:
-        """Who speaks: the registration under this routing id, never what a message claims."""
-        for (node, incarnation), routing_id in self._routing_ids.items():
-            if routing_id == delivery.peer:
-                return NodeId(node), incarnation
-        raise FrameError("a control message before a registration", reason="no_hello")
+        self.apply(event)
+        self._door.forget_stranger(message.header)
 
     def _on_data(self, sender: str, message: Message, nbytes: int, link: InLink) -> None:
         header = message.header
@@ -297,10 +255,9 @@ class RouterApp:
         self._on_link_lost(peer)
 
     def _on_control_lost(self, routing_id: bytes) -> None:
-        for (node, incarnation), known in self._routing_ids.items():
-            if known == routing_id:
-                self.apply(ev.ConnectionBroke(NodeId(node), incarnation, "control"))
-                return
+        process = self._door.process(routing_id)
+        if process is not None:
+            self.apply(ev.ConnectionBroke(*process, "control"))
 
     def _count_bad(self, who: str, error: FrameError) -> None:
         key = (who, error.reason)
@@ -337,7 +294,7 @@ class RouterApp:
                 )
 
     def _to_node(self, node: str, incarnation: int, message: msgspec.Struct) -> None:
-        routing_id = self._routing_ids.get((node, incarnation))
+        routing_id = self._door.routing_id(node, incarnation)
         if routing_id is not None and self._control is not None:
             self._control.send(routing_id, encode(message))
 
@@ -409,10 +366,7 @@ class RouterApp:
             await self._peers_changed.wait()
             self._peers_changed.clear()
             members = [m.register for m in self.core.cluster.membership]
-            current = {(r.node, r.incarnation) for r in members}
-            for key in [k for k in self._routing_ids if k not in current]:
-                # The last words to a node that left have been sent by now.
-                del self._routing_ids[key]
+            self._door.keep({(r.node, r.incarnation) for r in members})
             peers = [
                 control.Peer(r.node, r.incarnation, r.data_endpoint, r.data_public_key)
                 for r in members

@@ -29,6 +29,15 @@ class ClientBounds:
     sweep_s: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class ClientStatistics:
+    clients: int
+    open_streams: int
+    kept_streams: int
+    """Ended, kept for a client that may come back."""
+    bad_messages: tuple[tuple[str, int], ...]
+
+
 @dataclass(slots=True)
 class Peer:
     """One connection; `streams` are those on their way to it, by reference."""

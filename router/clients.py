@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -29,7 +28,7 @@ from helix_mq.frames import decode, encode
 from helix_mq.messages import client
 from helix_mq.sdk.errors import failed
 from helix_mq.transport import Delivery, Limits, Listener, Transport
-from router.client_book import ClientBook, ClientBounds, Peer
+from router.client_book import ClientBook, ClientBounds, ClientStatistics, Peer
 from router.client_faults import reference_of
 from router.client_streams import ClientStream
 from router.journal_records import EndedStream
@@ -45,15 +44,6 @@ _RETRY_S = 0.02
 _MAX_REASONS = 1000
 
 Work = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class ClientStatistics:
-    clients: int
-    open_streams: int
-    kept_streams: int
-    """Ended, kept for a client that may come back."""
-    bad_messages: tuple[tuple[str, int], ...]
 
 
 class ClientSockets:

@@ -12,15 +12,11 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from helix_mq.clock import Clock
 from helix_mq.errors import (
-    ContextExceeded,
-    DeadlineExceeded,
     HelixError,
-    InvalidRequest,
     NotServing,
 )
 from helix_mq.ids import Epoch, NodeId, RequestId
@@ -29,16 +25,18 @@ from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
 from helix_mq.models.config import ModelConfig
 from router import events as ev
 from router.admission_desk import AdmissionDesk
-from router.admission_gate import AdmissionSettings
 from router.change import ClusterChange
 from router.cluster_core import ClusterCore
+from router.core_settings import CoreSettings as CoreSettings
+from router.core_settings import CoreStatistics
 from router.kv_books import KvBooks
 from router.link_watch import Edge, edges_of
+from router.outstaying import review
 from router.refusals import AvoidedNodes, Expired, GiveUp, MoveOn, judge
+from router.request_checks import check_fits, deadline_error
 from router.restore import rebuild
 from router.routes import widest_route_tokens
 from router.schedulers import new_scheduler
-from router.schedulers_base import Scheduling
 from router.service import Broken, Generation, StreamEvent
 from router.sessions import Session, State
 from router.text import TextStream
@@ -48,28 +46,6 @@ REMEMBERED_RELEASES = 1024
 
 MOVING = ev.Tick | ev.NodeDraining | ev.DrainWanted | ev.ReplanWanted | ev.PlacementWanted
 """Events after which re-placements may go on: as time passes, and at once where somebody waits."""
-
-OLDEST_EPOCHS = 8
-"""A request that stays on nodes which keep their slices may see so many re-placements go by."""
-
-
-@dataclass(frozen=True, slots=True)
-class CoreSettings:
-    """`expected_output_tokens`: booked per request beside its prompt when it may run longer."""
-
-    max_waiting: int = 1024
-    max_context: int = 8192
-    expected_output_tokens: int = 256
-    default_deadline_s: float = 600.0
-    scheduling: Scheduling = Scheduling()
-    admission: AdmissionSettings = AdmissionSettings()
-
-
-@dataclass(frozen=True, slots=True)
-class CoreStatistics:
-    waiting: int
-    running: int
-    flow_tokens_per_s: float
 
 
 class Core:
@@ -177,23 +153,13 @@ class Core:
 
     def _move_on(self) -> None:
         """Re-placements go on as requests leave old slices, or are moved when their time is up."""
-        moves = self.cluster.moves
-        in_use: dict[NodeId, set[Epoch]] = {}
+        moves, in_use = self.cluster.moves, dict[NodeId, set[Epoch]]()
         if moves.unsettled:
             overdue = moves.relocation.overdue(self._clock.now_s())
-            for session in list(self._sessions.values()):
-                route, epoch = session.route, session.epoch
-                if route is None:
-                    continue
-                if epoch != moves.epoch and overdue.intersection(route.nodes):
-                    self._note(logging.INFO, "re-routed: a slice it is on is to go", session)
-                    self._requeue(session)
-                elif epoch < moves.epoch - OLDEST_EPOCHS:
-                    self._note(logging.INFO, "re-routed: its epoch is long over", session)
-                    self._requeue(session)
-                else:
-                    for node in route.nodes:
-                        in_use.setdefault(node, set()).add(epoch)
+            leave, in_use = review(self._sessions.values(), moves.epoch, overdue)
+            for session, why in leave:
+                self._note(logging.INFO, f"re-routed: {why}", session)
+                self._requeue(session)
         self._changed(self.cluster.move_on(in_use))
 
     def _sync_weights(self) -> None:
@@ -211,7 +177,8 @@ class Core:
 
     def _submit(self, event: ev.Submitted) -> None:
         generation, now_s = event.generation, self._clock.now_s()
-        self._check(generation)
+        budget = self.output_budget(len(generation.prompt_ids))
+        check_fits(generation, budget, self.vocab_size)
         if not self.cluster.serving and not self._sessions_can_wait():
             raise NotServing(self.cluster.why_not_serving(), retry_after_s=5.0)
         wait_s = generation.deadline_s or self._settings.default_deadline_s
@@ -246,29 +213,6 @@ class Core:
     def _sessions_can_wait(self) -> bool:
         """New requests wait only while an outage may pass by itself; see ClusterCore."""
         return self.cluster.recovering
-
-    def _check(self, generation: Generation) -> None:
-        prompt = len(generation.prompt_ids)
-        budget = self.output_budget(prompt)
-        wanted = generation.sampling.max_tokens
-        if prompt < 1:
-            raise ContextExceeded("the prompt is empty: give at least one token", param="prompt")
-        highest = max(generation.prompt_ids)
-        if highest >= self.vocab_size:
-            # A node would refuse the frame it comes in, with the rows of all others.
-            raise InvalidRequest(
-                f"the prompt has token id {highest}, which the model's vocabulary of "
-                f"{self.vocab_size} does not hold: the text names a token of the tokenizer that "
-                "the model was not made for",
-                param="prompt",
-            )
-        if wanted > budget:
-            raise ContextExceeded(
-                f"{prompt} prompt tokens and max_tokens={wanted} are {prompt + wanted} together, "
-                f"this cluster holds sequences of at most {prompt + budget}: shorten the prompt "
-                "or ask for fewer tokens",
-                param="messages" if budget < 1 else "max_tokens",
-            )
 
     def _pump(self) -> None:
         """Admits waiting requests while the next one finds a route with room."""
@@ -424,12 +368,7 @@ class Core:
             self._break(session, self._deadline_error(session))
 
     def _deadline_error(self, session: Session) -> HelixError:
-        waited_s = self._clock.now_s() - session.arrived_s
-        got = f"{len(session.output)} of at most {session.generation.sampling.max_tokens} tokens"
-        why = self.cluster.why_not_serving()
-        if why:
-            return NotServing(f"no answer within {waited_s:.0f} s ({got}): {why}")
-        return DeadlineExceeded(f"the deadline of {waited_s:.0f} s has passed with {got}")
+        return deadline_error(session, self._clock.now_s(), self.cluster.why_not_serving())
 
     def _note(self, level: int, text: str, session: Session) -> None:
         self._effects.append(ev.Note(level, text, request=session.request))

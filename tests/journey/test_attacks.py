@@ -313,7 +313,7 @@ async def test_strangers_leave_nothing_behind(tiny_folder: Path) -> None:
         evil.say(register(c, "@router", 7))
         await c.until(lambda: bad(c, control_id(c)) == 3, "the lies were counted")
         assert sorted(m.name for m in c.app.core.cluster.membership) == ["a", "b"]
-        assert len(c.app._routing_ids) == 2
+        assert len(c.app._door) == 2
         await c.until(lambda: len(evil.heard) == 2002, "all were answered")
         assert (await c.run(greedy(PROMPT, 5))).finish.output_tokens == 5
 

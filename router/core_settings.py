@@ -1,0 +1,27 @@
+"""Settings and figures of the router's core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router.admission_gate import AdmissionSettings
+from router.schedulers_base import Scheduling
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """`expected_output_tokens`: booked per request beside its prompt when it may run longer."""
+
+    max_waiting: int = 1024
+    max_context: int = 8192
+    expected_output_tokens: int = 256
+    default_deadline_s: float = 600.0
+    scheduling: Scheduling = Scheduling()
+    admission: AdmissionSettings = AdmissionSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class CoreStatistics:
+    waiting: int
+    running: int
+    flow_tokens_per_s: float
