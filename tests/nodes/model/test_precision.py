@@ -10,7 +10,7 @@ import torch
 
 from helix_mq.layers import LayerRange
 from nodes.model.batch import RowSpec, SliceBatch
-from nodes.model.linear import PackedLinear, PlainLinear, can_pack
+from nodes.model.linear import PackedLinear, PlainLinear, can_pack, pieces
 from nodes.model.slice import ModelSlice
 
 CPU = torch.device("cpu")
@@ -25,12 +25,35 @@ def test_packed_products_equal_plain_ones(dtype: torch.dtype, biased: bool) -> N
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(70, 50, generator=generator).to(dtype)
     bias = torch.randn(70, generator=generator).to(dtype) if biased else None
-    for rows in (1, 3, 16, 67):
+    for rows in (0, 1, 3, 16, 67, 512, 513, 1100):
         x = torch.randn(rows, 50, generator=generator).to(dtype)
         plain, packed = PlainLinear(weight, bias)(x), PackedLinear.pack(weight, bias)(x)
         assert packed.dtype is dtype
+        assert packed.shape == plain.shape
         tolerance = 1e-4 if dtype is torch.float32 else 0.3
-        assert (plain.float() - packed.float()).abs().max() < tolerance
+        assert torch.allclose(plain.float(), packed.float(), rtol=0, atol=tolerance)
+
+
+def test_products_come_in_few_sizes_that_waste_little() -> None:
+    sizes = set()
+    for rows in range(5000):
+        cut = pieces(rows)
+        sizes |= set(cut)
+        assert rows <= sum(cut) <= rows + max(0, rows % 512 - 1) / 8
+        assert sum(cut[:-1]) <= rows
+        if rows <= 16:
+            assert cut == [rows][:rows]
+    assert len(sizes) == 56
+
+
+@pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="this torch does not pack weights")
+def test_a_row_has_the_same_bits_in_a_product_of_any_size() -> None:
+    generator = torch.Generator().manual_seed(1)
+    linear = PackedLinear.pack(torch.randn(70, 50, generator=generator))
+    x = torch.randn(600, 50, generator=generator)
+    one_by_one = torch.cat([linear(row[None]) for row in x])
+    for rows in (*range(1, 70), 127, 257, 300, 511, 512, 513, 600):
+        assert torch.equal(linear(x[:rows]), one_by_one[:rows])
 
 
 @pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="this torch does not pack weights")
