@@ -5,15 +5,13 @@ from __future__ import annotations
 import typer
 
 from bench.chaos.cli import chaos
+from bench.overload import overload
 
 
 def register(app: typer.Typer) -> None:
     """Adds the `bench` group to the command line."""
     group = typer.Typer(name="bench", help="Measure, and put to the test.", no_args_is_help=True)
 
-    @group.callback()
-    def top() -> None:
-        """Keeps the group a group while it has one command."""
-
     group.command(name="chaos")(chaos)
+    group.command(name="overload")(overload)
     app.add_typer(group)

@@ -6,19 +6,20 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 PACKAGES = ("cvxpy", "highspy", "networkx", "numpy", "scipy")
 
 
-def machine_summary() -> dict[str, object]:
-    """Processor, cores, Python, solver versions and the date; no host name."""
+def machine_summary(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
+    """Processor, cores, Python, versions of `packages` and the date; no host name."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in packages},
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 

@@ -47,14 +47,17 @@ def slices_of(num_layers: int, layout: Mapping[str, tuple[float, float]]) -> dic
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is started. `settings`: further lines of router.toml, before its sections. With a
-    `journal` the router may be killed, too."""
+    """What is started. `settings`: further lines of router.toml, before its sections; `http`: of
+    its section of that name. With a `journal` the router may be killed, too. Without `gates`
+    processes reach each other directly, and no way between them can be cut."""
 
     model: Path
     slices: Mapping[str, str]
     node_memory: str = "64MiB"
     settings: str = ""
+    http: str = ""
     journal: bool = False
+    gates: bool = True
     log_level: str = "info"
 
 
@@ -110,8 +113,9 @@ class ChaosCluster:
 
     async def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for gate in self.gates:
-            await gate.start()
+        if self.plan.gates:
+            for gate in self.gates:
+                await gate.start()
         path = self._write("router", self._router_toml())
         self.children[ROUTER] = Child(
             ROUTER, ("router", "--config", path), self._folder / "router.log"
@@ -140,7 +144,7 @@ class ChaosCluster:
             f'data = "tcp://127.0.0.1:{ports.data}"\n'
             f'advertise_data = "{self.data_gates[ROUTER].endpoint}"\n'
             f'log_level = "{self.plan.log_level}"\n{self.plan.settings}\n'
-            f"[http]\nport = {ports.http}\n{journal}[placement.nodes]\n{nodes}\n"
+            f"[http]\nport = {ports.http}\n{self.plan.http}\n{journal}[placement.nodes]\n{nodes}\n"
         )
 
     def _node_toml(self, name: str) -> str:

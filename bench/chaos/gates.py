@@ -30,7 +30,8 @@ class Gate:
     """Listens on loopback and relays to `port`, which may be unbound for a time."""
 
     def __init__(self, port: int, names: Names) -> None:
-        self.endpoint = ""
+        self.endpoint = f"tcp://127.0.0.1:{port}"
+        """Where to connect: the port itself until the gate stands before it."""
         self._port = port
         self._names = names
         self._server: asyncio.Server | None = None
