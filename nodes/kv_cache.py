@@ -79,16 +79,41 @@ class KvCache:
         return self.keys.nbytes + self.values.nbytes
 
     def grow(self, total_pages: int) -> None:
-        """Room for `total_pages`; what is in use keeps its ids and contents.
+        """Room for `total_pages`, not less than now; what is in use keeps its ids and contents.
 
         One tensor after the other, so that never more than one and a half pools are beside the new
         one. When memory runs out on the way (torch.OutOfMemoryError) the pool stays as large as it
         was.
         """
+        if total_pages < self.pool.total_pages:
+            raise ValueError(f"cannot grow from {self.pool.total_pages} to {total_pages} pages")
         used = torch.from_numpy(self.pool.used().astype(np.int64)).to(self.keys.device)
         self.keys = _larger(self.keys, total_pages, used)
         self.values = _larger(self.values, total_pages, used)
-        self.pool.grow(total_pages)
+        # Growing moves no page.
+        self.pool.resize(total_pages)
+
+    def shrink(self, total_pages: int) -> None:
+        """Room for `total_pages` at most; contents in use move below that. ValueError, with all as
+        it was, when more are in use.
+
+        By way of main memory: a device that is full has no room for both pools.
+        """
+        sources, targets = (
+            torch.from_numpy(ids.astype(np.int64)) for ids in self.pool.resize(total_pages)
+        )
+        used = torch.from_numpy(self.pool.used().astype(np.int64))
+        self.keys = _moved(self.keys, sources, targets)
+        self.values = _moved(self.values, sources, targets)
+        for name in ("keys", "values"):
+            pages = getattr(self, name)
+            shape, device, dtype = pages.shape[1:], pages.device, pages.dtype
+            kept = pages.index_select(0, used.to(device)).cpu()
+            # The last references: the old pool must go before the new one comes.
+            setattr(self, name, kept)
+            del pages
+            fewer = torch.zeros((total_pages, *shape), dtype=dtype, device=device)
+            setattr(self, name, fewer.index_copy_(0, used.to(device), kept.to(device)))
 
     @property
     def page_tokens(self) -> int:
@@ -167,6 +192,14 @@ def _larger(pages: torch.Tensor, total_pages: int, used: torch.Tensor) -> torch.
         ids = used[start : start + at_once]
         larger.index_copy_(0, ids, pages.index_select(0, ids))
     return larger
+
+
+def _moved(pages: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The same tensor, contents of some pages copied to others."""
+    if len(sources):
+        found = pages.index_select(0, sources.to(pages.device))
+        pages.index_copy_(0, targets.to(pages.device), found)
+    return pages
 
 
 def _select(

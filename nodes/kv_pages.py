@@ -180,19 +180,6 @@ class LayerPagePool:
         nothing = [np.empty(0, np.int32)]
         return np.concatenate(sources or nothing), np.concatenate(targets or nothing)
 
-    def grow(self, total_pages: int) -> None:
-        """Adds free pages up to `total_pages` in all; they are handed out after the others."""
-        if not self.total_pages < total_pages < 1 << 31:
-            raise ValueError(f"cannot grow from {self.total_pages} to {total_pages} pages")
-        added = total_pages - self.total_pages
-        new = np.arange(total_pages - 1, self.total_pages - 1, -1, dtype=np.int32)
-        stack = np.zeros(total_pages, np.int32)
-        stack[: added + self._free] = np.concatenate([new, self._stack[: self._free]])
-        self._stack = stack
-        self._free += added
-        self._least_free += added
-        self.total_pages = total_pages
-
     def used(self) -> PageTable:
         """int32 [pages]: the ids that sequences hold."""
         held = [self.table(seq).ravel() for seq in self._sequences]
