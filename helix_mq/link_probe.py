@@ -5,13 +5,17 @@ acknowledged like a frame; the bytes between the first acknowledgement and the l
 the bandwidth (packet trains, as in Dovrolis et al., INFOCOM 2001): the round trip is not in it. A
 train starts with two pieces, and doubles while it is too short to be timed, so that on any link a
 decode behind it waits about as long as behind a prompt's piece.
+
+A process that was held up reads many acknowledgements at once, which looks like a very fast link.
+So a train also counts as taking at least what passed between its start and its last
+acknowledgement, less a round trip. A train that says something new is repeated before it is
+believed: the median of three counts.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 from helix_mq.clock import Clock
 
@@ -22,8 +26,12 @@ FIRST_PIECES: Final = 2
 MOST_PIECES: Final = 32
 SHORT_S: Final = 0.020
 """Trains that are over sooner are lengthened: event loops are late by milliseconds at times."""
+LONG_S: Final = 10 * SHORT_S
+"""Trains that take so long are believed at once: lateness is little of them, and they cost much."""
 TRAINS: Final = 3
-"""Whose median counts; the first ones follow each other soon, but on very slow links."""
+"""Whose median counts, where the first is another than was known; they follow each other soon."""
+AGREES: Final = 1.25
+"""A train within this factor of what was known confirms it."""
 TRAIN_EVERY_S: Final = 60.0
 SHARE: Final = 0.01
 """Of a link's bandwidth that trains may take."""
@@ -35,6 +43,15 @@ GIVE_UP_S: Final = 30.0
 """After which an echo is not waited for any more, where other signs of life came."""
 _STRIDE_S: Final = 1.5
 """Of silence that one look counts at most: this process may have been stopped itself."""
+
+
+class _Train(NamedTuple):
+    """Running totals of the link's bytes: before it, behind it, and acknowledged when it left."""
+
+    start_bytes: int
+    end_bytes: int
+    delivered_bytes: int
+    at_s: float
 
 
 class LinkProbes:
@@ -50,9 +67,11 @@ class LinkProbes:
         self._answered = False
         self._pieces = FIRST_PIECES
         self._train_at_s = clock.now_s()
-        self._train: tuple[int, int] | None = None
+        self._train: _Train | None = None
         self._first_ack: tuple[int, float] | None = None
-        self._rates: deque[float] = deque(maxlen=TRAINS)
+        self._series: list[float] = []
+        """Trains' rates that are not believed yet."""
+        self._rate = 0.0
         self._measured_s = clock.now_s()
 
     # -- round trip and silence ----------------------------------------------
@@ -98,51 +117,65 @@ class LinkProbes:
     @property
     def bytes_per_s(self) -> float:
         """As the last trains found; 0 where there was none lately."""
-        if not self._rates or self._clock.now_s() - self._measured_s > FORGET_S:
+        if self._clock.now_s() - self._measured_s > FORGET_S:
             return 0.0
-        return statistics.median(self._rates)
+        return self._rate
 
     def train_pieces(self) -> int:
-        """How many pieces to send back to back now; 0 for none. Ask only while the link is idle."""
+        """How many pieces to send back to back now; 0 for none. Ask only while the link has next to
+        nothing to do."""
         if self._clock.now_s() < self._train_at_s:
             return 0
         return self._pieces
 
-    def train_sent(self, start_total: int, end_total: int) -> None:
-        """The train was handed over; the link's total was `start_total` before it."""
-        self._train = (start_total, end_total)
+    def train_sent(self, start_total: int, end_total: int, delivered_total: int) -> None:
+        """The train was handed over. The link's total was `start_total` before it, and of that
+        `delivered_total` was acknowledged."""
+        now = self._clock.now_s()
+        self._train = _Train(start_total, end_total, delivered_total, now)
         self._first_ack = None
-        self._train_at_s = self._clock.now_s() + TRAIN_EVERY_S
+        self._train_at_s = now + TRAIN_EVERY_S
 
-    def acknowledged(self, total_bytes: int) -> None:
-        """The receiver has so many bytes in all."""
-        if self._train is None or total_bytes <= self._train[0]:
+    def acknowledged(self, total_bytes: int, round_trip_s: float) -> None:
+        """The receiver has so many bytes in all. The round trip is the least one known; 0: none."""
+        train = self._train
+        if train is None or total_bytes <= train.start_bytes:
             return
         now = self._clock.now_s()
         if self._first_ack is None:
             self._first_ack = (total_bytes, now)
-        if total_bytes < self._train[1]:
+        if total_bytes < train.end_bytes:
             return
-        first_bytes, first_s = self._first_ack
-        nbytes, taken_s = total_bytes - first_bytes, now - first_s
-        train_bytes = self._train[1] - self._train[0]
         self._train = None
-        if taken_s < SHORT_S and self._pieces < MOST_PIECES:
+        first_bytes, first_s = self._first_ack
+        nbytes, between_s = total_bytes - first_bytes, now - first_s
+        whole_s = max(0.0, now - train.at_s - round_trip_s)
+        taken_s = max(between_s, whole_s)
+        if (taken_s < SHORT_S or not nbytes) and self._pieces < MOST_PIECES:
             # Too short to be believed.
             self._pieces = min(MOST_PIECES, 2 * self._pieces)
             self._train_at_s = now
             return
-        if nbytes > 0 and taken_s > 0:
-            rate = nbytes / taken_s
-            self._rates.append(rate)
-            self._measured_s = now
-            if len(self._rates) == TRAINS or taken_s > 10 * SHORT_S:
-                self._train_at_s = now + max(TRAIN_EVERY_S, train_bytes / (rate * SHARE))
-            else:
-                self._train_at_s = now
+        if nbytes and between_s > 0:
+            rate = nbytes / between_s
+            if whole_s > 0:
+                rate = min(rate, (train.end_bytes - train.delivered_bytes) / whole_s)
+            self._found(rate, train.end_bytes - train.start_bytes, taken_s)
         if taken_s > 4 * SHORT_S and self._pieces > FIRST_PIECES:
             # The link has become slower: a decode must not wait for so much.
             self._pieces = max(FIRST_PIECES, self._pieces // 2)
+
+    def _found(self, rate: float, train_bytes: int, taken_s: float) -> None:
+        now, known = self._clock.now_s(), self.bytes_per_s
+        self._series.append(rate)
+        agrees = max(rate, known) <= AGREES * min(rate, known)
+        if not agrees and taken_s <= LONG_S and len(self._series) < TRAINS:
+            self._train_at_s = now
+            return
+        self._rate = rate if agrees else statistics.median(self._series)
+        self._measured_s = now
+        self._series.clear()
+        self._train_at_s = now + max(TRAIN_EVERY_S, train_bytes / (rate * SHARE))
 
 
 class ProbeAllowance:

@@ -16,6 +16,7 @@ from helix_mq.credit import CreditSender
 from helix_mq.frames import Buffer, encode, frame_bytes, split_frame
 from helix_mq.link_probe import PADDING_BYTES, SLOWEST_BYTES_PER_S, LinkProbes
 from helix_mq.link_queue import LinkQueue
+from helix_mq.messages.control import LinkReport
 from helix_mq.messages.data import SAMPLE, FrameHeader, Grant, LinkEcho, LinkProbe
 from helix_mq.pacing import QUEUE_S, LinkPacer
 from helix_mq.transport import Connection
@@ -47,11 +48,26 @@ class OutLinkStatistics:
     backlog_bytes: int
     blocked_s: float
     bytes_per_s: float
-    """What it carries, as acknowledged lately; 0 where nothing was."""
+    """The best at which its bytes were acknowledged lately; 0 where nothing was."""
     round_trip_s: float
     """The shortest lately; 0 where none was seen."""
     down_s: float = 0.0
     """For how long it has been unconnected; 0 while it is connected."""
+    probed_bytes_per_s: float = 0.0
+    """What it can carry, by probes; 0 where none were lately."""
+
+    def report(self) -> LinkReport:
+        return LinkReport(
+            self.peer,
+            self.sent_bytes,
+            self.sent_frames,
+            self.backlog_bytes,
+            self.blocked_s,
+            self.down_s,
+            self.bytes_per_s,
+            self.round_trip_s,
+            self.probed_bytes_per_s,
+        )
 
 
 def is_urgent(header: FrameHeader) -> bool:
@@ -140,7 +156,7 @@ class OutLink:
             self._heard()
             self._credit.granted(grant.total_bytes, grant.link)
             self._pacer.acknowledged(grant.received_bytes)
-            self._probes.acknowledged(grant.received_bytes)
+            self._probes.acknowledged(grant.received_bytes, self._pacer.round_trip_s)
             self.flush()
 
     def echoed(self, echo: LinkEcho) -> None:
@@ -158,13 +174,15 @@ class OutLink:
             self.silent, self.connected = False, True
 
     def probe(self) -> None:
-        """Asks for a sign of life, and measures the link if it is idle and that is due."""
+        """Asks for a sign of life, and measures the link if that is due and it has next to nothing
+        to do. Receivers tell of less than PADDING_BYTES once a second only, so a link that carries
+        a few decodes at a time counts as idle, or it would never be measured."""
         if self.connection is None or not self.connected:
             return
         number = self._probes.next_probe()
         if number is not None:
             self.connection.send(encode(LinkProbe(self.link, number)))
-        if len(self._queue) == 0 and self._pacer.under_way_bytes <= 0:
+        if len(self._queue) == 0 and self._pacer.under_way_bytes <= PADDING_BYTES:
             self._send_train(self._probes.train_pieces())
 
     def _send_train(self, pieces: int) -> None:
@@ -173,14 +191,14 @@ class OutLink:
         # Half of it: frames must find credit meanwhile.
         if self.connection is None or not pieces or self._credit.headroom_bytes < 2 * nbytes:
             return
-        start = self._pacer.sent_bytes
+        start, delivered = self._pacer.sent_bytes, self._pacer.delivered_bytes
         for _ in range(min(pieces, self._credit.headroom_bytes // (2 * nbytes))):
             if not self.connection.send(list(parts)):
                 break
             self._credit.sent(nbytes)
             self._pacer.sent(nbytes)
         if self._pacer.sent_bytes > start:
-            self._probes.train_sent(start, self._pacer.sent_bytes)
+            self._probes.train_sent(start, self._pacer.sent_bytes, delivered)
 
     def fall_silent(self, after_s: float) -> bool:
         """Gives the link up if nothing has been heard of it for too long; True if that was so.
@@ -190,7 +208,7 @@ class OutLink:
         if not self.connected:
             return False
         silent_s = self._probes.silent_s()
-        rate = max(self.statistics().bytes_per_s, SLOWEST_BYTES_PER_S)
+        rate = max(self._probes.bytes_per_s or self._pacer.bytes_per_s, SLOWEST_BYTES_PER_S)
         if silent_s <= after_s + self._pacer.under_way_bytes / rate:
             return False
         self._queue.clear()
@@ -234,9 +252,10 @@ class OutLink:
             sent_frames=self._sent_frames,
             backlog_bytes=self._queue.waiting_bytes,
             blocked_s=self._credit.blocked_s,
-            bytes_per_s=max(self._pacer.bytes_per_s, self._probes.bytes_per_s),
+            bytes_per_s=self._pacer.bytes_per_s,
             round_trip_s=self._pacer.round_trip_s,
             down_s=self.down_s,
+            probed_bytes_per_s=self._probes.bytes_per_s,
         )
 
 

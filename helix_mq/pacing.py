@@ -4,7 +4,8 @@ Pure, with an injected clock. ZeroMQ and the kernel buffer megabytes and send th
 a prompt's chunks are in there, a decode behind them waits for all of them. So bulk is handed over
 only while about as much is under way as the link carries in a round trip and a little more. Rate
 and round trip are taken from the receiver's acknowledgements, the rate as in BBR (Cardwell et al.,
-ACM Queue 2016): what was delivered between a message's sending and its acknowledgement, per time.
+ACM Queue 2016): what was delivered between a message's sending and its acknowledgement, per time,
+or per the time in which it was sent if that is longer: acknowledgements may come all at once.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class _Sent(NamedTuple):
     at_s: float
     delivered_bytes: int
     delivered_at_s: float
+    from_s: float
+    """When the last message was sent that had been acknowledged by then."""
     calm: bool
     """Nothing to speak of was under way before it."""
 
@@ -49,6 +52,7 @@ class LinkPacer:
         self._sent_bytes = 0
         self._delivered_bytes = 0
         self._delivered_at_s = clock.now_s()
+        self._from_s = clock.now_s()
         self._log: deque[_Sent] = deque(maxlen=_MAX_SENT)
         self._probe_at_s = clock.now_s() + PROBE_S
         # Acknowledged since the link was last empty: an empty link takes little at once, then as
@@ -85,6 +89,11 @@ class LinkPacer:
     def sent_bytes(self) -> int:
         return self._sent_bytes
 
+    @property
+    def delivered_bytes(self) -> int:
+        """As far as it is acknowledged."""
+        return self._delivered_bytes
+
     def tripped(self, trip_s: float) -> None:
         """A small message went there and back in so many seconds."""
         self._trips.add(self._clock.now_s(), trip_s)
@@ -98,12 +107,19 @@ class LinkPacer:
         under_way = self.under_way_bytes
         if under_way <= 0:
             # A rate must not count the time in which there was nothing to send.
-            self._delivered_at_s = now
+            self._delivered_at_s = self._from_s = now
             self._ramp_bytes = 0
         self._sent_bytes += nbytes
         calm = under_way <= MIN_WINDOW_BYTES
         self._log.append(
-            _Sent(self._sent_bytes, now, self._delivered_bytes, self._delivered_at_s, calm)
+            _Sent(
+                self._sent_bytes,
+                now,
+                self._delivered_bytes,
+                self._delivered_at_s,
+                self._from_s,
+                calm,
+            )
         )
 
     def acknowledged(self, total_bytes: int) -> None:
@@ -124,7 +140,8 @@ class LinkPacer:
             if now >= self._probe_at_s:
                 self._ramp_bytes = 0
             self._probe_at_s = now + PROBE_S
-        taken_s = now - last.delivered_at_s
+        self._from_s = last.at_s
+        taken_s = max(now - last.delivered_at_s, last.at_s - last.from_s)
         if taken_s > 0:
             self._rates.add(now, (total_bytes - last.delivered_bytes) / taken_s)
 

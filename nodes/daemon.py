@@ -271,19 +271,7 @@ class NodeDaemon:
             layer_tokens=work.layer_tokens,
             expected_s=work.expected_s,
             bad_messages=self._bad_messages + sum(self._plane.bad_messages.values()),
-            links=tuple(
-                control.LinkReport(
-                    s.peer,
-                    s.sent_bytes,
-                    s.sent_frames,
-                    s.backlog_bytes,
-                    s.blocked_s,
-                    s.down_s,
-                    s.bytes_per_s,
-                    s.round_trip_s,
-                )
-                for s in self._plane.statistics()
-            ),
+            links=tuple(s.report() for s in self._plane.statistics()),
         )
 
     async def _peers_for_ever(self) -> None:

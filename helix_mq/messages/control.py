@@ -133,9 +133,12 @@ class LinkReport(msgspec.Struct, array_like=True, frozen=True):
     down_s: Seconds = 0.0
     """For how long it has been unconnected; 0 while it is connected."""
     bytes_per_s: Rate = 0.0
-    """Measured lately; 0 where it is not known."""
+    """At which its bytes were acknowledged lately, at best: of a link with little to send that says
+    how little there was. 0 where nothing was."""
     round_trip_s: Seconds = 0.0
     """Least measured lately, there and back; 0 where it is not known."""
+    probed_bytes_per_s: Rate = 0.0
+    """What it can carry, by trains of padding sent back to back; 0 where none were lately."""
 
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True):

@@ -80,6 +80,23 @@ def test_an_idle_link_takes_any_piece_and_idle_time_is_no_slowness() -> None:
     assert pacer.bytes_per_s == pytest.approx(rate)
 
 
+def test_acknowledgements_read_all_at_once_do_not_make_a_link_fast() -> None:
+    """The sender sends a small piece every 10 ms, is not told for 100 ms, and then all at once."""
+    clock = VirtualClock()
+    pacer = LinkPacer(clock)
+    pacer.sent(1000)
+    for _ in range(10):
+        clock.advance(0.01)
+        pacer.sent(1000)
+    for total in range(1000, 12_000, 1000):
+        clock.advance(1e-5)
+        pacer.acknowledged(total)
+        pacer.sent(1000)
+    clock.advance(1e-5)
+    pacer.acknowledged(12_000)
+    assert pacer.bytes_per_s < 250_000
+
+
 @given(st.lists(st.tuples(st.integers(0, 1 << 21), st.integers(-10, 1 << 22))))
 def test_impossible_acknowledgements_do_nothing(steps: list[tuple[int, int]]) -> None:
     clock = VirtualClock()
