@@ -97,6 +97,12 @@ class Engine:
         touches the engine. Raises torch.OutOfMemoryError with all as it was."""
         self._cache.grow(total_pages)
 
+    def shrink(self, least_pages: int) -> None:
+        """So many KV pages, or twice what is in use if that is more. Device thread, while nothing
+        else touches the engine."""
+        used = self._pool.total_pages - self._pool.free_pages
+        self._cache.shrink(min(self._pool.total_pages, max(1, least_pages, 2 * used)))
+
     def run(self, batch: Batch) -> StepResult:
         """One pass over the slice's layers for all rows, then sampling for those that end here."""
         started_s = time.perf_counter()

@@ -120,6 +120,19 @@ class Loaded:
         request = replace(self.request, others_bytes=others_bytes)
         return max(self.kv_pages, _fitting(request, self.config, self.page_tokens))
 
+    def pages_left_beside(self, request: LoadRequest) -> int:
+        """Layer-pages that this slice may keep when another is loaded beside it: half of what KV
+        room the two have; as many as it has where the other fits as it is."""
+        try:
+            kv_pages_within(request, self.config, self.page_tokens)
+        except NoRoom:
+            page = KvCache.page_bytes(self.config, self.request.dtype, self.page_tokens)
+            weights = _weight_bytes(request, self.config)
+            others = request.others_bytes - self.kv_pages * page
+            budget = request.memory_bytes * (1 - _WORKSPACE_SHARE) - weights - others
+            return max(1, min(self.kv_pages, int(budget / 2 // page)))
+        return self.kv_pages
+
     def prefill_budget(self, objective_s: float | None) -> int:
         """Prompt tokens per step that suit this device and slice."""
         return prefill_tokens(self.profile, objective_s)

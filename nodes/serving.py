@@ -35,6 +35,11 @@ class ServingSlice:
         engine = self.loaded.engine
         await self.worker.between_steps(lambda: engine.grow(kv_pages))
 
+    async def shrink(self, least_pages: int) -> None:
+        """Cuts the KV pool down between two steps; see Engine.shrink."""
+        engine = self.loaded.engine
+        await self.worker.between_steps(lambda: engine.shrink(least_pages))
+
     async def stop(self) -> None:
         """After the step in progress; its sequences are closed."""
         self._steps.cancel()

@@ -158,6 +158,7 @@ class Slices:
             return
         # Outside the handlers: until they end the exception holds what had been loaded.
         release_memory(self._identity.device, after_fault=True)
+        await self._grow()
 
     def _failed(self, order: control.Assign, code: str, reason: str) -> None:
         log.error("cannot take layers %d-%d: %s", order.first, order.end - 1, reason)
@@ -182,7 +183,21 @@ class Slices:
             self._say_ready(ready, order.epoch)
 
     async def _load(self, order: control.Assign, layers: LayerRange) -> Loaded:
-        request = LoadRequest(
+        request = self._request(layers)
+        self._loading = order
+        try:
+            if await self._make_room(request):
+                request = self._request(layers)
+            return await self._loader.load(
+                request,
+                lambda text: log.info("%s: %s", request.node, text),
+                beside=bool(len(self._holdings)),
+            )
+        finally:
+            self._loading = None
+
+    def _request(self, layers: LayerRange) -> LoadRequest:
+        return LoadRequest(
             node=self._settings.name,
             folder=self._identity.folder,
             layers=layers,
@@ -192,15 +207,29 @@ class Slices:
             memory_bytes=self._identity.memory_bytes,
             others_bytes=sum(h.slice.loaded.held_bytes for h in self._holdings),
         )
-        self._loading = order
-        try:
-            return await self._loader.load(
-                request,
-                lambda text: log.info("%s: %s", request.node, text),
-                beside=bool(len(self._holdings)),
+
+    async def _make_room(self, request: LoadRequest) -> bool:
+        """Cuts down the KV pools of slices that a new one would not fit beside; True if any was.
+        They grow again when the memory comes free."""
+        cut = False
+        for held in self._holdings:
+            loaded = held.slice.loaded
+            pages, had = loaded.pages_left_beside(request), loaded.kv_pages
+            if pages >= had:
+                continue
+            await held.slice.shrink(pages)
+            release_memory(self._identity.device)
+            cut = cut or loaded.kv_pages < had
+            log.info(
+                "%s: KV pool of %s cut from %d to %d pages to make room for %s",
+                self._settings.name,
+                held.layers,
+                had,
+                loaded.kv_pages,
+                request.layers,
             )
-        finally:
-            self._loading = None
+            self._say_ready(held, held.newest)
+        return cut
 
     def _start(self, order: control.Assign, loaded: Loaded) -> ServingSlice:
         worker = make_worker(
