@@ -353,11 +353,12 @@ class RouterApp:
 
     def _look_after_links(self) -> None:
         # Before frames are given up: their requests must not come the same way again.
-        down_s = {NodeId(link.peer): link.down_s for link in self._plane.statistics()}
+        links = tuple(link.report() for link in self._plane.statistics())
+        down_s = {NodeId(link.peer): link.down_s for link in links}
         for member in self.core.cluster.membership.serving():
             # Its address is none that can be connected to.
             down_s.setdefault(member.name, math.inf)
-        self.apply(ev.OwnLinks(tuple(down_s.items())))
+        self.apply(ev.OwnLinks(tuple(down_s.items()), links))
         self._plane.refresh()
 
     async def _sync_peers_for_ever(self) -> None:

@@ -139,6 +139,7 @@ class ClusterCore:
                     self._lose(event.node, event.reason, change)
             case ev.OwnLinks():
                 self._report(ROUTER, event.down_s, change)
+                self.flows.links(ROUTER, event.reports, self._clock.now_s())
                 self.flows.suspects.own_links(
                     (n, s) for n, s in event.down_s if n in self.membership
                 )

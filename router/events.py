@@ -16,6 +16,7 @@ from helix_mq.messages.control import (
     AssignFailed,
     Heartbeat,
     Leave,
+    LinkReport,
     Ready,
     Register,
     RegisterAgain,
@@ -161,9 +162,11 @@ class FlowSolved:
 
 @dataclass(frozen=True, slots=True)
 class OwnLinks:
-    """How long each of the router's own data links has been unconnected, 0 for those that work."""
+    """How long each of the router's own data links has been unconnected, 0 for those that work,
+    and what it measured of those that there are."""
 
     down_s: tuple[tuple[NodeId, float], ...]
+    reports: tuple[LinkReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

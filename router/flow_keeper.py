@@ -8,25 +8,20 @@ SolveFlow, and comes back as FlowSolved; else here at once. Answers to older pro
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import Placement
-from helix_mq.messages.control import Heartbeat
+from helix_mq.messages.control import Heartbeat, LinkReport
 from helix_mq.models.config import ModelConfig
 from router import events as ev
 from router.change import ClusterChange
 from router.flows import LiveFlow, LiveNode, MeasuredLinks, PlannedSpeeds
 from router.link_speeds import LinkSpeeds
 from router.link_watch import LinkWatch
-from router.live_problem import (
-    TOKEN_BYTES,
-    UNMEASURED_BYTES_PER_S,
-    UNMEASURED_LATENCY_S,
-    WIRE_ELEMENT_BYTES,
-    LinkSpeed,
-)
+from router.live_problem import TOKEN_BYTES, WIRE_ELEMENT_BYTES
 from router.live_rates import LiveRates
 from router.membership import Member, Membership
 from router.moves import Moves
@@ -72,7 +67,10 @@ class FlowKeeper:
         self._again = False
         """Speeds changed while a flow was being solved."""
         self._speeds: dict[NodeId, NodeSpeed] = {}
-        self._link_speeds = LinkSpeeds()
+        self._activation_bytes = config.activation_bytes_per_token(WIRE_ELEMENT_BYTES)
+        planned = self.planned.bytes_per_s if self.planned is not None else None
+        self._link_speeds = LinkSpeeds(self._activation_bytes, planned or (lambda edge: math.inf))
+        moves.links = self._link_speeds.planning()
         self._rates = LiveRates(config)
         self._said: dict[NodeId, float] = {}
         self._to_tell: dict[NodeId, _Told] = {}
@@ -159,8 +157,7 @@ class FlowKeeper:
         measured = self._link_speeds.measured()
         links = None
         if measured:
-            size = self._config.activation_bytes_per_token(WIRE_ELEMENT_BYTES)
-            links = MeasuredLinks(measured, TOKEN_BYTES, size)
+            links = MeasuredLinks(measured, TOKEN_BYTES, self._activation_bytes)
         layers, closed = self._config.num_layers, self._watch.closed
         return FlowProblem(layers, self._live(members), self.planned, closed, links)
 
@@ -193,9 +190,13 @@ class FlowKeeper:
         if speed is None:
             speed = self._speeds[node] = NodeSpeed(now_s)
         speed.beat(beat, now_s)
+        self.links(node, beat.links, now_s)
+
+    def links(self, source: NodeId, reports: Iterable[LinkReport], now_s: float) -> None:
+        """Of a member's links, or of the router's own."""
         known = self._membership
         self._link_speeds.report(
-            node, [x for x in beat.links if x.peer == ROUTER or x.peer in known], now_s
+            source, [x for x in reports if x.peer == ROUTER or x.peer in known], now_s
         )
 
     def forget(self, node: NodeId) -> None:
@@ -209,23 +210,15 @@ class FlowKeeper:
         """Time passed: who is suspect, and whether speeds have changed enough for another flow."""
         self.judge(now_s, change)
         changed = [n for n, s in sorted(self._speeds.items()) if s.changed(now_s)]
-        links_changed = self._link_speeds.changed(now_s)
+        # While the flow is to be solved anew anyhow, it gets whatever is known by then.
+        passing = self._flow.tokens_per_s if self._flow is not None else 0.0
+        links_changed = self._link_speeds.changed(now_s, passing or math.inf)
         if changed:
             self._note_slow(changed, now_s, change)
         if links_changed:
-            self._moves.links = self._planning_links()
             self._moves.replanner.changed(now_s)
         if changed or links_changed:
             self._renew(change)
-
-    def _planning_links(self) -> dict[tuple[NodeId, NodeId], LinkSpeed]:
-        return {
-            edge: LinkSpeed(
-                found.bytes_per_s or UNMEASURED_BYTES_PER_S,
-                found.latency_s or UNMEASURED_LATENCY_S,
-            )
-            for edge, found in self._link_speeds.measured().items()
-        }
 
     def _note_slow(self, changed: Sequence[NodeId], now_s: float, change: ClusterChange) -> None:
         self._moves.slowdown = {n: s.slowdown for n, s in sorted(self._speeds.items())}

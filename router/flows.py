@@ -92,6 +92,13 @@ class PlannedSpeeds:
         """Links with bandwidth out of a node, or out of SOURCE, by their other end."""
         return self._links.get(source, {})
 
+    def bytes_per_s(self, ends: tuple[NodeId, NodeId]) -> float:
+        """Of the link between these, ROUTER one of them or none; no limit where there is none."""
+        source, target = ends
+        out = self.links_from(SOURCE if source == ROUTER else source)
+        found = out.get(SINK if target == ROUTER else target)
+        return found.bytes_per_s if found is not None else WIDE
+
 
 def live_flow(
     num_layers: int,

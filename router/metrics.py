@@ -151,10 +151,14 @@ class _StatusCollector(Collector):
         )
         backlog = _gauge("link_backlog_bytes", "Bytes waiting for credit.", labels=ends)
         down = _gauge("link_down_seconds", "0 for a link that is connected.", labels=ends)
-        speed = _gauge("link_bytes_per_second", "Measured; 0 where it is not known.", labels=ends)
+        speed = _gauge("link_bytes_per_second", "Acknowledged, the best lately.", labels=ends)
+        width = _gauge(
+            "link_probed_bytes_per_second", "What it can carry; 0: unknown.", labels=ends
+        )
         trip = _gauge("link_round_trip_seconds", "The least lately; 0: unknown.", labels=ends)
         for link in status.links:
             speed.add_metric([link.sender, link.receiver], link.bytes_per_s)
+            width.add_metric([link.sender, link.receiver], link.probed_bytes_per_s)
             trip.add_metric([link.sender, link.receiver], link.round_trip_s)
             sent.add_metric([link.sender, link.receiver], link.sent_bytes)
             backlog.add_metric([link.sender, link.receiver], link.backlog_bytes)
@@ -171,6 +175,7 @@ class _StatusCollector(Collector):
             backlog,
             down,
             speed,
+            width,
             trip,
         )
         if status.journal is not None:

@@ -183,8 +183,10 @@ class LinkStatus:
     backlog_bytes: int
     down_s: float = 0.0
     bytes_per_s: float = 0.0
-    """Measured by its sender; 0 where it is not known, as for the round trip."""
+    """Acknowledged lately at best; 0 where nothing was, as for the round trip."""
     round_trip_s: float = 0.0
+    probed_bytes_per_s: float = 0.0
+    """What it can carry, by probes; 0 where none were lately."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ def service_status(
                 s.down_s,
                 s.bytes_per_s,
                 s.round_trip_s,
+                s.probed_bytes_per_s,
             )
             for s in links
         )
@@ -47,6 +48,7 @@ def service_status(
                 link.down_s,
                 link.bytes_per_s,
                 link.round_trip_s,
+                link.probed_bytes_per_s,
             )
             for m in core.cluster.membership
             if m.beat is not None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from helix_mq.ids import NodeId
+from helix_mq.ids import ROUTER, NodeId
 from helix_mq.messages.control import Heartbeat, LinkReport
-from router.link_speeds import FORGET_S, LinkSpeeds
+from router.link_speeds import FORGET_S, LEAST_BYTES_PER_S, LinkSpeeds
+from router.live_problem import UNMEASURED_BYTES_PER_S
 from router.speeds import LEAST, MOST, NodeSpeed
 
 A, B = NodeId("a"), NodeId("b")
@@ -151,3 +153,79 @@ def test_what_was_found_is_forgotten() -> None:
     fill(speeds, 2.5e6)
     assert speeds.changed(5.0 + FORGET_S)
     assert speeds.measured()[EDGE].bytes_per_s == 0.0
+
+
+def probed(rate: float, sent: float = 0.0, **more: float) -> list[LinkReport]:
+    return [replace(said, probed_bytes_per_s=rate) for said in report(sent, 1e5, **more)]
+
+
+def test_what_probes_found_counts_both_ways() -> None:
+    speeds = LinkSpeeds()
+    for now_s, rate in enumerate((12.5e6, 125e6, 2.5e6)):
+        speeds.report(A, probed(rate), now_s)
+        assert speeds.changed(float(now_s))
+        assert speeds.measured()[EDGE].bytes_per_s == rate
+        assert speeds.planning()[EDGE].bytes_per_s == rate
+    speeds.report(A, probed(2.6e6), 3)
+    assert not speeds.changed(3.0), "scatter"
+    assert speeds.changed(4.0 + FORGET_S)
+    assert speeds.measured()[EDGE].bytes_per_s == 0.0
+    assert speeds.planning()[EDGE].bytes_per_s == UNMEASURED_BYTES_PER_S
+
+
+def test_a_full_link_knows_better_than_its_probes_for_a_minute() -> None:
+    speeds = LinkSpeeds()
+    speeds.report(A, probed(12.5e6), 0)
+    for s in range(1, 5):
+        (said,) = report(2e6 * s, 2e6, backlog=10**6)
+        speeds.report(A, [replace(said, probed_bytes_per_s=12.5e6)], s)
+    assert speeds.changed(4.0)
+    found = speeds.measured()[EDGE].bytes_per_s
+    assert found < 6e6
+    speeds.report(A, probed(12.5e6, 8e6), 5)
+    speeds.changed(5.0)
+    assert speeds.measured()[EDGE].bytes_per_s == found
+    speeds.report(A, probed(12.5e6, 8e6), 5 + FORGET_S)
+    assert speeds.changed(5.0 + FORGET_S)
+    assert speeds.measured()[EDGE].bytes_per_s == 12.5e6
+
+
+def test_what_is_ample_for_the_flow_anyhow_changes_nothing() -> None:
+    speeds = LinkSpeeds(activation_bytes=16_384)
+    flow = 1000.0
+    speeds.report(A, probed(1e9), 0)
+    assert not speeds.changed(0.0, flow), "as good as the limitless link it counted as"
+    speeds.report(A, probed(3e8), 1)
+    assert not speeds.changed(1.0, flow)
+    speeds.report(A, probed(3e7), 2)
+    assert speeds.changed(2.0, flow)
+    speeds.report(A, probed(1e9), 3)
+    assert speeds.changed(3.0, flow)
+
+
+def test_a_plan_that_thinks_too_little_of_a_link_is_put_right() -> None:
+    speeds = LinkSpeeds(16_384, lambda edge: 1e6 if edge == EDGE else 1e9)
+    speeds.report(A, probed(1e9), 0)
+    assert speeds.changed(0.0, 1000.0)
+    assert speeds.measured()[EDGE].bytes_per_s == 1e9
+
+
+def test_the_routers_links_carry_tokens_and_are_ample_sooner() -> None:
+    speeds = LinkSpeeds(activation_bytes=16_384)
+    speeds.report(ROUTER, probed(1e6), 0)
+    assert not speeds.changed(0.0, 1000.0)
+    assert speeds.planning()[ROUTER, B].bytes_per_s == 1e6
+    speeds.report(ROUTER, probed(1e3), 1)
+    assert speeds.changed(1.0, 1000.0)
+
+
+@given(st.floats(0, 1e300), st.floats(0, 1e300), st.floats(0, 1e6))
+def test_no_report_makes_a_link_worthless(rate: float, busy: float, sent: float) -> None:
+    speeds = LinkSpeeds()
+    for now_s in range(4):
+        (said,) = report(sent * now_s, busy, backlog=1)
+        speeds.report(A, [replace(said, probed_bytes_per_s=rate)], now_s)
+        speeds.changed(float(now_s))
+    found = speeds.measured()[EDGE].bytes_per_s
+    assert found == 0 or found >= LEAST_BYTES_PER_S
+    assert speeds.planning()[EDGE].bytes_per_s >= LEAST_BYTES_PER_S

@@ -81,11 +81,12 @@ def test_metrics_follow_the_events_of_streams(tiny_folder: object) -> None:
     metrics.saw(RequestId(1), Broken(QueueFull("x")))
     metrics.saw(RequestId(2), Finished("cancelled", 10, 0, 0.0, 0.0, 0.0, 0))
     (link,) = status.links
-    link = replace(link, down_s=4.5, bytes_per_s=2.5e6, round_trip_s=0.04)
+    link = replace(link, down_s=4.5, bytes_per_s=2.5e6, round_trip_s=0.04, probed_bytes_per_s=3e6)
     text, _ = metrics.render(replace(status, links=(link,)))
     got = samples(text.decode())
     assert got["helix_mq_link_down_seconds", "alpha", "@router"] == 4.5
     assert got["helix_mq_link_bytes_per_second", "alpha", "@router"] == 2.5e6
+    assert got["helix_mq_link_probed_bytes_per_second", "alpha", "@router"] == 3e6
     assert got["helix_mq_link_round_trip_seconds", "alpha", "@router"] == 0.04
     assert got["helix_mq_requests_total", "stop"] == 1
     assert got["helix_mq_requests_total", "queue_full"] == 2
