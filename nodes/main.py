@@ -12,10 +12,12 @@ from nodes.identity import identify
 from nodes.measuring import with_times
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
+from nodes.tuning import tune_process
 
 
 async def serve(settings: NodeSettings, stop: asyncio.Event) -> None:
     """The whole node process; returns after a clean shutdown, raises the router's rejection."""
+    tune_process()
     security = NodeSecurity(settings.security)
     folder = await asyncio.to_thread(resolve_model, settings.model)
     identity = await asyncio.to_thread(identify, settings, folder)
