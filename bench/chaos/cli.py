@@ -34,7 +34,7 @@ def chaos(
     router: Annotated[
         bool, typer.Option("--router", help="Kill the router, too; it keeps a journal then.")
     ] = False,
-    node_memory: Annotated[str, typer.Option(help="Memory of each node.")] = "64MiB",
+    node_memory: Annotated[str, typer.Option(help="Memory of each node.")] = "160MiB",
     folder: Annotated[
         Path | None, typer.Option(help="Where logs and settings stay; default: thrown away.")
     ] = None,

@@ -35,6 +35,10 @@ LAYOUT: Mapping[str, tuple[float, float]] = {
 }
 """Shares of the model's layers: every layer on three nodes at least, and from every end another
 node goes on, whichever two are missing."""
+OTHER_LAYOUT: Mapping[str, tuple[float, float]] = dict(
+    zip(sorted(LAYOUT), [LAYOUT[name] for name in sorted(LAYOUT, reverse=True)], strict=True)
+)
+"""The same shares, each on another node than in LAYOUT."""
 
 
 def slices_of(num_layers: int, layout: Mapping[str, tuple[float, float]]) -> dict[str, str]:
@@ -214,6 +218,14 @@ class ChaosCluster:
         """Until every node is ready and every link is up; seconds that took."""
         names = frozenset(self.names)
         return await self.until(lambda p: p.is_whole(names), "the cluster is whole", timeout_s)
+
+    async def operate(self, page: str, body: object = None) -> httpx.Response | None:
+        """An operator's page below /v1/helix: POST with a body, GET without; None when the router
+        does not answer."""
+        with suppress(httpx.HTTPError):
+            method = "GET" if body is None else "POST"
+            return await self._http.request(method, f"/v1/helix/{page}", json=body)
+        return None
 
     async def idle(self, timeout_s: float) -> float:
         """Until nothing runs, waits or is held anywhere; seconds that took."""

@@ -39,6 +39,8 @@ class Kind(StrEnum):
     """The node's way to the router's control socket is cut: it works and cannot be heard."""
     TOKENS = "tokens"
     """The node's way to the router's data socket is cut: its tokens do not arrive."""
+    REPLACE = "re-place"
+    """An operator has all nodes hold other layers, while requests run."""
     CLIENT = "client"
     """The client's connection breaks for a moment."""
     ROUTER = "router"
@@ -60,6 +62,7 @@ _HOLD_S = {
     Kind.BREAK: (0.0, 0.0),
     Kind.CONTROL: (1.0, 6.0),
     Kind.TOKENS: (1.0, 6.0),
+    Kind.REPLACE: (0.0, 0.0),
     Kind.CLIENT: (0.1, 3.0),
     Kind.ROUTER: (0.0, 2.0),
 }
@@ -79,6 +82,7 @@ class Fault:
         where = {
             Kind.CUT: f" {self.source} > {self.node}",
             Kind.FREEZE: f" {self.source} > {self.node}",
+            Kind.REPLACE: "",
             Kind.CLIENT: "",
             Kind.ROUTER: "",
         }.get(self.kind, f" {self.node}")
@@ -96,6 +100,11 @@ class Round:
 
     def __str__(self) -> str:
         return " and ".join(str(f) for f in self.faults)
+
+    @property
+    def harmless(self) -> bool:
+        """No request may notice anything."""
+        return all(f.kind is Kind.REPLACE for f in self.faults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +134,19 @@ def rounds(mix: Mix) -> Iterator[Round]:
         first = _fault(next(kinds), next(nodes), mix.names, draw)
         faults = [first]
         if draw.random() < mix.doubled and first.kind not in ALONE:
-            other = next(n for n in nodes if n != first.node)
-            faults.append(_fault(_second(first.kind, mix, draw), other, mix.names, draw))
+            second = _second(first.kind, mix, draw)
+            if second is not None:
+                other = next(n for n in nodes if n != first.node)
+                faults.append(_fault(second, other, mix.names, draw))
         apart_s = draw.choice((0.0, 0.0, 0.2, 1.5))
         yield Round(number, tuple(faults), draw.randrange(20, 800), apart_s)
 
 
-def _second(first: Kind, mix: Mix, draw: random.Random) -> Kind:
-    """Two kills at once are what is asked about most."""
+def _second(first: Kind, mix: Mix, draw: random.Random) -> Kind | None:
+    """Two kills at once are what is asked about most. None where no kind may be the second."""
     if mix.only:
-        return draw.choice([k for k in mix.only if k not in ALONE])
+        kinds = [k for k in mix.only if k not in (*ALONE, Kind.REPLACE)]
+        return draw.choice(kinds) if kinds else None
     if first is Kind.KILL and draw.random() < 0.5:
         return Kind.KILL
     return draw.choice(NODE_KINDS if first in LINK_KINDS else (*NODE_KINDS, *LINK_KINDS))

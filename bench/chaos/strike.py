@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from bench.chaos.cluster import ROUTER, ChaosCluster
 from bench.chaos.faults import Fault, Kind
 from bench.chaos.picture import Picture
+from bench.chaos.placing import place_other
 from helix_mq.errors import LocalError
 
 GHOST_S = 5.0
@@ -26,9 +27,14 @@ class Marks:
     """Guarantees that did not hold, in words."""
 
 
-async def strike(cluster: ChaosCluster, fault: Fault, marks: Marks) -> None:
-    """Does the fault, holds it and mends it; the cluster may take a while longer to be whole."""
+async def strike(cluster: ChaosCluster, fault: Fault, marks: Marks, *, alone: bool) -> None:
+    """Does the fault, holds it and mends it; the cluster may take a while longer to be whole.
+    `alone`: nothing else happens at the time, which a re-placement must succeed in."""
     match fault.kind:
+        case Kind.REPLACE:
+            trouble = await place_other(cluster, alone=alone)
+            if trouble:
+                marks.broken.append(trouble)
         case Kind.KILL | Kind.RESTART | Kind.DRAIN:
             await _end(cluster, fault, marks)
         case Kind.ROUTER:

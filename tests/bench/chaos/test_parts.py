@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.chaos.catalogue import draw_asks
-from bench.chaos.cluster import LAYOUT, slices_of
+from bench.chaos.cluster import LAYOUT, OTHER_LAYOUT, slices_of
 from bench.chaos.faults import Kind, Mix, Round, rounds
 from bench.chaos.logs import alarms
 from bench.chaos.picture import read_picture
+from bench.chaos.placing import held_slices, other_than
 from bench.chaos.processes import Holds
 from bench.chaos.report import spread
-from bench.chaos.watch import WARM_ROUNDS, Watch
+from bench.chaos.watch import WARM_ROUNDS, Watch, slope
 from helix_mq.layers import LayerRange
 
 NAMES = tuple(sorted(LAYOUT))
@@ -46,10 +48,34 @@ def test_another_seed_is_another_schedule_and_only_means_only() -> None:
     assert kinds == {Kind.KILL}
     assert any(len(r.faults) == 2 for r in schedule(1, 50, (Kind.KILL,)))
 
+    assert not any(r.harmless for r in schedule(1, 50, (Kind.KILL,)))
 
+
+def test_a_re_placement_is_harmless_by_itself_only() -> None:
+    rounds_ = schedule(1, 200, (Kind.REPLACE, Kind.KILL))
+    assert {r.harmless for r in rounds_ if r.faults[0].kind is Kind.REPLACE} == {True, False}
+    assert not any(f.kind is Kind.REPLACE for r in rounds_ for f in r.faults[1:])
+    assert all(len(r.faults) == 1 for r in schedule(1, 50, (Kind.REPLACE,)))
+
+
+def test_re_placements_change_every_node_there_and_back() -> None:
+    first = {n: [int(e) for e in s.split(":")] for n, s in slices_of(6, LAYOUT).items()}
+    other = other_than(first, 6)
+    assert first.keys() == other.keys()
+    assert all(first[n] != other[n] for n in first)
+    assert other_than(other, 6) == first
+    lacking = {n: r for n, r in first.items() if n != "beta"}
+    assert other_than(lacking, 6) == other
+    nodes = [{"node": "a", "layers": "0-3"}, {"node": "b", "layers": ""}]
+    assert held_slices({"nodes": nodes}) == {"a": [0, 4]}
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, OTHER_LAYOUT])
 @pytest.mark.parametrize("num_layers", [6, 12, 30, 32, 80])
-def test_any_two_nodes_may_be_lost(num_layers: int) -> None:
-    parsed = {n: tuple(map(int, s.split(":"))) for n, s in slices_of(num_layers, LAYOUT).items()}
+def test_any_two_nodes_may_be_lost(
+    num_layers: int, layout: Mapping[str, tuple[float, float]]
+) -> None:
+    parsed = {n: tuple(map(int, s.split(":"))) for n, s in slices_of(num_layers, layout).items()}
     held = {n: LayerRange(first, end) for n, (first, end) in parsed.items()}
     for lost in itertools.combinations(NAMES, 2):
         reached = {0}
@@ -80,13 +106,20 @@ def test_growth_after_warming_up_is_told_and_a_plateau_is_not() -> None:
     watch = Watch()
     for i in range(WARM_ROUNDS + 20):
         watch.add("flat", 1, holds(300 + min(i, WARM_ROUNDS) * 40))
-        watch.add("grows", 1, holds(300 + 8 * i))
+        watch.add("grows", 1, holds(300 + 2 * i))
+        watch.add("breathes", 1, holds(300 + 90 * (i % 7 == 3) + i // 2))
         watch.add("leaks", 1, holds(300, 60 + i))
         watch.add("short", i, holds(300 + 50 * i, 60 + i))
     words = watch.growth()
     assert [w.split(" ")[0] for w in words] == ["grows", "leaks"]
     assert "memory" in words[0]
     assert "descriptors" in words[1]
+
+
+def test_a_slope_is_not_moved_by_single_samples() -> None:
+    assert slope([5.0, 7.0, 9.0, 11.0]) == 2.0
+    assert slope([5.0, 7.0, 900.0, 11.0, 13.0, 15.0]) == 2.0
+    assert slope([9.0, 9.0]) == 0.0
 
 
 def test_alarms_are_lines_that_no_fault_excuses() -> None:
