@@ -84,6 +84,12 @@ class Load:
         self._stopping = True
         await asyncio.gather(*self._tasks)
 
+    async def abandon(self) -> None:
+        """Ends all streams now, before the client is closed: they would ask it again and again."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def tokens_more(self, count: int) -> None:
         """Returns when `count` tokens have come from now on."""
         seen = asyncio.Event()

@@ -78,8 +78,11 @@ class ChaosRun:
                 before = await self._undisturbed(client, catalogue)
                 load = Load(client, catalogue, options.streams, options.seed, DEADLINE_S)
                 load.start()
-                await self._all_rounds(cluster, load)
-                await self._finish(cluster, load)
+                try:
+                    await self._all_rounds(cluster, load)
+                    await self._finish(cluster, load)
+                finally:
+                    await load.abandon()
                 after = await self._undisturbed(client, catalogue)
         finally:
             codes = await cluster.stop()

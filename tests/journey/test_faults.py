@@ -5,8 +5,10 @@ The long runs, 50 rounds of 32 streams and soaks of all kinds, are kept in bench
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.chaos.catalogue import Known, answer_all, draw_asks
@@ -26,6 +28,7 @@ KINDS = (
     Kind.DRAIN,
     Kind.CUT,
     Kind.CONTROL,
+    Kind.REPLACE,
 )
 """The others are links that break in other ways; the long runs have them all."""
 
@@ -47,6 +50,29 @@ async def test_faults_lose_no_token_and_leak_nothing(tmp_path: Path) -> None:
     assert set(report.faults()) == set(KINDS)
     assert report.rerouted > 0, "no fault hit a request: nothing was tested"
     assert report.finished > options.streams
+
+
+async def test_a_run_that_is_cancelled_takes_its_processes_with_it(tmp_path: Path) -> None:
+    options = ChaosOptions(
+        model=write_tiny_model(tmp_path / "model"),
+        folder=tmp_path,
+        streams=4,
+        catalogue=8,
+        only=(Kind.REPLACE,),
+    )
+    under_load = asyncio.Event()
+
+    def say(text: str) -> None:
+        if text.startswith("1: "):
+            under_load.set()
+
+    running = asyncio.create_task(ChaosRun(options, say).run())
+    await asyncio.wait_for(under_load.wait(), 200)
+    running.cancel()
+    await asyncio.wait({running}, timeout=60)
+    assert running.cancelled()
+    left = psutil.Process().children(recursive=True)
+    assert not [p.pid for p in left if any(str(tmp_path) in word for word in p.cmdline())]
 
 
 async def test_a_wrong_answer_would_be_seen(tmp_path: Path) -> None:
