@@ -45,6 +45,12 @@ async def place_other(cluster: ChaosCluster, *, alone: bool) -> str:
     return f"a placement was not made within {PLACE_S:.0f} s: {last}"
 
 
+async def held_now(cluster: ChaosCluster) -> Slices:
+    """By what the router says; empty when it does not answer."""
+    state = await cluster.operate("cluster")
+    return held_slices(state.json()) if state is not None and state.status_code == 200 else {}
+
+
 def num_layers(slices: Mapping[str, str]) -> int:
     """Of the model that these `first:end` cover."""
     return max(int(ends.split(":")[1]) for ends in slices.values())

@@ -16,6 +16,7 @@ from bench.chaos.cluster import LAYOUT, ChaosCluster, Plan, slices_of
 from bench.chaos.faults import Kind, Mix, Round, rounds
 from bench.chaos.load import Load
 from bench.chaos.logs import alarms
+from bench.chaos.placing import held_now
 from bench.chaos.report import ChaosReport, RoundReport
 from bench.chaos.strike import Marks, strike
 from bench.chaos.watch import Watch
@@ -172,8 +173,9 @@ class ChaosRun:
             raise LocalError(f"requests hang: {load.describe_running()}") from None
         settled_s = loop.time()
         healed_s = await cluster.whole(WHOLE_S) + settled_s - mended_s
+        held = await held_now(cluster)
         for name, child in cluster.children.items():
-            self._watch.add(name, child.lives, child.holds())
+            self._watch.add(name, child.lives, child.holds(), str(held.get(name, "")))
         gaps_s = tally.gaps_s[before[2] :]
         report = RoundReport(
             number=round_.number,

@@ -1,7 +1,7 @@
 """Whether processes come back to what they held: memory, descriptors, threads. Pure.
 
-Samples are taken when the cluster is whole. A life is one process; only lives that are long enough
-to tell growth from warming up are judged.
+Samples are taken when the cluster is whole. A life is one process. Of its rounds those are compared
+in which it held the same layers, where they are enough to tell growth from warming up.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ not come before, half a MiB each, and KV pages never used so far."""
 
 @dataclass(slots=True)
 class Watch:
-    """`samples`: by process and life, in order of time."""
+    """`samples`: by process and life, in order of time, each with the layers held then."""
 
-    samples: dict[tuple[str, int], list[Holds]] = field(default_factory=dict)
+    samples: dict[tuple[str, int], list[tuple[str, Holds]]] = field(default_factory=dict)
 
-    def add(self, name: str, life: int, holds: Holds) -> None:
-        self.samples.setdefault((name, life), []).append(holds)
+    def add(self, name: str, life: int, holds: Holds, layers: str = "") -> None:
+        self.samples.setdefault((name, life), []).append((layers, holds))
 
     def growth(self) -> list[str]:
         """What grew, in words; empty when nothing did."""
         found = []
         for (name, life), samples in sorted(self.samples.items()):
-            what = _grown(samples)
-            if what:
-                found.append(f"{name} (life {life}, {len(samples)} rounds): {what}")
+            for layers in sorted({layers for layers, _ in samples}):
+                alike = [holds for other, holds in samples if other == layers]
+                what = _grown(alike)
+                if what:
+                    found.append(f"{name} (life {life}, {len(alike)} rounds): {what}")
         return found
 
     def longest(self) -> Mapping[str, Sequence[Holds]]:
@@ -47,7 +49,7 @@ class Watch:
         best: dict[str, list[Holds]] = {}
         for (name, _), samples in sorted(self.samples.items()):
             if len(samples) > len(best.get(name, ())):
-                best[name] = samples
+                best[name] = [holds for _, holds in samples]
         return best
 
 

@@ -109,6 +109,7 @@ def test_growth_after_warming_up_is_told_and_a_plateau_is_not() -> None:
         watch.add("grows", 1, holds(300 + 2 * i))
         watch.add("breathes", 1, holds(300 + 90 * (i % 7 == 3) + i // 2))
         watch.add("leaks", 1, holds(300, 60 + i))
+        watch.add("moves", 1, holds(300 + 100 * (i > 12)), "0-3" if i <= 12 else "2-5")
         watch.add("short", i, holds(300 + 50 * i, 60 + i))
     words = watch.growth()
     assert [w.split(" ")[0] for w in words] == ["grows", "leaks"]
