@@ -98,12 +98,14 @@ class InLink:
     def probed(self, probe: LinkProbe, nbytes: int, *, padded: bool) -> None:
         """Answers a probe, or counts its padding as received and consumed. FrameError where there
         are more of them than a sender has a use for."""
-        if not self._allowance.take(nbytes if padded else 0):
-            raise FrameError(f"{self.sender} probes too often", reason="probes")
         if padded:
+            # Also of what is refused: the sender counts these bytes as on their way, and would wait
+            # for them for ever.
             self.received(nbytes)
             self.consumed(nbytes)
-        else:
+        if not self._allowance.take(nbytes if padded else 0):
+            raise FrameError(f"{self.sender} probes too often", reason="probes")
+        if not padded:
             self._plane.answer(self.routing_id, LinkEcho(self.link, probe.number))
 
     def _tell(self, total_bytes: int) -> None:

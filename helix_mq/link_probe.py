@@ -22,6 +22,8 @@ from helix_mq.clock import Clock
 PROBE_EVERY_S: Final = 1.0
 PADDING_BYTES: Final = 32 * 1024
 """Of one piece: a receiver acknowledges that much with a message of its own."""
+HEADER_BYTES: Final = 1024
+"""Of a probe's own message, at most."""
 FIRST_PIECES: Final = 2
 MOST_PIECES: Final = 32
 SHORT_S: Final = 0.020
@@ -73,6 +75,8 @@ class LinkProbes:
         """Trains' rates that are not believed yet."""
         self._rate = 0.0
         self._measured_s = clock.now_s()
+        self._bounds = ProbeAllowance(clock, ProbeAllowance.BURST_BYTES * 3 // 4)
+        """Within the receiver's, so that it never has reason to refuse a piece."""
 
     # -- round trip and silence ----------------------------------------------
 
@@ -85,6 +89,7 @@ class LinkProbes:
         self._number += 1
         self._waiting_since_s = now
         self._probe_at_s = now + PROBE_EVERY_S
+        self._bounds.take(0)
         return self._number
 
     def echoed(self, number: int) -> float | None:
@@ -125,6 +130,9 @@ class LinkProbes:
         """How many pieces to send back to back now; 0 for none. Ask only while the link has next to
         nothing to do."""
         if self._clock.now_s() < self._train_at_s:
+            return 0
+        piece_bytes = PADDING_BYTES + HEADER_BYTES + ProbeAllowance.COST_BYTES
+        if not self._bounds.take(self._pieces * piece_bytes):
             return 0
         return self._pieces
 
@@ -186,16 +194,17 @@ class ProbeAllowance:
     COST_BYTES: Final = 4 * 1024
     """Of a probe, whatever its padding."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, burst_bytes: int = BURST_BYTES) -> None:
         self._clock = clock
-        self._left_bytes = float(self.BURST_BYTES)
+        self._burst_bytes = float(burst_bytes)
+        self._left_bytes = self._burst_bytes
         self._at_s = clock.now_s()
 
     def take(self, nbytes: int) -> bool:
         """Whether a probe of this size is within bounds."""
         now = self._clock.now_s()
         self._left_bytes = min(
-            float(self.BURST_BYTES),
+            self._burst_bytes,
             self._left_bytes + (now - self._at_s) * self.REFILL_BYTES_PER_S,
         )
         self._at_s = now

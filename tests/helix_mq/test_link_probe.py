@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from helix_mq.clock import VirtualClock
 from helix_mq.frames import encode
 from helix_mq.link_probe import (
+    HEADER_BYTES,
     MOST_PIECES,
     PADDING_BYTES,
     SHARE,
@@ -271,3 +272,21 @@ async def test_a_flood_of_probes_is_counted_and_not_answered() -> None:
         await raw.close()
         await b.plane.close()
         await net.transport.close()
+
+
+@given(steps=st.lists(st.floats(0.0, 5.0), min_size=1, max_size=200))
+def test_a_senders_trains_are_never_more_than_a_receiver_takes(steps: list[float]) -> None:
+    """On a link so fast that every train is over at once and the next may follow."""
+    clock = VirtualClock()
+    probes, allowance, total = LinkProbes(clock), ProbeAllowance(clock), 0
+    for gone_s in steps:
+        if probes.next_probe() is not None:
+            assert allowance.take(0)
+        pieces = probes.train_pieces()
+        for _ in range(pieces):
+            assert allowance.take(PADDING_BYTES + HEADER_BYTES)
+        if pieces:
+            start, total = total, total + pieces * PADDING_BYTES
+            probes.train_sent(start, total, start)
+            probes.acknowledged(total, 0.0)
+        clock.advance(gone_s)
