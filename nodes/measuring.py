@@ -71,11 +71,12 @@ def _profile(settings: NodeSettings, identity: NodeIdentity) -> Profile:
             most_s + 1,
         )
         profile = measured(subject, most_s, lambda text: log.debug("measuring: %s", text))
-        profile_cache.keep(cache, subject.key, profile, most_s)
+        if profile.busy_share <= BUSY:
+            profile_cache.keep(cache, subject.key, profile, most_s)
     if profile.busy_share > BUSY:
         log.warning(
             "%s: other programs used %.0f %% of the processors just before, so the times are too "
-            "long; `helix-mq profile --fresh` measures anew",
+            "long and are not kept; the next start measures anew",
             settings.name,
             100 * profile.busy_share,
         )

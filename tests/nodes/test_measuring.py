@@ -21,6 +21,8 @@ from solver.objective import StepTimes as PlannerTimes
 @pytest.fixture
 def settings(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeSettings:
     monkeypatch.setattr(measuring, "default_cache", lambda: tmp_path)
+    # Other tests' processes are no reason to measure twice here.
+    monkeypatch.setattr(measuring, "BUSY", 1.0)
     return NodeSettings(
         name="n",
         model=tiny_folder,
@@ -86,3 +88,16 @@ def test_the_digest_is_part_of_what_is_kept(
     measuring.with_times(settings, identity)
     kept = list((tmp_path / "profiles").glob("*.json"))
     assert len(kept) == 1
+
+
+def test_times_of_a_busy_machine_are_not_kept(
+    settings: NodeSettings,
+    identity: NodeIdentity,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(measuring, "BUSY", -1.0)
+    assert measuring.with_times(settings, identity).times is not None
+    assert "are not kept" in caplog.text
+    assert list((tmp_path / "profiles").glob("*.json")) == []
