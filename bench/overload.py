@@ -10,19 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bench.live_run import FolderOption, ModelOption, OutOption, in_folder, say
+
 
 def overload(
     seconds: Annotated[float, typer.Option(min=4, max=86_400, help="Of each phase.")] = 120.0,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Model folder or GGUF file; default: a tiny random one of 6 layers."),
-    ] = None,
+    model: ModelOption = None,
     node_memory: Annotated[
         str, typer.Option(help="Of each node; bounds how many requests run at once.")
     ] = "4MiB",
@@ -34,10 +32,8 @@ def overload(
     ttft_s: Annotated[float, typer.Option(min=0.001, help="Objective: time to first token.")] = 8.0,
     tpot_s: Annotated[float, typer.Option(min=0.001, help="Objective: time per token.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of arrivals and lengths.")] = 1,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where logs and settings stay; default: thrown away.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
+    folder: FolderOption = None,
+    out: OutOption = None,
 ) -> None:
     """Offer a real cluster ten times what it can serve, and see what it does with it.
 
@@ -47,15 +43,13 @@ def overload(
     from helix_mq.process import run
 
     async def main(stop: asyncio.Event) -> None:
-        from bench.chaos.tiny_model import write_tiny_model
         from bench.overload_report import Objectives
-        from bench.overload_run import SENDERS, OverloadOptions, OverloadRun
+        from bench.overload_run import SENDERS, OverloadOptions, OverloadRun, Ran
         from bench.planner_common import machine_summary, write_results
-        from helix_mq.models.resolve import resolve_model
 
-        with tempfile.TemporaryDirectory(prefix="helix-mq-overload-") as work:
-            place = folder or Path(work)
-            path = resolve_model(model) if model is not None else write_tiny_model(place / "model")
+        objectives = Objectives(ttft_s, tpot_s)
+
+        async def work(path: Path, place: Path) -> tuple[OverloadOptions, Ran]:
             options = OverloadOptions(
                 model=path,
                 folder=place,
@@ -64,19 +58,12 @@ def overload(
                 at_once=at_once,
                 node_memory=node_memory,
                 max_wait_s=max_wait_s,
-                objectives=Objectives(ttft_s, tpot_s),
+                objectives=objectives,
                 seed=seed,
             )
-            running = asyncio.create_task(OverloadRun(options, _say).run())
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                running.cancel()
-            stopping.cancel()
-            await asyncio.gather(running, stopping, return_exceptions=True)
-            if running.cancelled():
-                raise typer.Exit(130)
-            ran = running.result()
+            return options, await OverloadRun(options, say).run()
+
+        options, ran = await in_folder(model, folder, stop, work)
         reports = ran.reports(options.objectives)
         body: dict[str, object] = {
             "command": f"helix-mq bench overload {' '.join(sys.argv[1:])}".replace(
@@ -115,10 +102,6 @@ def overload(
 
 
 SERVING_PACKAGES = ("torch", "pyzmq", "uvicorn", "starlette", "uvloop", "msgspec")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
