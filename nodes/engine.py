@@ -19,6 +19,7 @@ import torch
 from helix_mq.errors import KvExhausted, LocalError
 from helix_mq.ids import ROUTER
 from helix_mq.messages.data import SAMPLE, FrameHeader, RefusedItem, Row, TokenItem, TopLogprob
+from helix_mq.slice_room import KEPT_PER_USED_PAGE
 from nodes.batching import SeqKey, Work
 from nodes.inbox import Payload
 from nodes.kv_cache import KvCache
@@ -98,10 +99,11 @@ class Engine:
         self._cache.grow(total_pages)
 
     def shrink(self, least_pages: int) -> None:
-        """So many KV pages, or twice what is in use if that is more. Device thread, while nothing
-        else touches the engine."""
+        """Fewer KV pages: so many, or KEPT_PER_USED_PAGE for each in use if that is more. Device
+        thread, while nothing else touches the engine."""
         used = self._pool.total_pages - self._pool.free_pages
-        self._cache.shrink(min(self._pool.total_pages, max(1, least_pages, 2 * used)))
+        wanted = max(1, least_pages, KEPT_PER_USED_PAGE * used)
+        self._cache.shrink(min(self._pool.total_pages, wanted))
 
     def run(self, batch: Batch) -> StepResult:
         """One pass over the slice's layers for all rows, then sampling for those that end here."""

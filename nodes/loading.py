@@ -18,6 +18,7 @@ import torch
 from helix_mq.errors import ConfigError, NoRoom
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.slice_room import least_tokens, usable_bytes
 from helix_mq.step_budget import StepProfile, prefill_tokens
 from nodes.engine import Engine
 from nodes.kv_cache import KvCache
@@ -40,12 +41,6 @@ _DECODE_CONTEXT = 128
 _LONG_DECODES = 8.0
 _LONG_STEP = 4.0
 """Times a pass of one token, after which longer prefills need not be measured."""
-_WORKSPACE_SHARE = 0.05
-"""Of the memory budget, for a step's own tensors."""
-
-
-_LEAST_BESIDE_TOKENS = 1024
-"""Of one sequence: a slice that is to take over from another must be able to serve someone."""
 
 
 class LoadHost(Protocol):
@@ -129,7 +124,7 @@ class Loaded:
             page = KvCache.page_bytes(self.config, self.request.dtype, self.page_tokens)
             weights = _weight_bytes(request, self.config)
             others = request.others_bytes - self.kv_pages * page
-            budget = request.memory_bytes * (1 - _WORKSPACE_SHARE) - weights - others
+            budget = usable_bytes(request.memory_bytes) - weights - others
             return max(1, min(self.kv_pages, int(budget / 2 // page)))
         return self.kv_pages
 
@@ -148,7 +143,7 @@ def _fitting(request: LoadRequest, config: ModelConfig, page_tokens: int) -> int
     Never more than 64 sequences of the full context would fill: a pool nobody can use only costs
     start-up time.
     """
-    budget = request.memory_bytes * (1 - _WORKSPACE_SHARE) - request.others_bytes
+    budget = usable_bytes(request.memory_bytes) - request.others_bytes
     page = KvCache.page_bytes(config, request.dtype, page_tokens)
     pages = int((budget - _weight_bytes(request, config)) // page)
     per_sequence = len(request.layers) * -(-config.max_context // page_tokens)
@@ -161,8 +156,7 @@ def kv_pages_within(request: LoadRequest, config: ModelConfig, page_tokens: int)
     weights = _weight_bytes(request, config)
     pages = _fitting(request, config, page_tokens)
     if request.others_bytes:
-        least_tokens = min(config.max_context, _LEAST_BESIDE_TOKENS)
-        least = len(request.layers) * -(-least_tokens // page_tokens)
+        least = len(request.layers) * -(-least_tokens(config) // page_tokens)
         if pages < least:
             kv_bytes = least * KvCache.page_bytes(config, request.dtype, page_tokens)
             raise NoRoom(

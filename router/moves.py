@@ -15,6 +15,7 @@ from helix_mq.ids import Epoch, NodeId
 from helix_mq.layers import LayerRange, Placement, describe_ranges, uncovered
 from helix_mq.messages.control import Leave, Ready
 from helix_mq.models.config import ModelConfig
+from helix_mq.slice_room import KEPT_PER_USED_PAGE, least_kv_bytes, usable_bytes
 from router import events as ev
 from router.change import ClusterChange, to_member
 from router.leaving import Leavers
@@ -309,21 +310,21 @@ class Moves:
             return False
         register = member.register
         weights = slice_bytes(self._config, layers, register.dtype_bytes)
-        per_token = self._config.kv_bytes_per_token_per_layer(register.dtype_bytes)
-        kv = per_token * len(layers) * min(1024, self._config.max_context)
-        return self._least_held(member, per_token) + weights + kv <= register.memory_bytes * 0.95
+        kv = least_kv_bytes(self._config, layers, register.dtype_bytes)
+        return self._least_held(member) + weights + kv <= usable_bytes(register.memory_bytes)
 
-    def _least_held(self, member: Member, kv_bytes_per_token: int) -> float:
-        """Bytes of what a node holds when it has cut its KV pool down to twice what is in use, as
-        nodes do for a slice that would not fit beside it otherwise."""
+    def _least_held(self, member: Member) -> float:
+        """Bytes of what a node holds when it has cut its KV pool down as far as it does for a slice
+        that would not fit beside it otherwise."""
         ready, beat = member.ready, member.beat
         assert ready is not None
         held = ready.held_bytes or member.register.memory_bytes
         if beat is None or beat.epoch != ready.epoch:
             return held
         used = beat.kv_total_pages - beat.kv_free_pages
-        spare_pages = max(0, ready.kv_pages - 2 * max(0, used))
-        return max(0.0, held - spare_pages * ready.page_tokens * kv_bytes_per_token)
+        spare_pages = max(0, ready.kv_pages - KEPT_PER_USED_PAGE * max(0, used))
+        per_token = self._config.kv_bytes_per_token_per_layer(member.register.dtype_bytes)
+        return max(0.0, held - spare_pages * ready.page_tokens * per_token)
 
     def _cost(self, loaded: list[tuple[NodeId, LayerRange]]) -> tuple[int, float]:
         """Bytes of weights that are read, and seconds of the node that reads longest."""

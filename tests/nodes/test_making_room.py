@@ -10,25 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helix_mq.layers import LayerRange
-from helix_mq.models.config import Family, ModelConfig
 from nodes.kv_cache import KvCache, KvLayout
 from tests.nodes.slices_bench import LAYERS, node_and_router
 from tests.nodes.test_slices import TOKENS, alone, budget, measured
-
-CONFIG = ModelConfig(
-    family=Family.LLAMA,
-    num_layers=2,
-    hidden_size=8,
-    intermediate_size=16,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=4,
-    vocab_size=50,
-    max_context=512,
-    rms_eps=1e-5,
-    rope_theta=1e4,
-    eos_ids=(1,),
-)
+from tests.router.world import CONFIG
 
 
 @settings(max_examples=60, deadline=None)
