@@ -168,20 +168,24 @@ async def test_logprobs_travel_with_greedy_tokens(tiny_folder: Path) -> None:
         assert got == [round(item.logprob, 4) for item in logprobs.content]
 
 
-async def test_a_burst_ends_in_answers_or_429(tiny_folder: Path) -> None:
+async def test_a_burst_ends_in_answers_or_refusals_that_say_when_to_come_back(
+    tiny_folder: Path,
+) -> None:
     admission = AdmissionSection(max_waiting=20)
-    async with edges(tiny_folder, admission=admission, memory_bytes=4 << 20) as e:
+    async with edges(tiny_folder, admission=admission, memory_bytes=1 << 20) as e:
 
         async def one(number: int) -> str:
             try:
                 answer = await e.ai.completions.create(
                     model="tiny", prompt=f"{number}", max_tokens=8, temperature=0
                 )
-            except openai.RateLimitError as refused:
+            except openai.InternalServerError as refused:
+                # Without keys nobody has a share of his own: it is the cluster that is full.
+                assert refused.status_code == 503, refused
                 assert int(refused.response.headers["retry-after"]) >= 1
-                return "429"
+                return "503"
             return answer.choices[0].finish_reason
 
         ends = await asyncio.gather(*(one(i) for i in range(300)))
-        assert set(ends) <= {"429", "length", "stop"}
-        assert {"length", "stop"} & set(ends)
+        assert set(ends) <= {"503", "length", "stop"}
+        assert {"length", "stop"} & set(ends) and "503" in ends
