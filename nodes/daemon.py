@@ -214,6 +214,7 @@ class NodeDaemon:
                 holding=self._slices.holding,
                 heartbeat_s=self.settings.heartbeat_s,
                 times=self._identity.times,
+                region=self.settings.region,
             )
         )
 

@@ -11,6 +11,7 @@ from pydantic import ByteSize, Field, StringConstraints
 from helix_mq.settings import Section, Settings
 
 NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+RegionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,64}$")]
 
 
 class BatchSection(Section):
@@ -45,6 +46,7 @@ class SecuritySection(Section):
 
 class NodeSettings(Settings):
     name: NodeName = Field(default_factory=lambda: socket.gethostname().split(".")[0])
+    region: RegionName = Field("", description="where it stands: `eu-west`, `rack-3`; for people")
     router: str = Field("tcp://127.0.0.1:7100", description="the router's control endpoint")
     listen: str = Field("tcp://127.0.0.1:0", description="where this node's data socket binds")
     advertise: str | None = Field(

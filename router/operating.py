@@ -31,6 +31,7 @@ class NodePicture(msgspec.Struct, frozen=True):
     incarnation: int
     device: str
     leaving: bool
+    region: str = ""
 
 
 class ClusterPicture(msgspec.Struct, frozen=True):
@@ -91,6 +92,7 @@ def _node(cluster: ClusterCore, member: Member) -> NodePicture:
         incarnation=member.register.incarnation,
         device=member.register.device,
         leaving=member.name in moves.leavers,
+        region=member.register.region,
     )
 
 

@@ -64,6 +64,7 @@ class Cluster:
         batch: BatchSection | None = None,
         window: int = 64 << 20,
         heartbeat_s: float = 0.1,
+        region: str = "",
     ) -> NodeDaemon:
         settings = NodeSettings(
             name=name,
@@ -74,6 +75,7 @@ class Cluster:
             batch=batch or BatchSection(),
             window=window,
             heartbeat_s=heartbeat_s,
+            region=region,
         )
         identity = NodeIdentity(
             folder=self.folder,

@@ -10,6 +10,7 @@ from helix_mq.packing import U31, U63, Name, Rate, Seconds, Text
 
 Endpoint = Annotated[str, msgspec.Meta(max_length=256)]
 PublicKey = Annotated[str, msgspec.Meta(max_length=40)]
+Region = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9._-]*\Z")]
 Digest = Annotated[str, msgspec.Meta(max_length=128)]
 
 
@@ -63,6 +64,8 @@ class Register(msgspec.Struct, array_like=True, frozen=True):
     """How often it will be heard from."""
     times: StepTimes | None = None
     """What its device has measured with this model; None where it has not."""
+    region: Region = ""
+    """Where it stands, by its own settings; empty where they do not say."""
 
 
 class RegisterAgain(msgspec.Struct, array_like=True, frozen=True):

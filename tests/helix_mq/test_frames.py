@@ -52,6 +52,7 @@ EXAMPLES: list[msgspec.Struct] = [
         "0.1",
         heartbeat_s=0.5,
         times=control.StepTimes(((1.0, 1e-3), (16.0, 4e-3)), ((1.0, 1e-3), (2.0, 1.5e-3))),
+        region="eu-west",
     ),
     control.Assign(1, 0, 4, 3),
     control.Retain((1, 2)),
