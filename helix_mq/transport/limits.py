@@ -31,6 +31,9 @@ class Limits:
     dead_after_s: silence after which a connection is given up. Answers queue behind the message in
         transfer, so it must exceed the time max_message_bytes really takes on the slowest link.
     handshake_s: time a new connection has to prove who it is.
+    max_connections: of a Listener, the handshaking ones included; one more is cut at once.
+    max_silent: of these, how many may not have said anything yet; the one that has been silent for
+        longest gives way, so that a flood of silent ones does not lock honest ones out.
     redial_s, redial_max_s: first and longest pause between attempts to connect. A router that
         restarts serves again only when its nodes have noticed.
     """
@@ -45,6 +48,8 @@ class Limits:
     heartbeat_s: float = 3.0
     dead_after_s: float = 15.0
     handshake_s: float = 10.0
+    max_connections: int = 8192
+    max_silent: int = 1024
     redial_s: float = 0.05
     redial_max_s: float = 1.0
 
@@ -59,6 +64,8 @@ class Limits:
             "heartbeat_s",
             "dead_after_s",
             "handshake_s",
+            "max_connections",
+            "max_silent",
             "redial_s",
         ):
             if getattr(self, name) <= 0:

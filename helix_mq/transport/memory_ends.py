@@ -67,6 +67,8 @@ class MemoryLink:
         self.listener = listener
         self.connection = connection
         self.open = True
+        self.barred = False
+        """Its key has lost its standing."""
         self._courier = courier
         self._up = 0
         self._down = 0
@@ -133,6 +135,14 @@ class MemoryListener:
         self._counters = counters
         self._links: dict[bytes, MemoryLink] = {}
         self._spoken: set[bytes] = set()
+        if security is not None:
+            security.allow.watch(self._revoked)
+
+    def _revoked(self, keys: frozenset[str]) -> None:
+        for link in list(self._links.values()):
+            if link.user in keys:
+                link.barred = True
+                link.cut()
 
     def admit(self, security: ClientSecurity | None) -> Refusal | None:
         """The handshake: None, or why not."""
@@ -169,7 +179,7 @@ class MemoryListener:
         if self.closed:
             return
         self._spoken.add(link.peer)
-        if not self._permitted(link.user):
+        if link.barred or not self._permitted(link.user):
             self._counters.drop("revoked", link.user or "")
             return
         delivery = Delivery(link.peer, link.user, [memoryview(p) for p in parts])
@@ -190,6 +200,8 @@ class MemoryListener:
 
     async def close(self) -> None:
         self.closed = True
+        if self._security is not None:
+            self._security.allow.unwatch(self._revoked)
         for link in list(self._links.values()):
             link.cut()
 

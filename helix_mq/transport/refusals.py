@@ -20,6 +20,14 @@ HUNG_UP = Refusal(
     "handshake failed: the other side hung up; check the address, and that its public key is the "
     "configured one",
 )
+TOO_MANY = Refusal(
+    "too_many",
+    "a connection was cut: this socket has as many as it may have (max_connections)",
+)
+SILENT = Refusal(
+    "silent",
+    "a connection that had said nothing was cut to make room for newer ones (max_silent)",
+)
 LOST = "the connection was lost"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import zmq
@@ -80,16 +80,36 @@ class KeyPair:
         return fingerprint(self.public)
 
 
+Revoked = Callable[[frozenset[str]], None]
+"""Gets the keys that no longer stand: off the list, or listed under another name now."""
+
+
 class AllowList:
     """Public keys that may connect, each under a name; changeable while sockets use it.
 
     A name has one key and a key one name. A key taken off is refused at once, on connections that
-    are already open too.
+    are already open too: listeners watch the list and cut those.
     """
 
     def __init__(self, names_to_keys: Mapping[str, str] | None = None) -> None:
         self._names: dict[str, str] = {}
+        self._watchers: list[Revoked] = []
         self.replace(names_to_keys or {})
+
+    def watch(self, revoked: Revoked) -> None:
+        """Has `revoked` called after each change that leaves keys without their standing."""
+        self._watchers.append(revoked)
+
+    def unwatch(self, revoked: Revoked) -> None:
+        if revoked in self._watchers:
+            self._watchers.remove(revoked)
+
+    def _become(self, names: dict[str, str]) -> None:
+        before, self._names = self._names, names
+        gone = frozenset(key for key, name in before.items() if names.get(key) != name)
+        if gone:
+            for revoked in tuple(self._watchers):
+                revoked(gone)
 
     def add(self, name: str, public: str) -> None:
         """Allows `public` as `name`; the key the name had before is no longer allowed."""
@@ -97,13 +117,13 @@ class AllowList:
         taken = self._names.get(key)
         if taken not in (None, name):
             raise BadKey(f"{name} and {taken} have the same key; make one for each", param=name)
-        self._names = {k: n for k, n in self._names.items() if n != name} | {key: name}
+        self._become({k: n for k, n in self._names.items() if n != name} | {key: name})
 
     def remove(self, name: str) -> bool:
         """Takes `name` and its key off. False: it was not on the list."""
         kept = {key: n for key, n in self._names.items() if n != name}
         removed = len(kept) < len(self._names)
-        self._names = kept
+        self._become(kept)
         return removed
 
     def replace(self, names_to_keys: Mapping[str, str]) -> None:
@@ -116,7 +136,7 @@ class AllowList:
                     f"{names[key]} and {name} have the same key; make one for each", param=name
                 )
             names[key] = name
-        self._names = names
+        self._become(names)
 
     def name_of(self, public: str) -> str | None:
         """The name a key is listed under, None when it is not listed."""

@@ -1,6 +1,7 @@
 """The bound end: one ROUTER socket, many peers, each known by the id of its connection.
 
-Decides who is heard: parts within limits, keys still on the allow-list. Never blocks.
+Decides who is heard: parts within limits, keys still on the allow-list. Cuts connections whose key
+was taken off the list, and those beyond the limits. Never blocks.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import zmq
 
 from helix_mq.transport.api import Delivery, DisconnectHandler, Handler, Parts
 from helix_mq.transport.backlog import weigh
+from helix_mq.transport.cutting import cut, mark_of
 from helix_mq.transport.limits import Limits
 from helix_mq.transport.monitor import Monitor, SocketEvent, SocketEventKind
 from helix_mq.transport.pump import SLICE_MESSAGES, SLICE_S, Pump
-from helix_mq.transport.refusals import NOT_ALLOWED
+from helix_mq.transport.refusals import NOT_ALLOWED, SILENT, TOO_MANY
 from helix_mq.transport.security import AllowList
 from helix_mq.transport.statistics import ChannelStatistics, Counters
 from helix_mq.transport.wire import LargeInFlight, raw_send, receive, try_send
@@ -31,8 +33,11 @@ _NOBLOCK = int(zmq.NOBLOCK)
 @dataclass(slots=True)
 class _Peer:
     fd: int
+    mark: int
     user: str | None
     in_flight: LargeInFlight
+    barred: bool = False
+    """Its key has lost its standing since: it is cut, and not heard meanwhile."""
 
 
 class ZmqListener:
@@ -56,11 +61,15 @@ class ZmqListener:
         self._counters = counters
         self._peers: dict[bytes, _Peer] = {}
         self._fds: dict[int, bytes | None] = {}
+        self._silent: dict[int, int] = {}
+        """Marks of connections that have not spoken yet, by descriptor; the oldest first."""
         self._leaving: list[bytes] = []
         self._raw_send = raw_send(socket)
         self._unbound = asyncio.Event()
         self._monitor = Monitor(socket, self._on_event, counters.where)
         self._pump = Pump(socket, self._step, counters.where)
+        if allow is not None:
+            allow.watch(self._revoked)
 
     def send(self, peer: bytes, parts: Parts) -> bool:
         """See Listener.send. A peer whose key was taken off the allow-list is unknown."""
@@ -68,7 +77,7 @@ class ZmqListener:
         if self._pump.stopped:
             return False
         known = self._peers.get(peer)
-        if known is None or not self._permitted(known.user):
+        if known is None or known.barred or not self._permitted(known.user):
             return False
         if not known.in_flight.has_room(large):
             return False
@@ -98,6 +107,8 @@ class ZmqListener:
         """Closes the socket; its address is free afterwards."""
         if not self._pump.stopped:
             self._pump.stop()
+            if self._allow is not None:
+                self._allow.unwatch(self._revoked)
             if self.endpoint:
                 self._socket.unbind(self.endpoint)
                 # Ends as soon as ZeroMQ's thread has closed the port; the limit is a safeguard.
@@ -108,6 +119,7 @@ class ZmqListener:
             self._socket.close()
             self._peers.clear()
             self._fds.clear()
+            self._silent.clear()
 
     def _permitted(self, user: str | None) -> bool:
         return self._allow is None or (user is not None and user in self._allow)
@@ -129,11 +141,14 @@ class ZmqListener:
             except zmq.Again:
                 break
             parts, nbytes, first, fault = receive(recv, limits)
-            if peer not in peers:
-                self._greet(peer, first)
+            known = peers.get(peer) or self._greet(peer, first)
             user = None if plain else _user_of(first)
-            if fault or not (plain or self._permitted(user)):
-                counters.drop(fault or "revoked", user or repr(peer))
+            if not plain and (known.barred or not self._permitted(user)):
+                counters.drop("revoked", user or repr(peer))
+                self._bar(known)
+                continue
+            if fault:
+                counters.drop(fault, user or repr(peer))
                 continue
             counters.messages_in += 1
             counters.bytes_in += nbytes
@@ -153,7 +168,7 @@ class ZmqListener:
             self._forget(peer)
         return False
 
-    def _greet(self, peer: bytes, frame: zmq.Frame) -> None:
+    def _greet(self, peer: bytes, frame: zmq.Frame) -> _Peer:
         fd = _fd_of(frame)
         user = _user_of(frame) if self._allow is not None else None
         # Whatever happened to this descriptor before the message came is already waiting there.
@@ -167,13 +182,42 @@ class ZmqListener:
         else:
             # The last words of a connection that is gone.
             self._leaving.append(peer)
-        self._peers[peer] = _Peer(fd, user, LargeInFlight(self._limits.backlog_bytes))
+        mark = self._silent.pop(fd, None) or mark_of(fd)
+        known = _Peer(fd, mark, user, LargeInFlight(self._limits.backlog_bytes))
+        self._peers[peer] = known
+        return known
+
+    def _revoked(self, keys: frozenset[str]) -> None:
+        for peer in self._peers.values():
+            if peer.user in keys:
+                self._bar(peer)
+
+    def _bar(self, peer: _Peer) -> None:
+        """Hears a peer no more and hangs up on it; what it is still sent to is dropped with it."""
+        if not peer.barred:
+            peer.barred = True
+            cut(peer.fd, peer.mark)
+
+    def _accepted(self, fd: int) -> None:
+        self._fds[fd] = None
+        mark = mark_of(fd)
+        if len(self._fds) > self._limits.max_connections:
+            self._counters.handshake_failed(TOO_MANY)
+            cut(fd, mark)
+            return
+        self._silent.pop(fd, None)
+        self._silent[fd] = mark
+        if len(self._silent) > self._limits.max_silent:
+            oldest = next(iter(self._silent))
+            self._counters.handshake_failed(SILENT)
+            cut(oldest, self._silent.pop(oldest))
 
     def _on_event(self, event: SocketEvent) -> None:
         match event.kind:
             case SocketEventKind.ACCEPTED:
-                self._fds[event.fd] = None
+                self._accepted(event.fd)
             case SocketEventKind.LOST:
+                self._silent.pop(event.fd, None)
                 peer = self._fds.pop(event.fd, None)
                 if peer is not None:
                     self._leaving.append(peer)

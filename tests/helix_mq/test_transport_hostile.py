@@ -137,6 +137,55 @@ async def test_connections_that_say_nothing_are_cut_off(transport: ZmqTransport)
             writer.close()
 
 
+async def ends(reader: asyncio.StreamReader) -> None:
+    """Returns when the other side has hung up."""
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(65536):
+            pass
+
+
+async def test_a_flood_of_silent_connections_locks_nobody_out(transport: ZmqTransport) -> None:
+    """However long they may take: the oldest silent ones give way, who has spoken stays."""
+    up = Inbox[Delivery]()
+    limits = Limits(handshake_s=60.0, max_silent=20, max_connections=50)
+    listener = await transport.listen("tcp://127.0.0.1:0", up, limits=limits)
+    first = await transport.connect(listener.endpoint, Inbox[Delivery]())
+    first.send([b"1"])
+    await up.count(1)
+    silent = [await asyncio.open_connection("127.0.0.1", port_of(listener)) for _ in range(300)]
+    async with asyncio.timeout(DEADLINE_S):
+        await asyncio.gather(*(ends(reader) for reader, _ in silent[:250]))
+    late = await transport.connect(listener.endpoint, Inbox[Delivery]())
+    late.send([b"2"])
+    await up.count(2)
+    first.send([b"3"])
+    await up.count(3)
+    assert up.items[2].peer == up.items[0].peer
+    assert listener.statistics().handshakes_failed["silent"] >= 250
+    for _, writer in silent:
+        writer.close()
+    async with asyncio.timeout(DEADLINE_S):
+        while len(listener._fds) > 2:
+            first.send([b"tick"])
+            await up.count(len(up.items) + 1)
+    assert not listener._silent
+
+
+async def test_connections_are_bounded_whoever_makes_them(transport: ZmqTransport) -> None:
+    up, states = Inbox[Delivery](), Inbox[LinkState]()
+    listener = await transport.listen("tcp://127.0.0.1:0", up, limits=Limits(max_connections=5))
+    for number in range(5):
+        connection = await transport.connect(listener.endpoint, Inbox[Delivery]())
+        connection.send([b"x"])
+        await up.count(number + 1)
+    one_more = await transport.connect(listener.endpoint, Inbox[Delivery](), on_state=states)
+    one_more.send([b"late"])
+    await states.until(lambda seen: bool(seen) and not seen[-1].connected)
+    await connection.close()
+    await up.until(lambda got: bytes(got[-1].parts[0]) == b"late")
+    assert len(up.items) == 6
+
+
 class Wire:
     """A TCP proxy that can stop carrying anything without closing: a pulled cable."""
 

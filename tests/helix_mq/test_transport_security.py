@@ -153,27 +153,39 @@ async def test_a_client_with_keys_is_refused_by_a_plain_listener(place: Place) -
     assert up.items == []
 
 
-async def test_a_revoked_key_is_no_longer_heard_on_its_open_connection(place: Place) -> None:
+async def test_a_revoked_key_is_cut_off_its_open_connection(place: Place) -> None:
     second = KeyPair.new()
     place.allow.add("second", second.public)
-    bad, bad_down, _ = await place.connect(ClientSecurity(place.known, place.server.public))
+    bad, bad_down, states = await place.connect(ClientSecurity(place.known, place.server.public))
     good, _, _ = await place.connect(ClientSecurity(second, place.server.public))
     bad.send([b"1"])
     (first,) = await place.up.count(1)
     assert place.allow.remove("known")
     assert not place.allow.remove("known")
     bad.send([b"2"])
-    bad.send([b"3"])
     assert not place.listener.send(first.peer, [b"not for you"])
-    async with asyncio.timeout(DEADLINE_S):
-        while place.listener.statistics().dropped.get("revoked", 0) < 2:
-            good.send([b"tick"])
-            await place.up.count(len(place.up.items) + 1)
-    assert {d.user for d in place.up.items[1:]} == {second.public}
+    await states.until(lambda seen: seen[-1].phase is LinkPhase.REFUSED)
+    phases = [LinkPhase.CONNECTED, LinkPhase.DISCONNECTED, LinkPhase.REFUSED]
+    assert [state.phase for state in states.items] == phases
+    good.send([b"tick"])
+    assert (await place.up.count(2))[1].user == second.public
     assert bad_down.items == []
-    place.allow.add("known", place.known.public)
     bad.send([b"4"])
+    place.allow.add("known", place.known.public)
     await place.up.until(lambda got: bytes(got[-1].parts[0]) == b"4")
+    assert len(place.up.items) == 3
+    assert place.up.items[-1].peer != first.peer
+
+
+async def test_a_key_listed_under_another_name_comes_in_anew(place: Place) -> None:
+    """What was granted to its connection under the old name must not go on."""
+    connection, _, states = await place.connect(ClientSecurity(place.known, place.server.public))
+    connection.send([b"1"])
+    (first,) = await place.up.count(1)
+    place.allow.replace({"another": place.known.public})
+    await states.count(3)
+    connection.send([b"2"])
+    assert (await place.up.count(2))[1].peer != first.peer
 
 
 async def test_two_listeners_of_one_transport_have_lists_of_their_own(place: Place) -> None:

@@ -1,0 +1,48 @@
+"""Closing one connection of a bound ZeroMQ socket, which ZeroMQ itself has no call for.
+
+A ROUTER tells the file descriptor of each message's connection. Shutting the connection down under
+ZeroMQ ends it as if the peer had hung up: the I/O thread reads the end and closes. Descriptors are
+used anew as soon as they are closed, by anybody in the process, so a connection is known by its
+socket's inode as well, and shut down through a duplicate that is checked first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+
+NO_MARK = 0
+
+
+def mark_of(fd: int) -> int:
+    """What tells the socket behind `fd` from all others that are open; NO_MARK if there is none."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return NO_MARK
+    return found.st_ino if stat.S_ISSOCK(found.st_mode) else NO_MARK
+
+
+def cut(fd: int, mark: int) -> bool:
+    """Shuts the connection down, both ways. False: it was not there any more."""
+    if mark == NO_MARK:
+        return False
+    try:
+        own = os.dup(fd)
+    except OSError:
+        return False
+    with contextlib.ExitStack() as after:
+        after.callback(os.close, own)
+        if mark_of(own) != mark:
+            return False
+        # Adopted for the one call; the duplicate is closed above, ZeroMQ's stays its own.
+        borrowed = socket.socket(fileno=own)
+        try:
+            borrowed.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return False
+        finally:
+            borrowed.detach()
+    return True
