@@ -42,6 +42,7 @@ from router.service import NO_ORIGIN, EventStream, Generation, Origin, ServiceSt
 from router.settings import RouterSettings
 from router.status import service_status
 from router.tokenising import Tokenising
+from router.what_if_desk import WhatIfDesk
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class RouterApp:
         )
         self._outgoing = Outgoing(self._plane.send)
         self._planning = PlanningProcess()
+        self.what_ifs = WhatIfDesk(core.cluster)
         self._flush_pending = False
         self._tokenising = Tokenising(tokenizer, lambda: core.output_budget(0))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,6 +154,7 @@ class RouterApp:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._planning.close()
+        self.what_ifs.close()
         if self._control is not None:
             await self._control.close()
         await self._plane.close()

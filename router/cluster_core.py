@@ -69,7 +69,7 @@ class ClusterCore:
             problem,
             solve_apart=settings.solve_apart,
         )
-        self._config = config
+        self.config = config
         self._digest = model_digest
         self._settings = settings
         self._placer = placer

@@ -13,6 +13,7 @@ from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
 from router.cluster_core import ClusterCore
 from router.membership import Member
+from router.what_if_desk import WhatIfDesk
 
 
 class UnknownNode(CallerError):
@@ -49,6 +50,8 @@ class ClusterPicture(msgspec.Struct, frozen=True):
 
 class Operator(Protocol):
     """Implemented by the router's app."""
+
+    what_ifs: WhatIfDesk
 
     def picture(self) -> ClusterPicture: ...
 

@@ -88,7 +88,7 @@ def explain(
     problem: Problem, placement: Placement, flow: FlowSolution, *, partial_inference: bool = True
 ) -> Explanation:
     """What limits `placement`, whose max flow is `flow`."""
-    layers = _cut_layers(placement, flow.min_cut)
+    layers = cut_layers(placement, flow.min_cut)
     return Explanation(
         tokens_per_s=flow.tokens_per_s,
         bottleneck=_sentence(problem, placement, flow.min_cut),
@@ -112,7 +112,7 @@ def _as_full(problem: Problem, placement: Placement, flow: FlowSolution) -> tupl
     )
 
 
-def _cut_layers(placement: Placement, cut: Sequence[CutEdge]) -> LayerRange:
+def cut_layers(placement: Placement, cut: Sequence[CutEdge]) -> LayerRange:
     """The layers around the cut: those its nodes share, or the borders its links cross."""
     firsts, ends = [], []
     for edge in cut:

@@ -27,6 +27,7 @@ from router.gateway.generate import (
 from router.gateway.operate import OperatorPages
 from router.gateway.replies import ModelCard, ModelList
 from router.gateway.requests import RequestPages
+from router.gateway.what_if import WhatIfPages
 from router.journal_reader import JournalReader
 from router.metrics import RouterMetrics
 from router.operating import Operator
@@ -79,6 +80,7 @@ def build_app(
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/helix/requests/{name}", kept.request),
             *(OperatorPages(operator).routes() if operator is not None else ()),
+            *(WhatIfPages(operator.what_ifs).routes() if operator is not None else ()),
             Route("/v1/models", pages.models),
             Route("/v1/models/{name:path}", pages.model),
             Route("/health", pages.health),
