@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from helix_mq.errors import ConfigError
+from helix_mq.logs import Format, Level, configure
 
 S = TypeVar("S", bound="Settings")
 
@@ -28,6 +29,15 @@ class Section(BaseModel):
     """A `[table]` of a settings file: frozen, and strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LogSection(Section):
+    """What is logged, and in which form; see helix_mq.logs. `levels` are of single loggers, e.g.
+    `"router.gateway" = "debug"`."""
+
+    level: Level = "info"
+    format: Format = "auto"
+    levels: dict[str, Level] = Field(default_factory=dict, max_length=64)
 
 
 class Settings(BaseSettings):
@@ -52,6 +62,18 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _FileSource(settings_cls)
+
+
+class ProcessSettings(Settings):
+    """Base of the settings of a process that runs for long."""
+
+    log: LogSection = LogSection()
+    log_level: Level | None = Field(None, description="in place of log.level")
+
+    def start_logging(self, **fields: str) -> None:
+        """`fields` stand on every line of JSON."""
+        log = self.log
+        configure(self.log_level or log.level, log.format, levels=log.levels, fields=fields)
 
 
 class _FileSource(PydanticBaseSettingsSource):

@@ -37,9 +37,10 @@ def register(app: typer.Typer) -> None:
         memory: str | None = typer.Option(None, help="For weights and KV cache, e.g. 8GiB."),
         threads: int | None = typer.Option(None, help="CPU threads of the engine."),
         log_level: str | None = typer.Option(None, help="debug, info, warning or error."),
+        log_format: str | None = typer.Option(None, help="auto, plain, journal or json."),
     ) -> None:
         """Run a node: join the router's cluster, load a slice, serve it."""
-        from helix_mq.process import run, setup_logging
+        from helix_mq.process import run
         from helix_mq.settings import load
         from nodes.main import serve
         from nodes.settings import NodeSettings
@@ -58,7 +59,8 @@ def register(app: typer.Typer) -> None:
                 "memory": memory,
                 "threads": threads,
                 "log_level": log_level,
+                "log.format": log_format,
             },
         )
-        setup_logging(settings.log_level)
+        settings.start_logging(node=settings.name)
         run(lambda stop: serve(settings, stop))

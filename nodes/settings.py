@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import ByteSize, Field, StringConstraints
 
-from helix_mq.settings import Section, Settings
+from helix_mq.settings import ProcessSettings, Section
 
 NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 RegionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,64}$")]
@@ -44,7 +44,7 @@ class SecuritySection(Section):
     insecure: bool = False
 
 
-class NodeSettings(Settings):
+class NodeSettings(ProcessSettings):
     name: NodeName = Field(default_factory=lambda: socket.gethostname().split(".")[0])
     region: RegionName = Field("", description="where it stands: `eu-west`, `rack-3`; for people")
     router: str = Field("tcp://127.0.0.1:7100", description="the router's control endpoint")
@@ -72,4 +72,3 @@ class NodeSettings(Settings):
     batch: BatchSection = BatchSection()
     measure: MeasureSection = MeasureSection()
     security: SecuritySection = SecuritySection()
-    log_level: Literal["debug", "info", "warning", "error"] = "info"

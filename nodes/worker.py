@@ -183,7 +183,8 @@ class Worker:
         except HelixError as e:
             self._fail(batch, e.code, e.message)
         except Exception:
-            log.exception("a step of %d rows failed", len(batch))
+            about = {"request": [work.seq.request for work in batch]}
+            log.exception("a step of %d rows failed", len(batch), extra=about)
             self._fail(batch, "step_failed", f"a step failed on {self.view.node}")
         else:
             if self._expectation is not None:

@@ -291,10 +291,7 @@ class RouterApp:
                 self._keep_placement(effect)
             case ev.Note():
                 extra = {"node": effect.node, "request": effect.request}
-                about = effect.node or (f"request {effect.request:x}" if effect.request else "")
-                log.log(
-                    effect.level, "%s%s", f"{about}: " if about else "", effect.text, extra=extra
-                )
+                log.log(effect.level, "%s", effect.text, extra=extra)
 
     def _to_node(self, node: str, incarnation: int, message: msgspec.Struct) -> None:
         routing_id = self._door.routing_id(node, incarnation)

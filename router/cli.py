@@ -39,9 +39,10 @@ def register(app: typer.Typer) -> None:
             None, help="Split the layers by memory once so many nodes are there."
         ),
         log_level: str | None = typer.Option(None, help="debug, info, warning or error."),
+        log_format: str | None = typer.Option(None, help="auto, plain, journal or json."),
     ) -> None:
         """Run the router: membership, routes, requests, and the OpenAI-compatible endpoint."""
-        from helix_mq.process import run, setup_logging
+        from helix_mq.process import run
         from helix_mq.settings import load
         from router.main import serve
         from router.settings import RouterSettings
@@ -58,7 +59,8 @@ def register(app: typer.Typer) -> None:
                 "http.port": http_port,
                 "placement.nodes_expected": nodes_expected,
                 "log_level": log_level,
+                "log.format": log_format,
             },
         )
-        setup_logging(settings.log_level)
+        settings.start_logging()
         run(lambda stop: serve(settings, stop))

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, ByteSize, Field, StringConstraints, model_v
 from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
-from helix_mq.settings import Section, Settings
+from helix_mq.settings import ProcessSettings, Section
 from router.schedulers_base import Method
 
 
@@ -143,7 +143,7 @@ class SecuritySection(Section):
     insecure: bool = False
 
 
-class RouterSettings(Settings):
+class RouterSettings(ProcessSettings):
     model: Path = Field(description="Hugging Face folder or GGUF file")
     model_name: str | None = Field(None, description="what clients call the model")
     clients: str = Field("tcp://127.0.0.1:7100", description="where SDK clients connect")
@@ -170,4 +170,3 @@ class RouterSettings(Settings):
     admission: AdmissionSection = AdmissionSection()
     journal: JournalSection = JournalSection()
     security: SecuritySection = SecuritySection()
-    log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -7,8 +7,6 @@ leaving the cluster checks that no page, booking or sequence is left.
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,7 +25,6 @@ from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages import control, data
 from helix_mq.outlink import PeerAddress
-from helix_mq.process import OneLine
 from helix_mq.sampling import SamplingParams
 from helix_mq.transport import Connection, Delivery, LinkState, MemoryTransport, Transport
 from nodes import inbox
@@ -362,17 +359,3 @@ async def test_more_peers_than_sockets_cost_the_others_nothing() -> None:
     assert sorted(plane._out) == ["first", "last"]
     await plane.close()
     await transport.close()
-
-
-def test_what_peers_say_stays_on_its_line_of_the_log() -> None:
-    told = "cpu\n12:00:00.000 ERROR router: forged\x1b[2J\u2028\x9b31m \u00e9 \u4e2d"
-    try:
-        raise ValueError("a fault of our own")
-    except ValueError:
-        record = logging.LogRecord("r", logging.INFO, "", 1, "joined: %s", (told,), sys.exc_info())
-    line, *trace = OneLine("%(levelname)s %(message)s").format(record).split("\n")
-    assert line == (
-        r"INFO joined: cpu\x0a12:00:00.000 ERROR router: forged\x1b[2J\u2028\x9b31m"
-        " \u00e9 \u4e2d"
-    )
-    assert trace[-1] == "ValueError: a fault of our own"
