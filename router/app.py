@@ -32,12 +32,15 @@ from router.journal_reader import JournalReader
 from router.journal_streams import JournaledStreams
 from router.kept_placement import PLACEMENT, kept_placement, placement_bytes
 from router.metrics import RouterMetrics
-from router.operating import ClusterPicture, UnknownNode, cluster_picture
+from router.operating import UnknownNode
 from router.outgoing import Outgoing
+from router.pictures import ClusterPicture, RequestsPicture
+from router.picturing import cluster_picture, requests_picture
 from router.planning import PlanningProcess
 from router.restore_clients import KeptStreams
 from router.restore_requests import Keeping, restore_requests
 from router.security import RouterSecurity
+from router.seeing import Seeing
 from router.service import NO_ORIGIN, EventStream, Generation, Origin, ServiceStatus
 from router.settings import RouterSettings
 from router.status import service_status
@@ -96,6 +99,7 @@ class RouterApp:
         self._peers_changed = asyncio.Event()
         self._data_endpoint = ""
         self.metrics = RouterMetrics(clock)
+        self.seeing = Seeing(self.metrics, core.cluster.membership, clock)
         journal = keeping.journal if keeping is not None else None
         self._streams = JournaledStreams(journal, clock, self.metrics, self.cancel)
         self.kept: KeptStreams | None = None
@@ -220,6 +224,7 @@ class RouterApp:
         """Lets the core decide about an event, and carries out what it wants."""
         for effect in self.core.handle(event):
             self._carry_out(effect)
+        self.seeing.saw(event)
         if not self._outgoing.empty and not self._flush_pending:
             # One flush per turn of the loop: rows decided by several messages share frames.
             self._flush_pending = True
@@ -290,6 +295,7 @@ class RouterApp:
             case ev.PlacementKept():
                 self._keep_placement(effect)
             case ev.Note():
+                self.seeing.noted(effect)
                 extra = {"node": effect.node, "request": effect.request}
                 log.log(effect.level, "%s", effect.text, extra=extra)
 
@@ -323,7 +329,11 @@ class RouterApp:
     # -- the operator -------------------------------------------------------
 
     def picture(self) -> ClusterPicture:
-        return cluster_picture(self.core.cluster)
+        own = [link.report() for link in self._plane.statistics()]
+        return cluster_picture(self.core, self.seeing, self._settings, own)
+
+    def requests_picture(self) -> RequestsPicture:
+        return requests_picture(self.core.sessions(), self._clock.now_s())
 
     def drain(self, node: str) -> None:
         if node not in self.core.cluster.membership:

@@ -52,7 +52,7 @@ class Assigner:
             slices = self._placer.place(self.candidates())
         except ConfigError as e:
             self.fault = e.message
-            change.effects.append(ev.Note(logging.ERROR, e.message))
+            change.note(logging.ERROR, e.message, kind="failed")
             return
         self.fault = ""
         for member in self._membership:
@@ -66,7 +66,7 @@ class Assigner:
             if member.register.holding is not None:
                 # Slices of a router before this one: nobody here knows their epochs.
                 self._moves.relocation.tidy(member.name)
-            change.effects.append(ev.Note(logging.INFO, f"is to hold {layers}", node=member.name))
+            change.note(logging.INFO, f"is to hold {layers}", member.name, "assigned")
 
     def candidates(self) -> list[Candidate]:
         return [
@@ -102,7 +102,7 @@ class Assigner:
         member.state, member.ready = NodeState.READY, ready
         change.ready.append((member.name, ready))
         text = f"ready with {layers} after {ready.load_s:.1f} s: {ready.notes}"
-        change.effects.append(ev.Note(logging.INFO, text, node=member.name))
+        change.note(logging.INFO, text, member.name, "ready")
         change.flow_changed = True
 
     def failed(self, event: ev.NodeAssignFailed, change: ClusterChange) -> None:
@@ -113,7 +113,7 @@ class Assigner:
             return
         member.state, member.failure = NodeState.FAILED, event.failure.reason
         text = f"could not load {member.layers}: {event.failure.reason}"
-        change.effects.append(ev.Note(logging.ERROR, text, node=member.name))
+        change.note(logging.ERROR, text, member.name, "failed")
         # A spare that waits may take the slice over.
         self.assign(change)
 

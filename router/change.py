@@ -29,8 +29,8 @@ class ClusterChange:
     placed: bool = False
     fallback: bool = False
 
-    def note(self, level: int, text: str, node: str = "") -> None:
-        self.effects.append(ev.Note(level, text, node=node))
+    def note(self, level: int, text: str, node: str = "", kind: str = "") -> None:
+        self.effects.append(ev.Note(level, text, node=node, kind=kind))
 
 
 def to_member(register: Register, message: Assign | Rejected | Leave | Retain) -> ev.ToNode:

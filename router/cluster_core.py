@@ -207,7 +207,7 @@ class ClusterCore:
                 f"router's is {self._digest[:12]}): give both the same model folder"
             )
             change.effects.append(to_member(register, Rejected("wrong_model", reason)))
-            change.effects.append(ev.Note(logging.ERROR, reason, node=name))
+            change.note(logging.ERROR, reason, name, "refused")
             return
         old = self.membership.get(name)
         if old is not None and old.register.incarnation != register.incarnation:
@@ -224,13 +224,13 @@ class ClusterCore:
         if old is None and len(self.membership) >= self._settings.max_nodes:
             # No rejection, which would end the node: it asks again with every heartbeat.
             text = f"not let in: there are {len(self.membership)} nodes already, which is the limit"
-            change.effects.append(ev.Note(logging.ERROR, text, node=name))
+            change.note(logging.ERROR, text, name, "refused")
             return
         if old is not None and old.serves:
             # Until it has loaded again nothing may be routed there.
             self._lose(name, "it came back without its slice", change)
         self.membership.join(register, now_s)
-        change.note(logging.INFO, f"joined: {register.device}", node=name)
+        change.note(logging.INFO, f"joined: {register.device}", name, "joined")
         change.effects.append(ev.PeersChanged())
         self.moves.replanner.changed(now_s)
         self._assigner.assign(change)
@@ -274,7 +274,8 @@ class ClusterCore:
         if member is None:
             return
         change.gone.append(node)
-        change.effects.append(ev.Note(logging.WARNING, f"left: {reason}", node=node))
+        kind = "drained" if node in self.moves.leavers else "lost"
+        change.note(logging.WARNING, f"left: {reason}", node, kind)
         change.effects.append(ev.PeersChanged())
         self.moves.lost(node, self._clock.now_s(), change)
         self._assigner.assign(change)
@@ -297,7 +298,7 @@ class ClusterCore:
         change.flow_changed = True
         for source, target in edges:
             text = f"no requests over the link {source} > {target}: {why}"
-            change.effects.append(ev.Note(logging.WARNING, text, node=source))
+            change.note(logging.WARNING, text, source, "link_closed")
 
     def _tick(self, change: ClusterChange) -> None:
         now_s, dead_after_s = self._clock.now_s(), self._settings.dead_after_s
@@ -306,7 +307,7 @@ class ClusterCore:
         for source, target in self.links.expire(now_s):
             change.flow_changed = True
             text = f"the link {source} > {target} is used again"
-            change.effects.append(ev.Note(logging.INFO, text, node=source))
+            change.note(logging.INFO, text, source, "link_open")
         self.flows.tick(now_s, change)
 
     def _connection_broke(self, event: ev.ConnectionBroke, change: ClusterChange) -> None:
@@ -332,10 +333,11 @@ class ClusterCore:
         if self._serving and not was_serving:
             self._uncovered_since_s = None
             text = f"serving: max flow {self.flow.tokens_per_s:.0f} tokens/s"
-            change.effects.append(ev.Note(logging.INFO, text))
+            change.note(logging.INFO, text, kind="serving")
         elif was_serving and not self._serving:
             self._uncovered_since_s = self._clock.now_s()
-            change.effects.append(ev.Note(logging.ERROR, f"not serving: {self.why_not_serving()}"))
+            text = f"not serving: {self.why_not_serving()}"
+            change.note(logging.ERROR, text, kind="not_serving")
 
     def _has_flow(self) -> bool:
         if self.membership.live_placement(self.moves.leavers.out_of_flow()).missing():

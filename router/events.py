@@ -273,6 +273,8 @@ class Note:
     text: str
     node: str = ""
     request: int = 0
+    kind: str = ""
+    """What happened to the cluster: router.happenings names them."""
 
 
 Effect = (

@@ -136,6 +136,7 @@ class FlowKeeper:
             f"takes {told.slowdown:.1f}x as long per step as it measured: its flow {goes} from "
             f"{told.before:.0f} to {after:.0f} tokens/s",
             node,
+            "slow",
         )
 
     def _able(self) -> list[Member]:
@@ -237,8 +238,8 @@ class FlowKeeper:
         """Whom new requests are to avoid, as of now."""
         newly, cleared = self.suspects.judge(self._membership, now_s)
         for node in newly:
-            change.note(logging.WARNING, f"suspect: {self.suspects.reasons[node]}", node)
+            change.note(logging.WARNING, f"suspect: {self.suspects.reasons[node]}", node, "suspect")
         for node in cleared:
-            change.note(logging.INFO, "no longer suspect: it is heard again", node)
+            change.note(logging.INFO, "no longer suspect: it is heard again", node, "heard")
         if newly or cleared:
             change.flow_changed = True

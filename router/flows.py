@@ -15,16 +15,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_flow
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import LayerRange, Placement
+from router.bottleneck import Cut
 from router.routes import FlowWeights
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
 
 WIDE = float("inf")
 """Tokens/s of a link that nobody has measured: never the bottleneck."""
 _UNITS = 2**30
+_WIDE_UNITS = 3 * 2**29
+"""More than all nodes together pass, so that what is wide is in no cut, and less than an int32."""
 _LEAST_TOKENS_PER_S = 1e-3
 """A node that measured next to nothing may still be the only one with its layers."""
 
@@ -62,11 +65,14 @@ class MeasuredLinks:
 
 @dataclass(frozen=True, slots=True)
 class LiveFlow:
-    """`rates`: tokens/s that each node could pass, with work and links enough."""
+    """`rates`: tokens/s that each node could pass, with work and links enough. `capacities`: that
+    the links with flow could, those that nobody has measured left out; ROUTER may be an end."""
 
     tokens_per_s: float
     weights: FlowWeights
     rates: Mapping[NodeId, float] = field(default_factory=dict)
+    capacities: Mapping[tuple[NodeId, NodeId], float] = field(default_factory=dict)
+    cut: Cut = Cut()
 
     def by_node(self) -> dict[NodeId, float]:
         """Tokens/s of the flow that pass each node; those that none passes are absent."""
@@ -160,7 +166,7 @@ class _Graph:
         self._add_nodes()
         self._add_links()
         names = {n.name: n.layers.end for n in self._nodes}
-        flows = self._flows()
+        flows, cut = self._flows()
         edges: dict[NodeId, list[tuple[NodeId, float]]] = {}
         hop_s: dict[tuple[NodeId, NodeId], float] = {}
         for (source, target), rate in flows.items():
@@ -175,7 +181,7 @@ class _Graph:
             hop_s=hop_s,
         )
         total = sum(rate for (source, _), rate in sorted(flows.items()) if source == ROUTER)
-        return LiveFlow(total, weights, self._rate_of)
+        return LiveFlow(total, weights, self._rate_of, self._capacities(flows), cut)
 
     # -- the parts --------------------------------------------------------------
 
@@ -300,15 +306,17 @@ class _Graph:
 
     # -- the answer -------------------------------------------------------------
 
-    def _flows(self) -> dict[tuple[NodeId, NodeId], float]:
-        """Tokens/s over each link that carries some, ROUTER its first end or SINK its second."""
+    def _flows(self) -> tuple[dict[tuple[NodeId, NodeId], float], Cut]:
+        """Tokens/s over each link that carries some, ROUTER its first end or SINK its second; and
+        what caps them."""
         scale = _UNITS / sum(self._rates)
-        units = np.clip(np.array(self._caps) * scale, 0.0, float(_UNITS))
+        units = np.clip(np.array(self._caps) * scale, 0.0, float(_WIDE_UNITS))
         # What passes anything passes a unit, or one slow node would end all serving.
         whole = np.where(units > 0, np.maximum(np.rint(units), 1), 0).astype(np.int32)
         size = 2 + 4 * len(self._nodes)
         graph = csr_array((whole, (self._tails, self._heads)), shape=(size, size))
-        solved = maximum_flow(graph, 0, 1, method="dinic").flow.tocoo()
+        flow = maximum_flow(graph, 0, 1, method="dinic").flow
+        solved = flow.tocoo()
         positive = solved.data > 0
         flows: dict[tuple[NodeId, NodeId], float] = {}
         for tail, head, units_over in zip(
@@ -317,16 +325,49 @@ class _Graph:
             solved.data[positive].tolist(),
             strict=True,
         ):
-            if tail == 0:
-                ends = (ROUTER, self._name(head))
-            elif head == 1:
-                ends = (self._name(tail), SINK)
-            elif (tail - 2) // 4 != (head - 2) // 4:
-                ends = (self._name(tail), self._name(head))
-            else:
+            if (ends := self._ends(tail, head)) is not None:
+                flows[ends] = units_over / scale
+        return flows, self._cut(graph - flow)
+
+    def _ends(self, tail: int, head: int) -> tuple[NodeId, NodeId] | None:
+        """The link that an edge stands for; None for those inside a node."""
+        if tail == 0:
+            return (ROUTER, self._name(head))
+        if head == 1:
+            return (self._name(tail), SINK)
+        if (tail - 2) // 4 != (head - 2) // 4:
+            return (self._name(tail), self._name(head))
+        return None
+
+    def _cut(self, residual: csr_array) -> Cut:
+        """The edges out of what the source still reaches."""
+        residual.eliminate_zeros()
+        reached = np.zeros(2 + 4 * len(self._nodes), dtype=bool)
+        reached[breadth_first_order(residual, 0, return_predecessors=False)] = True
+        tails, heads = np.array(self._tails), np.array(self._heads)
+        inside: tuple[list[NodeId], list[NodeId], list[NodeId]] = ([], [], [])
+        links: list[tuple[NodeId, NodeId]] = []
+        for at in np.flatnonzero(reached[tails] & ~reached[heads]).tolist():
+            tail, head = self._tails[at], self._heads[at]
+            if self._caps[at] <= 0:
                 continue
-            flows[ends] = units_over / scale
-        return flows
+            ends = self._ends(tail, head)
+            if ends is None:
+                inside[(tail - 2) % 4].append(self._name(tail))
+            else:
+                links.append((ends[0], ROUTER if ends[1] == SINK else ends[1]))
+        nics_in, engines, nics_out = (tuple(sorted(names)) for names in inside)
+        return Cut(engines, nics_in, nics_out, tuple(sorted(links)))
+
+    def _capacities(
+        self, flows: Mapping[tuple[NodeId, NodeId], float]
+    ) -> dict[tuple[NodeId, NodeId], float]:
+        known = {}
+        for source, target in sorted(flows):
+            rate = self._links.get((source, target), _WIDE_LINK).rate
+            if rate < WIDE:
+                known[source, ROUTER if target == SINK else target] = rate
+        return known
 
     def _name(self, vertex: int) -> NodeId:
         return self._nodes[(vertex - 2) // 4].name

@@ -6,21 +6,23 @@ somebody scrapes, and only then, so that nodes that left do not stay as last kno
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
-    Counter,
     Histogram,
     generate_latest,
 )
+from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from helix_mq.clock import Clock
 from helix_mq.errors import HelixError
 from helix_mq.ids import RequestId
+from router.recent import Recent
 from router.service import Broken, Delta, Finished, JournalStatus, ServiceStatus, StreamEvent
 
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -37,6 +39,10 @@ class RouterMetrics:
         self._clock = clock
         self._started: dict[RequestId, float] = {}
         self._last: dict[RequestId, float] = {}
+        self.recent = Recent(clock)
+        self.admitted = 0
+        self.refused_by: Counter[str] = Counter()
+        """Refusals by the code of their error."""
         self._registry = CollectorRegistry()
         self._requests = self._counter("requests", "Ended requests by outcome.", "outcome")
         self._responses = self._counter(
@@ -59,10 +65,12 @@ class RouterMetrics:
         self._registry.register(self._gauges)
 
     def accepted(self, request: RequestId, prompt_tokens: int) -> None:
+        self.admitted += 1
         self._started[request] = self._clock.now_s()
         self._prompt.inc(prompt_tokens)
 
     def refused(self, error: HelixError) -> None:
+        self.refused_by[error.code] += 1
         self._requests.labels(error.code).inc()
 
     def responded(self, route: str, status: int) -> None:
@@ -75,11 +83,14 @@ class RouterMetrics:
         match event:
             case Delta(token=int()):
                 self._output.inc()
-                last_s = self._last.get(request)
-                if last_s is not None:
-                    self._itl.observe(now_s - last_s)
-                elif request in self._started:
-                    self._ttft.observe(now_s - self._started[request])
+                last_s, started_s = self._last.get(request), self._started.get(request)
+                gap_s = now_s - last_s if last_s is not None else None
+                first_s = now_s - started_s if started_s is not None else None
+                if gap_s is not None:
+                    self._itl.observe(gap_s)
+                elif first_s is not None:
+                    self._ttft.observe(first_s)
+                self.recent.token(now_s, gap_s, first_s)
                 self._last[request] = now_s
             case Finished():
                 self._reroutes.inc(event.reroutes)
@@ -100,8 +111,8 @@ class RouterMetrics:
         self._gauges.status = status
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"helix_mq_{name}", text, labels, registry=self._registry)
+    def _counter(self, name: str, text: str, *labels: str) -> PrometheusCounter:
+        return PrometheusCounter(f"helix_mq_{name}", text, labels, registry=self._registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"helix_mq_{name}", text, buckets=buckets, registry=self._registry)

@@ -112,7 +112,7 @@ class Moves:
         leaver.tried = not leaver.needed
         change.flow_changed = True
         where = f"to hold {self.alone_with(node)} elsewhere" if leaver.needed else "to end"
-        change.note(logging.INFO, f"is leaving: waits for what it serves {where}", node)
+        change.note(logging.INFO, f"is leaving: waits for what it serves {where}", node, "leaving")
 
     def alone_with(self, node: NodeId) -> str:
         """The layers that would be on no other node, in words; empty if there are none."""
@@ -199,7 +199,7 @@ class Moves:
         if isinstance(wanted, NothingFound):
             self.found(ev.PlanFound(number, wanted), now_s, change)
             return
-        change.note(logging.INFO, f"looking for a placement: {occasion}")
+        change.note(logging.INFO, f"looking for a placement: {occasion}", kind="search")
         change.effects.append(ev.PlanWanted(number, wanted))
 
     def _problem(self, limit_s: float) -> Search | NothingFound:
@@ -245,7 +245,7 @@ class Moves:
             return
         if occasion is Occasion.FIRST:
             text = f"placed by {found.method}: max flow {found.tokens_per_s:.0f} tokens/s"
-            change.note(logging.INFO, text)
+            change.note(logging.INFO, text, kind="placed")
             self._placer.adopt(found.slices)
             change.placed = True
             return
@@ -282,7 +282,7 @@ class Moves:
         self.replanner.last_text = reason
         self.relocation.begin(way, reason)
         text = f"re-placing in {len(way)} step{'s' if len(way) > 1 else ''}: {changes(now, target)}"
-        change.note(logging.INFO, f"{text}; {reason}")
+        change.note(logging.INFO, f"{text}; {reason}", kind="replan")
 
     def _stay(self, text: str, change: ClusterChange) -> None:
         self.replanner.last_text = text
@@ -293,11 +293,11 @@ class Moves:
             if leaver.asked:
                 self.leavers.forget(node)
                 why = f"does not leave: {self.alone_with(node)} would be on no node. {text}"
-                change.note(logging.WARNING, why, node)
+                change.note(logging.WARNING, why, node, "stays")
             else:
                 leaver.needed = False
             change.flow_changed = True
-        change.note(logging.INFO, text)
+        change.note(logging.INFO, text, kind="stays")
 
     def _abort(self, text: str, change: ClusterChange) -> None:
         self.relocation.abort()
@@ -363,7 +363,8 @@ class Moves:
             change.ready.append((member.name, ready))
         self._placer.adopt(dict(shift.slices))
         change.placed = change.flow_changed = True
-        change.note(logging.INFO, f"shifted to epoch {shift.epoch}: {_show(shift.slices)}")
+        text = f"shifted to epoch {shift.epoch}: {_show(shift.slices)}"
+        change.note(logging.INFO, text, kind="shifted")
 
     def _serving_slices(self, without: NodeId | None = None) -> dict[NodeId, LayerRange]:
         return {

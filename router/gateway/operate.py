@@ -1,4 +1,4 @@
-"""The operator's pages: /v1/helix/cluster, .../nodes/NAME/drain, .../replan, .../placement."""
+"""The operator's pages: /v1/helix/cluster, .../requests, .../replan, .../placement and draining."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class OperatorPages:
     def routes(self) -> list[Route]:
         return [
             Route("/v1/helix/cluster", self.cluster),
+            Route("/v1/helix/requests", self.requests),
             Route("/v1/helix/nodes/{name}/drain", self.drain, methods=["POST"]),
             Route("/v1/helix/replan", self.replan, methods=["POST"]),
             Route("/v1/helix/placement", self.place, methods=["POST"]),
@@ -44,6 +45,10 @@ class OperatorPages:
 
     async def cluster(self, request: Request) -> Response:
         return self._picture()
+
+    async def requests(self, request: Request) -> Response:
+        body = msgspec.json.encode(self._operator.requests_picture())
+        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
     async def drain(self, request: Request) -> Response:
         try:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import LayerRange, Placement
+from router.bottleneck import Cut
 from router.flows import LiveFlow, LiveNode, PlannedSpeeds, live_flow
 from solver.flow import can_follow, max_flow
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
@@ -187,3 +188,41 @@ def test_a_thousand_nodes_have_valid_transitions_only() -> None:
         pairs[a] * pairs[b] for a in pairs for b in pairs if b[0] <= a[1] < b[1] and a[1] < LAYERS
     )
     assert sum(len(out) for s, out in flow.weights.transitions.items() if s != ROUTER) == valid
+
+
+@given(planned_clusters())
+@settings(max_examples=40)
+def test_the_cut_adds_up_to_the_flow(drawn: tuple[Problem, list[LiveNode]]) -> None:
+    cluster, nodes = drawn
+    found = live_flow(LAYERS, nodes, PlannedSpeeds(cluster))
+    if found.tokens_per_s <= 0:
+        assert found.cut == Cut()
+        return
+    by_name = {n.name: n for n in cluster.nodes}
+    links = {(k.src, k.dst): k.bytes_per_s for k in cluster.links}
+    total = sum(found.rates[n] for n in found.cut.engines)
+    total += sum(by_name[n].nic_in_bytes_per_s / 1000 for n in found.cut.nics_in)
+    total += sum(by_name[n].nic_out_bytes_per_s / 1000 for n in found.cut.nics_out)
+    for a, b in found.cut.links:
+        ends = (SOURCE if a == ROUTER else a, SINK if b == ROUTER else b)
+        total += _link_rate(links[ends], ends, by_name)
+    assert total == pytest.approx(found.tokens_per_s, rel=1e-4, abs=1e-2)
+    for (a, b), rate in found.capacities.items():
+        ends = (SOURCE if a == ROUTER else a, SINK if b == ROUTER else b)
+        assert rate == pytest.approx(_link_rate(links[ends], ends, by_name))
+
+
+def _link_rate(
+    bytes_per_s: float, ends: tuple[NodeId, NodeId], nodes: dict[NodeId, ProblemNode]
+) -> float:
+    if ends[0] == SOURCE:
+        return min(bytes_per_s, nodes[ends[1]].nic_in_bytes_per_s) / 4
+    if ends[1] == SINK:
+        return min(bytes_per_s, nodes[ends[0]].nic_out_bytes_per_s) / 4
+    return bytes_per_s / 1000
+
+
+def test_a_single_node_is_the_cut_and_not_the_wide_link_to_it() -> None:
+    found = live_flow(LAYERS, [live(A, 0, 6)])
+    assert found.cut == Cut(engines=(A,))
+    assert found.capacities == {}
