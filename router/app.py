@@ -124,6 +124,7 @@ class RouterApp:
         self._data_endpoint = self._settings.advertise_data or bound
         self._spawn(self._tick_for_ever(), "ticks")
         self._spawn(self._sync_peers_for_ever(), "peers")
+        self._spawn(self.security.watch(self.core.cluster.membership, self.apply), "keys")
 
     def _restore(self, keeping: Keeping) -> None:
         # Also where the clock was set back: nodes know the old ids.

@@ -96,6 +96,8 @@ class ClientSockets:
         self._kept_until_s = self._clock.now_s() + self._bounds.silent_s
         for running in self._kept.running if self._kept is not None else ():
             self._restore(running)
+        self._security.on_revoked(lambda _: self._drop_revoked())
+        self._drop_revoked()
 
     async def close(self) -> None:
         """Tells every open stream, then closes the socket. Streams that the router keeps over a
@@ -355,6 +357,11 @@ class ClientSockets:
 
     def _on_disconnect(self, peer_id: bytes) -> None:
         self._book.disconnect(peer_id, self._clock.now_s())
+
+    def _drop_revoked(self) -> None:
+        for stream in [s for s in self._book.streams() if not self._security.allows(s.user)]:
+            self._stop(stream)
+            stream.detach(self._clock.now_s())
 
     async def _sweep_for_ever(self) -> None:
         while True:

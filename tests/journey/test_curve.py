@@ -1,9 +1,10 @@
-"""A whole cluster behind CURVE: those with keys serve, nobody else gets a word in."""
+"""A whole cluster behind CURVE: those with keys serve, nobody else gets a word in, nor those whose
+key was revoked."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,20 +29,27 @@ PLACEMENT = {"a": "0:4", "b": "3:6"}
 
 
 @asynccontextmanager
-async def secured(folder: Path, keys: Path, names: dict[str, str]) -> AsyncIterator[Cluster]:
-    """A cluster whose router allows a and b; `names` says with whose key each node comes."""
+async def secured(
+    folder: Path,
+    keys: Path,
+    names: Mapping[str, str],
+    placement: Mapping[str, str] = PLACEMENT,
+    clients: tuple[str, ...] = (),
+) -> AsyncIterator[Cluster]:
+    """A cluster whose router allows the nodes of `placement`, and `clients`; `names` says with
+    whose key each node comes."""
     router_key = save_key(keys, "router", KeyPair.new())
     allow = keys / "allow.toml"
-    for name in ("a", "b", "stranger"):
+    for name in (*placement, *clients, "stranger"):
         save_key(keys, name, KeyPair.new())
-    for name in ("a", "b"):
+    for name in (*placement, *clients):
         allow_key(allow, name, load_key(keys / f"{name}.key").public)
     transport = ZmqTransport()
     settings = RouterSettings(
         model=folder,
         control="tcp://127.0.0.1:0",
         data="tcp://127.0.0.1:0",
-        placement=PlacementSection(nodes=PLACEMENT),
+        placement=PlacementSection(nodes=dict(placement)),
         security=SecuritySection(key_file=router_key, allow_file=allow),
     )
     app = build_app(settings, folder, transport, SystemClock())
@@ -67,8 +75,11 @@ async def secured(folder: Path, keys: Path, names: dict[str, str]) -> AsyncItera
             running.tasks[name] = asyncio.create_task(daemon.run())
         yield running
     finally:
-        for daemon in running.daemons.values():
+        for name, daemon in running.daemons.items():
             daemon.stop()
+            if name not in app.core.cluster.membership:
+                # Nobody would ever let it go.
+                daemon.stop()
         await asyncio.gather(*running.tasks.values(), return_exceptions=True)
         await app.close()
         await transport.close()
