@@ -27,16 +27,16 @@ def build_app() -> typer.Typer:
     )
 
     @app.callback(invoke_without_command=True)
-    def top(
+    def options(
         version: bool = typer.Option(False, "--version", help="Print the version and exit."),
     ) -> None:
         if version:
             typer.echo(f"helix-mq {helix_mq.__version__}")
             raise typer.Exit
 
-    from helix_mq.cli import demo, keys, model, prompt
+    from helix_mq.cli import demo, keys, model, prompt, status, top
 
-    for module in (demo, prompt, keys, model):
+    for module in (demo, prompt, keys, model, status, top):
         module.register(app)
     for point in sorted(entry_points(group="helix_mq.commands"), key=lambda p: p.name):
         point.load()(app)

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+from typer.testing import CliRunner
 
+from helix_mq.cli import build_app
+from helix_mq.errors import ConnectionLost
 from router.gateway import GatewayServer
 from router.settings import HttpSection
-from tests.cluster import Cluster, cluster, greedy
+from tests.cluster import DEADLINE_S, Cluster, cluster, greedy
 
 TWO_WAYS = {"a": "0:3", "b": "0:4", "c": "2:6", "d": "4:6"}
 
@@ -30,7 +43,7 @@ async def watched(folder: Path, **options: Any) -> AsyncIterator[tuple[Cluster, 
 
 
 async def test_the_cluster_and_its_requests_are_seen_while_they_run(tiny_folder: Path) -> None:
-    async with watched(tiny_folder) as (c, http):
+    async with watched(tiny_folder, dead_after_s=0.6) as (c, http):
         running = [asyncio.create_task(c.run(greedy((i, 2, 3), 200))) for i in range(6)]
         await c.until(lambda: c.app.metrics.recent.itl().count > 50, "tokens flow")
         seen = (await http.get("/v1/helix/requests")).json()
@@ -92,3 +105,71 @@ async def test_the_cluster_and_its_requests_are_seen_while_they_run(tiny_folder:
         assert state["happenings"][-1]["kind"] == "not_serving"
         assert not state["serving"]
         assert state["bottleneck"] == {"text": "", "tokens_per_s": 0.0, "nodes": [], "links": []}
+
+
+async def command(*args: str) -> tuple[int, str]:
+    """A command of `helix-mq`, in a thread: it brings its own event loop."""
+    result = await asyncio.to_thread(CliRunner().invoke, build_app(), list(args))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+async def test_status_and_top_against_a_running_router(tiny_folder: Path) -> None:
+    async with watched(tiny_folder, dead_after_s=0.6) as (c, http):
+        url = ("--url", str(http.base_url))
+        await c.run(greedy((1, 2, 3), 20))
+        code, text = await command("status", *url)
+        assert code == 0
+        assert "tiny, 6 layers: serving" in text
+        assert "cap you at" in text or "caps you at" in text
+        assert "1 admitted, 0 refused" in text
+        code, text = await command("status", "--json", *url)
+        assert (code, json.loads(text)["serving"]) == (0, True)
+        code, text = await command("top", "--once", *url)
+        assert code == 0
+        assert "── lately" in text
+
+        code, text = await asyncio.to_thread(_top_on_a_terminal, str(http.base_url))
+        assert code == 0
+        assert ", 6 layers: " in text
+
+        await c.kill("b")
+        await c.kill("a")
+        await c.until(lambda: not c.app.core.cluster.serving, "layers are missing")
+        code, text = await command("status", *url)
+        assert code == 1
+        assert "NOT SERVING" in text
+        assert "layers 0-1 are on no live node" in text
+    with pytest.raises(ConnectionLost, match="no router answers at"):
+        await command("status", *url)
+
+
+def _top_on_a_terminal(url: str) -> tuple[int, str]:
+    """`helix-mq top` on a terminal of 80 x 24, until it has drawn and a q has ended it."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    before = termios.tcgetattr(child)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "helix_mq", "top", "--url", url],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env={**os.environ, "TERM": "xterm-256color"},
+    )
+    drawn = b""
+    try:
+        while b"reqs" not in drawn:
+            assert select.select([parent], [], [], DEADLINE_S)[0], drawn
+            drawn += os.read(parent, 65536)
+        os.write(parent, b"jq")
+        while select.select([parent], [], [], 0)[0] or process.poll() is None:
+            if select.select([parent], [], [], 0.05)[0]:
+                drawn += os.read(parent, 65536)
+        assert termios.tcgetattr(child) == before, "the terminal is as it was"
+        return process.wait(DEADLINE_S), drawn.decode("utf-8", "replace")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(parent)
+        os.close(child)
