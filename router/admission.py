@@ -84,6 +84,10 @@ class WaitingQueue:
             self._settle()
         return waiting
 
+    def tokens_of(self, owner: str, priority: int) -> int:
+        """Waiting of this owner and class, what had begun left out."""
+        return self._classes[priority].tokens_of(owner)
+
     def tokens_before(self, owner: str, priority: int, cost_tokens: int) -> int:
         """Tokens that will be admitted before a new request of this owner, if no more owners come.
 

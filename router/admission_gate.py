@@ -19,11 +19,12 @@ from dataclasses import dataclass
 
 from helix_mq.errors import ClusterFull, QueueFull
 from router.admission import INTERACTIVE, WaitingQueue
+from router.admission_pace import LinePaces
 from router.admission_rate import FlowMeter
 
 UNKNOWN_RETRY_S = 5.0
 LEAST_RETRY_S, MOST_RETRY_S = 1.0, 60.0
-_DEADLINE_SHARE = 0.8
+_DEADLINE_SHARE = 0.7
 """Of its time, what a request may wait: it is to be served yet, and estimates are not exact."""
 _MAX_OWNER_CHARS = 64
 
@@ -44,11 +45,13 @@ class AdmissionSettings:
 @dataclass(frozen=True, slots=True)
 class Load:
     """`flow_tokens_per_s`: the max flow over the live nodes; 0 while they do not cover the model.
-    `running_tokens`: what those on a route are expected to need yet."""
+    `running_tokens`: what those on a route are expected to need yet. `now_s`: of the desk's clock.
+    """
 
     flow_tokens_per_s: float
     running: int
     running_tokens: int
+    now_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,19 @@ class Wish:
 
 class AdmissionGate:
     def __init__(
-        self, settings: AdmissionSettings, max_waiting: int, queue: WaitingQueue, meter: FlowMeter
+        self,
+        settings: AdmissionSettings,
+        max_waiting: int,
+        queue: WaitingQueue,
+        meter: FlowMeter,
+        paces: LinePaces,
     ) -> None:
         self._settings = settings
         self._max_waiting = max_waiting
         self._per_owner = max(1, math.ceil(settings.owner_share * max_waiting))
         self._queue = queue
         self._meter = meter
+        self._paces = paces
 
     def check(self, wish: Wish, load: Load) -> None:
         """Raises QueueFull or ClusterFull when a new request may not wait."""
@@ -95,7 +104,9 @@ class AdmissionGate:
         if not self._meter.statistics().certain:
             rate = max(rate, load.flow_tokens_per_s)
         before = self._queue.tokens_before(wish.owner, wish.priority, wish.cost_tokens)
-        return before / rate
+        line = (wish.owner, wish.priority)
+        own = self._queue.tokens_of(*line)
+        return max(before / rate, self._paces.wait_s(line, own, wish.cost_tokens, load.now_s))
 
     def _check_wait(self, wish: Wish, load: Load) -> None:
         longest_s = self._settings.max_wait_s

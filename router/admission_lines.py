@@ -134,6 +134,11 @@ class FairLines:
             del self._lines[waiting.owner]
             self._remember(waiting.owner, line.tag)
 
+    def tokens_of(self, owner: str) -> int:
+        """Waiting in its line, what had begun left out."""
+        line = self._lines.get(owner)
+        return line.tokens if line is not None else 0
+
     def tokens_before(self, owner: str, cost_tokens: int) -> int:
         """Tokens that go before a new request of this owner: its own, and of every other owner's
         what is served meanwhile."""

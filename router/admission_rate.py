@@ -18,9 +18,10 @@ from dataclasses import dataclass
 HALF_LIFE_S = 20.0
 """Of saturated time: long enough for a few requests, short enough to follow a change of load."""
 
-CERTAIN_S = 5.0
-CERTAIN_ENDS = 8.0
-"""Saturated seconds and ended requests seen, before anyone is refused for the estimate's sake."""
+CERTAIN_S = 2.0
+CERTAIN_MARKS = 8.0
+"""Saturated seconds, and prompts computed and requests ended in them, before anyone is refused for
+the estimate's sake. Ends alone come late where much runs at once."""
 
 _PRIOR_S = 1.0
 """The flow is believed as if it had been seen for so long."""
@@ -40,7 +41,7 @@ class FlowMeter:
         self._last_s = now_s
         self._saturated = False
         self._flow_tokens_per_s = 0.0
-        self._served = self._could = self._seen_s = self._ends = 0.0
+        self._served = self._could = self._seen_s = self._marks = 0.0
 
     def at(self, now_s: float, flow_tokens_per_s: float, *, saturated: bool) -> None:
         """From now on the cluster is as said; up to now it was as said before."""
@@ -51,7 +52,7 @@ class FlowMeter:
             self._could = self._could * keep + elapsed_s * self._flow_tokens_per_s
             self._seen_s = self._seen_s * keep + elapsed_s
             self._served *= keep
-            self._ends *= keep
+            self._marks *= keep
         self._saturated, self._flow_tokens_per_s = saturated, flow_tokens_per_s
 
     def served(self, tokens: float) -> None:
@@ -59,9 +60,10 @@ class FlowMeter:
         if self._saturated:
             self._served += tokens
 
-    def ended(self) -> None:
+    def mark(self) -> None:
+        """A prompt has been computed, or a request has ended."""
         if self._saturated:
-            self._ends += 1.0
+            self._marks += 1.0
 
     def tokens_per_s(self, flow_tokens_per_s: float) -> float:
         """What a flow so large will pass; 0 where nothing flows."""
@@ -73,5 +75,5 @@ class FlowMeter:
         return (self._served + prior) / could if could > 0 else 0.0
 
     def statistics(self) -> RateStatistics:
-        certain = self._seen_s >= CERTAIN_S and self._ends >= CERTAIN_ENDS
+        certain = self._seen_s >= CERTAIN_S and self._marks >= CERTAIN_MARKS
         return RateStatistics(self._share(self._flow_tokens_per_s), self._seen_s, certain)

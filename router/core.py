@@ -15,10 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from helix_mq.clock import Clock
-from helix_mq.errors import (
-    HelixError,
-    NotServing,
-)
+from helix_mq.errors import HelixError, NotServing
 from helix_mq.ids import Epoch, NodeId, RequestId
 from helix_mq.layers import Hop
 from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
@@ -140,6 +137,7 @@ class Core:
             self._books.drop_node(node)
             self._released.pop(node, None)
             self._reroute_node(node, "is gone")
+            self._desk.prefills.forget(node)
         for node in change.moved:
             # What is on its former slice has been booked on a pool that is to go.
             self._books.drop_node(node)
@@ -223,6 +221,7 @@ class Core:
         self._may_start = False
         self._sync_weights()
         too_long: list[Session] = []
+        self._desk.prefills.look(self._clock.now_s())
         while (request := self._queue.head()) is not None:
             session = self._sessions[request]
             if session.deadline_s <= self._clock.now_s():
@@ -230,23 +229,27 @@ class Core:
                 self._break(session, self._deadline_error(session))
                 continue
             tokens = session.expected_tokens(self._settings.expected_output_tokens)
-            room_for = partial(self._has_room, tokens=tokens)
+            room_for = partial(self._has_room, tokens=tokens, session=session)
             route = self._scheduler.choose(session.length_tokens, room_for)
             if route is not None:
-                self._desk.start(session)
+                self._desk.start(session, route, self._clock.now_s())
                 self._books.reserve(request, route, tokens)
                 self._effects.append(session.start(route, self.cluster.epoch, self._clock.now_s()))
             elif tokens > self._widest_tokens():
                 # It waits for a node that is gone; those behind it need not.
                 too_long.append(session)
-                self._queue.remove(request)
+                self._desk.remove(session)
             else:
                 break
         for session in too_long:
             self._desk.arrive(session)
 
-    def _has_room(self, hop: Hop, tokens: int) -> bool:
-        return hop.node not in self._avoided and self._books.has_room(hop, tokens)
+    def _has_room(self, hop: Hop, tokens: int, session: Session) -> bool:
+        return (
+            hop.node not in self._avoided
+            and self._books.has_room(hop, tokens)
+            and self._desk.node_has_room(hop.node, session)
+        )
 
     def _widest_tokens(self) -> int:
         """Longest sequence that the live cluster could hold if it had nothing else to do."""
@@ -273,7 +276,7 @@ class Core:
         self.cluster.links.worked(session.route)
         delta, finish, stop = session.take(item, now_s)
         self._effects.append(ev.Emit(session.request, delta))
-        self._desk.token(session)
+        self._may_start |= self._desk.token(session, now_s)
         if finish is not None:
             self._end(session, session.finished(finish, now_s, stop))
             return
@@ -352,7 +355,7 @@ class Core:
     def _end(self, session: Session, last: StreamEvent) -> None:
         self._desk.ended(session)
         self._release(session)
-        self._queue.remove(session.request)
+        self._desk.remove(session)
         session.move(State.ENDED)
         del self._sessions[session.request]
         self._may_start = True

@@ -10,6 +10,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass, replace
 
+import pytest
+
 from bench.simulator.feeders import Feeder
 from bench.simulator.native import Simulation, Workload
 from bench.simulator.records import RequestRecord
@@ -131,11 +133,12 @@ def capacity_per_s(make_cluster: MakeCluster) -> float:
     return sum(r.ok for r in log.records) / 30.0
 
 
-def test_ten_times_too_much_costs_no_goodput_and_starves_nobody(
-    make_cluster: MakeCluster,
+@pytest.mark.parametrize("times", [3, 10])
+def test_too_much_costs_no_goodput_and_starves_nobody(
+    make_cluster: MakeCluster, times: int
 ) -> None:
     once = capacity_per_s(make_cluster)
-    normal, flooded = run(make_cluster, once), run(make_cluster, 10 * once)
+    normal, flooded = run(make_cluster, once), run(make_cluster, times * once)
     assert flooded.goodput_tokens_per_s >= 0.9 * normal.goodput_tokens_per_s
     assert flooded.log.most_waiting <= MAX_WAITING
 
@@ -144,15 +147,16 @@ def test_ten_times_too_much_costs_no_goodput_and_starves_nobody(
     settled = [r for r in interactive if r.arrival_s >= WARMUP_S]
     assert max(r.ttft_s or 0.0 for r in settled) <= 2 * MAX_WAIT_S
     # Who was promised the whole cluster while it was alone shares it with two more, and batch.
-    assert max(r.ttft_s or 0.0 for r in interactive) <= 5 * MAX_WAIT_S
+    assert max(r.ttft_s or 0.0 for r in interactive) <= 4 * MAX_WAIT_S
 
     refused = Counter(r.reason for r in flooded.records if not r.ok)
-    assert refused["cluster_full"] > 5 * len(flooded.admitted)
+    assert refused["cluster_full"] > 0.5 * (times - 1) * len(flooded.admitted)
 
     served = Counter[str]()
     for record in flooded.window:
         if record.ok:
             served[flooded.keys[record.request]] += record.prompt_tokens + record.tokens
     shares = [served[key] for key, _, _ in KEYS]
-    assert max(shares) <= 1.2 * min(shares), "the hog sends seven times as much"
+    # At three times, two of the keys send hardly more than their share, and not evenly.
+    assert max(shares) <= (1.2 if times == 10 else 1.3) * min(shares), "the hog sends 7 times more"
     assert 0.05 <= served["batch"] / sum(served.values()) <= 0.15
