@@ -86,6 +86,7 @@ class HttpSection(Section):
     port: int = Field(8000, ge=0, le=65_535)
     api_keys: tuple[str, ...] = ()
     max_body: ByteSize = ByteSize(1024 * 1024)
+    console: bool = Field(True, description="the web console at /console")
 
 
 class AdmissionSection(Section):

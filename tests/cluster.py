@@ -16,6 +16,7 @@ import torch
 
 from helix_mq.clock import SystemClock
 from helix_mq.ids import NodeId
+from helix_mq.messages.control import StepTimes
 from helix_mq.models.digest import model_digest
 from helix_mq.sampling import SamplingParams
 from helix_mq.transport import MemoryTransport, Transport, ZmqTransport
@@ -65,6 +66,7 @@ class Cluster:
         window: int = 64 << 20,
         heartbeat_s: float = 0.1,
         region: str = "",
+        times: StepTimes | None = None,
     ) -> NodeDaemon:
         settings = NodeSettings(
             name=name,
@@ -84,6 +86,7 @@ class Cluster:
             device_text="cpu",
             dtype=torch.float32,
             memory_bytes=memory_bytes,
+            times=times,
         )
         security = NodeSecurity(NodeSecuritySection())
         daemon = NodeDaemon(settings, identity, self.transport, security, SystemClock())
@@ -174,10 +177,13 @@ async def cluster(
     dead_after_s: float = 3.0,
     journal: JournalSection | None = None,
     wait: bool = True,
+    regions: Mapping[str, str] | None = None,
+    times: StepTimes | None = None,
 ) -> AsyncIterator[Cluster]:
     """A running cluster with one node per entry of `placement` ("first:end").
 
-    With empty ranges the router splits the layers by memory once all nodes are there.
+    With empty ranges the router splits the layers by memory once all nodes are there. `times`: what
+    every node says to have measured.
     """
     transport: Transport = ZmqTransport() if zmq else MemoryTransport()
     settings = RouterSettings(
@@ -200,7 +206,14 @@ async def cluster(
     running = Cluster(app, folder, transport)
     try:
         for name in placement:
-            await running.add_node(name, memory_bytes=memory_bytes, batch=batch, window=window)
+            await running.add_node(
+                name,
+                memory_bytes=memory_bytes,
+                batch=batch,
+                window=window,
+                region=(regions or {}).get(name, ""),
+                times=times,
+            )
         if wait:
             await running.ready()
         yield running

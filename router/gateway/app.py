@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from helix_mq.clock import Clock, SystemClock
 from helix_mq.errors import UnknownModel
 from router.gateway.auth import ApiKeys, RequireKey
+from router.gateway.console import ConsolePages
 from router.gateway.faults import error_response, plain_error_response
 from router.gateway.generate import (
     GenerateEndpoint,
@@ -81,6 +82,7 @@ def build_app(
             Route("/v1/helix/requests/{name}", kept.request),
             *(OperatorPages(operator).routes() if operator is not None else ()),
             *(WhatIfPages(operator.what_ifs).routes() if operator is not None else ()),
+            *(ConsolePages().routes() if settings.console else ()),
             Route("/v1/models", pages.models),
             Route("/v1/models/{name:path}", pages.model),
             Route("/health", pages.health),

@@ -1,0 +1,97 @@
+// A chat with the model, to try it: through the same door as everybody's requests.
+
+import { Refused, events } from "./api.js";
+import { $, el, say } from "./dom.js";
+import { duration, plural, rate } from "./format.js";
+
+export class Chat {
+  constructor() {
+    this.model = "";
+    this.said = [];
+    this.stop = null;
+    $("chat-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (this.stop) this.stop.abort();
+      else this.send();
+    });
+    $("chat-input").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      if (!this.stop) this.send();
+    });
+    $("chat-clear").addEventListener("click", () => this.clear());
+  }
+
+  clear() {
+    this.stop?.abort();
+    this.said = [];
+    $("chat-log").replaceChildren();
+    $("chat-log").hidden = $("chat-clear").hidden = true;
+    say($("chat-status"), "");
+    $("chat-input").focus();
+  }
+
+  add(role, text) {
+    const body = el("div", { class: "said" }, text);
+    const who = role === "user" ? "You" : this.model || "Model";
+    $("chat-log").append(el("li", { "data-role": role }, el("p", { class: "who" }, who), body));
+    $("chat-log").hidden = $("chat-clear").hidden = false;
+    return body;
+  }
+
+  async send() {
+    const text = $("chat-input").value.trim();
+    if (!text) return;
+    $("chat-input").value = "";
+    this.said.push({ role: "user", content: text });
+    this.add("user", text);
+    const body = this.add("assistant", "");
+    this.stop = new AbortController();
+    say($("chat-go"), "Stop");
+    say($("chat-status"), "Waiting for the first token …");
+    const begun = performance.now();
+    let first = null;
+    let tokens = 0;
+    let answer = "";
+    try {
+      const wanted = {
+        model: this.model,
+        messages: this.said,
+        max_tokens: Math.max(1, Number($("chat-max").value) || 256),
+        stream: true,
+        stream_options: { include_usage: true },
+      };
+      for await (const event of events("chat/completions", wanted, this.stop.signal)) {
+        if (event.error) throw new Refused(event.error.message ?? "It broke off.", 500);
+        const piece = event.choices?.[0]?.delta?.content ?? "";
+        if (piece) {
+          first ??= performance.now();
+          tokens += 1;
+          answer += piece;
+          const log = $("chat-log");
+          const low = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+          body.append(piece);
+          if (low) log.scrollTop = log.scrollHeight;
+        }
+        tokens = event.usage?.completion_tokens ?? tokens;
+      }
+      say($("chat-status"), told(begun, first, tokens));
+    } catch (fault) {
+      const stopped = fault.name === "AbortError";
+      say($("chat-status"), stopped ? `Stopped. ${told(begun, first, tokens)}` : fault.message);
+      if (!stopped) body.classList.add("broken");
+    } finally {
+      if (answer) this.said.push({ role: "assistant", content: answer });
+      else this.said.pop();
+      this.stop = null;
+      say($("chat-go"), "Send");
+    }
+  }
+}
+
+function told(begun, first, tokens) {
+  if (first === null) return "No text came.";
+  const spent = (performance.now() - first) / 1000;
+  const speed = tokens > 1 && spent > 0 ? `, then ${rate((tokens - 1) / spent)} tokens/s` : "";
+  return `${plural(tokens, "token")}; first after ${duration((first - begun) / 1000)}${speed}.`;
+}
