@@ -42,7 +42,7 @@ class NodeIdentity:
 
 def identify(settings: NodeSettings, folder: Path) -> NodeIdentity:
     """Looks at the machine. ConfigError when the settings ask for what is not here."""
-    device = _device(settings.device)
+    device = find_device(settings.device)
     threads = settings.threads or _default_threads()
     torch.set_num_threads(threads)
     config = ModelConfig.from_folder(folder)
@@ -58,7 +58,8 @@ def identify(settings: NodeSettings, folder: Path) -> NodeIdentity:
     )
 
 
-def _device(wanted: str) -> torch.device:
+def find_device(wanted: str) -> torch.device:
+    """The device of the `device` setting. ConfigError where this machine has none such."""
     if wanted == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     device = torch.device(wanted)
