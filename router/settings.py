@@ -80,11 +80,14 @@ class ReplanSection(Section):
 
 
 class HttpSection(Section):
-    """The OpenAI-compatible endpoint. `api_keys` are SHA-256 hex digests of allowed keys."""
+    """The OpenAI-compatible endpoint. `api_keys` are SHA-256 hex digests of allowed keys;
+    `keys_file` holds more of them, with limits each, and is read again when it changes
+    (`helix-mq keys api`)."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
     api_keys: tuple[str, ...] = ()
+    keys_file: Path | None = None
     max_body: ByteSize = ByteSize(1024 * 1024)
     console: bool = Field(True, description="the web console at /console")
 

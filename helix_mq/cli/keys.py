@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from helix_mq import keys
+from helix_mq.cli import keys_api
 from helix_mq.errors import CallerError
 
 _Folder = Annotated[
@@ -27,12 +28,13 @@ def register(app: typer.Typer) -> None:
     """Adds the `keys` commands to the command line."""
     group = typer.Typer(
         name="keys",
-        help="CURVE keys: make pairs, show them, and say who may connect.",
+        help="CURVE keys: make pairs, show them, say who may connect; `api`: keys for HTTP.",
         no_args_is_help=True,
     )
     for command in (new, show, allow, revoke):
         group.command()(command)
     group.command("list")(list_allowed)
+    keys_api.register(group)
     app.add_typer(group)
 
 
@@ -67,7 +69,7 @@ def allow(
 
 
 def revoke(name: str, allow_list: _List = _DEFAULT_LIST) -> None:
-    """Take a name and its key off the allow-list."""
+    """Take a name and its key off the allow-list: a running router cuts it off within 2 s."""
     if not keys.revoke_key(allow_list, name):
         raise CallerError(f"{name} is not on {allow_list}", param="name")
     typer.echo(f"{name} may no longer connect: {allow_list}")

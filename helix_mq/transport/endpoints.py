@@ -50,14 +50,15 @@ def require_security(endpoint: str, secured: bool, insecure: bool, schemes: froz
         raise BadEndpoint(
             f"endpoint = {endpoint!r}: expected tcp://HOST:PORT, with an IPv6 host in brackets"
         )
-    if not (secured or insecure or _is_loopback(match["host"])):
+    if not (secured or insecure or is_loopback(match["host"])):
         raise InsecureEndpoint(
             f"endpoint = {endpoint!r} is reachable from other machines and has no keys: make "
             "them with `helix-mq keys new`, or set `insecure = true` on a network you trust"
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address or name, an IPv6 one with or without brackets, is this machine's own."""
     if host == "localhost":
         return True
     try:

@@ -19,6 +19,7 @@ from router.gateway.auth import ApiKeys, RequireKey
 from router.gateway.console import ConsolePages
 from router.gateway.faults import error_response, plain_error_response
 from router.gateway.generate import (
+    Doors,
     GenerateEndpoint,
     OpenRequests,
     Timings,
@@ -26,6 +27,7 @@ from router.gateway.generate import (
     completion_dialect,
 )
 from router.gateway.operate import OperatorPages
+from router.gateway.quotas import Quotas
 from router.gateway.replies import ModelCard, ModelList
 from router.gateway.requests import RequestPages
 from router.gateway.what_if import WhatIfPages
@@ -54,22 +56,27 @@ def build_app(
     timings: Timings = DEFAULT_TIMINGS,
     requests: JournalReader | None = None,
     operator: Operator | None = None,
+    keys: ApiKeys | None = None,
 ) -> Starlette:
-    """The ASGI app over `service`. Raises ConfigError for api_keys that are no digests.
+    """The ASGI app over `service`. Raises ConfigError for api_keys that are no digests, and for a
+    keys_file that cannot be read. `keys`: those of the settings, where they are known already.
 
     `requests`: what answers /v1/helix/requests; without it there are none to fetch.
     """
     clock = clock or SystemClock()
     open_requests = open_requests if open_requests is not None else OpenRequests()
     pages = Pages(service, metrics, int(clock.wall_s()))
-    keys = ApiKeys(settings.api_keys)
+    keys = keys if keys is not None else ApiKeys(settings.api_keys, settings.keys_file)
+    keys.on_revoked(open_requests.revoke)
     kept = RequestPages(service, keys, requests)
+    quotas = Quotas(clock)
     chat, completions = (
         GenerateEndpoint(
             make,
             service,
             clock,
             open_requests,
+            Doors(keys, quotas),
             max_body_bytes=int(settings.max_body),
             timings=timings,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -25,9 +25,18 @@ class Item:
 
 
 class Fanout:
-    def __init__(self, service: Service, generations: Sequence[Generation]) -> None:
-        """Submits every generation; when one is refused, cancels the others and raises."""
+    def __init__(
+        self,
+        service: Service,
+        generations: Sequence[Generation],
+        on_delta: Callable[[Delta], None] | None = None,
+    ) -> None:
+        """Submits every generation; when one is refused, cancels the others and raises.
+
+        `on_delta`: told of each as it comes, whoever reads it later or never.
+        """
         self._service = service
+        self._on_delta = on_delta
         self._streams: list[EventStream] = []
         self._items: deque[Item] = deque()
         self._fault: Exception | None = None
@@ -121,6 +130,8 @@ class Fanout:
         async for event in stream:
             match event:
                 case Delta():
+                    if self._on_delta is not None:
+                        self._on_delta(event)
                     self._items.append(Item(index, event))
                 case Finished(finish_reason="cancelled"):
                     # Not by us: closing stops this task first.

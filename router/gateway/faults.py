@@ -4,10 +4,12 @@
     ├── BodyTooLarge          413
     ├── BodyTimeout           408  the body did not arrive in time
     ├── UnsupportedMedia      415  not JSON by its headers
+    ├── Forbidden             403  this caller may not do that
     └── InvalidRequest        400
         ├── UnknownParameter       a name that means nothing here
         └── UnsupportedParameter   a name OpenAI knows and this server does not do
     CapacityError
+    ├── RateLimited           429  the key's own limit, which the text names
     └── RequestCancelled      503  ended by the operator, not by its client
 
 Body: `{"error": {"message", "type", "param", "code"}}`; clients of OpenAI's read `code` and `type`.
@@ -41,12 +43,22 @@ class UnsupportedMedia(CallerError):
     http_status = 415
 
 
+class Forbidden(CallerError):
+    code = "forbidden"
+    http_status = 403
+
+
 class UnknownParameter(InvalidRequest):
     code = "unknown_parameter"
 
 
 class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
+
+
+class RateLimited(CapacityError):
+    code = "rate_limit_exceeded"
+    http_status = 429
 
 
 class RequestCancelled(CapacityError):
@@ -104,6 +116,8 @@ def _fields(status: int, message: str, param: str | None, code: str) -> ErrorFie
         message = message[:_MAX_MESSAGE_CHARS] + " ..."
     if status == 429:
         kind = "rate_limit_error"
+    elif status == 403:
+        kind = "permission_error"
     else:
         kind = "invalid_request_error" if status < 500 else "server_error"
     param = _clean(param) if param is not None else None

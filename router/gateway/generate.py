@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from helix_mq.clock import Clock
-from helix_mq.errors import HelixError, NotServing
-from router.gateway.auth import owner_in
+from helix_mq.errors import HelixError, NotServing, Unauthorized
+from router.gateway.auth import ApiKeys, Caller, caller_in
 from router.gateway.body import ClientGone, check_headers, parse_json, read_body
 from router.gateway.chat import ChatDialect
 from router.gateway.chat_request import ChatRequest
@@ -31,8 +31,9 @@ from router.gateway.completions import CompletionDialect
 from router.gateway.dialects import Dialect, Stamp
 from router.gateway.fanout import Fanout, Item
 from router.gateway.faults import error_json, error_response, plain_error_response
+from router.gateway.quotas import Lease, Quotas
 from router.gateway.sse import DONE, PING, ClientStalled, SseWriter, event
-from router.service import Service
+from router.service import Delta, Generation, Service
 
 log = logging.getLogger(__name__)
 
@@ -69,26 +70,44 @@ def completion_dialect(body: Mapping[str, Any], service: Service) -> Dialect:
     return CompletionDialect(CompletionRequest.read(body), service)
 
 
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Who may come in, and how often."""
+
+    keys: ApiKeys
+    quotas: Quotas
+
+
 class OpenRequests:
     """The requests being served, so that a stopping server can end them with a reason."""
 
     def __init__(self) -> None:
-        self._open: set[Fanout] = set()
+        self._open: dict[Fanout, str] = {}
         self._stopped: HelixError | None = None
 
-    def add(self, fanout: Fanout) -> None:
-        self._open.add(fanout)
+    def add(self, fanout: Fanout, owner: str) -> None:
+        self._open[fanout] = owner
         if self._stopped is not None:
             fanout.interrupt(self._stopped)
 
     def discard(self, fanout: Fanout) -> None:
-        self._open.discard(fanout)
+        self._open.pop(fanout, None)
+
+    def revoke(self, owners: frozenset[str]) -> None:
+        """Ends those of keys that were taken back."""
+        for fanout, owner in self._open.items():
+            if owner in owners:
+                fanout.interrupt(revoked_key())
 
     def stop(self, error: HelixError) -> None:
         """Ends those open, and those still to come, with `error`."""
         self._stopped = error
         for fanout in self._open:
             fanout.interrupt(error)
+
+
+def revoked_key() -> Unauthorized:
+    return Unauthorized("this API key was revoked")
 
 
 class GenerateEndpoint:
@@ -98,6 +117,7 @@ class GenerateEndpoint:
         service: Service,
         clock: Clock,
         open_requests: OpenRequests,
+        doors: Doors,
         *,
         max_body_bytes: int,
         timings: Timings,
@@ -106,6 +126,7 @@ class GenerateEndpoint:
         self._service = service
         self._clock = clock
         self._open_requests = open_requests
+        self._doors = doors
         self._max_body_bytes = max_body_bytes
         self._timings = timings
         self._reading = asyncio.Semaphore(1)
@@ -131,11 +152,24 @@ class GenerateEndpoint:
         """The answer; None when it was streamed."""
         headers = Headers(scope=scope)
         check_headers(headers)
-        dialect = await self._dialect(await read_body(headers, receive, self._max_body_bytes))
+        caller = caller_in(scope)
+        lease = self._doors.quotas.enter(caller.owner, caller.limits)
+        try:
+            body = await read_body(headers, receive, self._max_body_bytes)
+            return await self._generate(await self._dialect(body), caller, lease, receive, writer)
+        finally:
+            lease.close()
+
+    async def _generate(
+        self, dialect: Dialect, caller: Caller, lease: Lease, receive: Receive, writer: SseWriter
+    ) -> Response | None:
         self._check_serving()
-        generations = owned_by(owner_in(scope), await dialect.generations(self._service))
-        fanout = Fanout(self._service, generations)
-        async with fanout, self._watched(fanout, receive):
+        generations = owned_by(caller.owner, await dialect.generations(self._service))
+        if not self._doors.keys.stands(caller.owner):
+            raise revoked_key()
+        lease.begin(len(generations), _prompt_tokens(generations))
+        fanout = Fanout(self._service, generations, _counted_by(lease))
+        async with fanout, self._watched(fanout, receive, caller.owner):
             await fanout.accepted()
             created = int(self._clock.wall_s())
             dialect.begin(Stamp(fanout.request_name, created, dialect.request.model))
@@ -181,7 +215,7 @@ class GenerateEndpoint:
         self._serves_until_s = now_s + SERVES_FOR_S
 
     @asynccontextmanager
-    async def _watched(self, fanout: Fanout, receive: Receive) -> AsyncIterator[None]:
+    async def _watched(self, fanout: Fanout, receive: Receive, owner: str) -> AsyncIterator[None]:
         """Interrupts the request when its connection closes or the server stops."""
 
         async def watch() -> None:
@@ -190,13 +224,27 @@ class GenerateEndpoint:
             fanout.interrupt(ClientGone())
 
         task = asyncio.create_task(watch(), name=f"http-watch-{fanout.request_name}")
-        self._open_requests.add(fanout)
+        self._open_requests.add(fanout, owner)
         try:
             yield
         finally:
             self._open_requests.discard(fanout)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+def _prompt_tokens(generations: Sequence[Generation]) -> int:
+    """As in answers: each prompt once, however many choices share it."""
+    prompts = {id(generation.prompt_ids): generation.prompt_ids for generation in generations}
+    return sum(len(ids) for ids in prompts.values())
+
+
+def _counted_by(lease: Lease) -> Callable[[Delta], None]:
+    def count(delta: Delta) -> None:
+        if delta.token is not None:
+            lease.tokens(1)
+
+    return count
 
 
 def _chunks(dialect: Dialect, items: list[Item]) -> bytes:

@@ -29,7 +29,7 @@ class _Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OperatorPages:
-    """Who may send requests may do these, too: API keys guard all of /v1."""
+    """Who may do what here is auth's to say: see `needs_operator`."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
@@ -38,6 +38,7 @@ class OperatorPages:
         return [
             Route("/v1/helix/cluster", self.cluster),
             Route("/v1/helix/requests", self.requests),
+            Route("/v1/helix/requests/{name}/trace", self.trace),
             Route("/v1/helix/nodes/{name}/drain", self.drain, methods=["POST"]),
             Route("/v1/helix/replan", self.replan, methods=["POST"]),
             Route("/v1/helix/placement", self.place, methods=["POST"]),
@@ -48,6 +49,14 @@ class OperatorPages:
 
     async def requests(self, request: Request) -> Response:
         body = msgspec.json.encode(self._operator.requests_picture())
+        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
+
+    async def trace(self, request: Request) -> Response:
+        try:
+            found = await self._operator.trace(request.path_params["name"])
+        except HelixError as e:
+            return error_response(e)
+        body = msgspec.json.encode(found)
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
     async def drain(self, request: Request) -> Response:

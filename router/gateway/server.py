@@ -16,7 +16,9 @@ import uvicorn
 
 from helix_mq.clock import Clock
 from helix_mq.errors import ConfigError, NotServing
+from helix_mq.transport.endpoints import is_loopback
 from router.gateway.app import DEFAULT_TIMINGS, GatewaySettings, build_app
+from router.gateway.auth import ApiKeys
 from router.gateway.generate import OpenRequests, Timings
 from router.gateway.protocol import BoundedProtocol, GatewayConfig
 from router.journal_reader import JournalReader
@@ -59,6 +61,7 @@ class GatewayServer:
         """Raises ConfigError for wrong settings."""
         self._settings = settings
         self._open_requests = OpenRequests()
+        self._keys = ApiKeys(settings.api_keys, settings.keys_file)
         app = build_app(
             service,
             settings,
@@ -68,6 +71,7 @@ class GatewayServer:
             timings=timings,
             requests=requests,
             operator=operator,
+            keys=self._keys,
         )
         config = GatewayConfig(
             app,
@@ -85,6 +89,7 @@ class GatewayServer:
         self._server = _GuestServer(config)
         self._port: int | None = None
         self._task: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
 
     @property
     def port(self) -> int:
@@ -109,6 +114,13 @@ class GatewayServer:
             if self._task.done():
                 await self._task
             await asyncio.sleep(0)
+        self._watching = [asyncio.create_task(self._keys.watch(), name="http-keys")]
+        if not self._keys.demanded and not is_loopback(self._settings.host):
+            log.warning(
+                "anybody who reaches %s may use the model: there are no API keys; make them with "
+                "`helix-mq keys api new NAME` and set http.keys_file",
+                self.url,
+            )
 
     async def stop(self) -> None:
         """Refuses new connections, ends open requests with an error, closes every connection."""
@@ -116,7 +128,9 @@ class GatewayServer:
             return
         self._open_requests.stop(NotServing("the router is shutting down", retry_after_s=5.0))
         self._server.should_exit = True
-        await self._task
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(self._task, *self._watching, return_exceptions=True)
         self._task = None
 
 
