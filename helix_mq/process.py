@@ -7,6 +7,7 @@ process at once.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -34,4 +35,6 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
             loop.add_signal_handler(number, on_signal, number)
         await main(stop)
 
+    # What hangs is ended with SIGABRT by the service manager: then every thread says where it was.
+    faulthandler.enable()
     uvloop.run(supervised())

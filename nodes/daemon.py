@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -23,6 +22,8 @@ from helix_mq.ids import ROUTER
 from helix_mq.messages import control, data
 from helix_mq.outlink import PeerAddress
 from helix_mq.transport import Connection, Delivery, LinkState, Transport
+from nodes.device import DeviceThread
+from nodes.health import NodeState, status_text, stuck_text
 from nodes.identity import NodeIdentity
 from nodes.inbox import check_sender
 from nodes.loading import Loaded
@@ -51,12 +52,14 @@ class NodeDaemon:
     ) -> None:
         self.settings = settings
         self.rejection: HelixError | None = None
+        self.up = asyncio.Event()
+        """The data socket is bound and the router is being dialled."""
         self._identity = identity
         self._transport = transport
         self._security = security
         self._clock = clock
         self._incarnation = secrets.randbits(62)
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._device = DeviceThread(clock)
         self._plane = DataPlane(
             PlaneIdentity(settings.name, self._incarnation, security.key, security.insecure),
             PlaneHandlers(self._on_data, self._on_link_lost, self._on_credit),
@@ -118,6 +121,7 @@ class NodeDaemon:
             self._data_endpoint,
             self.settings.router,
         )
+        self.up.set()
         tasks = [
             asyncio.create_task(self._heartbeats(), name="heartbeats"),
             asyncio.create_task(self._slices.run(), name="orders"),
@@ -138,6 +142,24 @@ class NodeDaemon:
             await self._close()
         if self.rejection is not None:
             raise self.rejection
+
+    def state(self) -> NodeState:
+        """What the service manager is told."""
+        return NodeState(
+            router=self.settings.router,
+            connected=self._control_up,
+            waits_to_leave=self._draining,
+            serving=self._slices.layers,
+            loading=self._slices.loading,
+            open_requests=self._slices.statistics().open_requests,
+            device_busy_s=self._device.busy_s(),
+        )
+
+    def status(self) -> str:
+        return status_text(self.state())
+
+    def stuck(self) -> str:
+        return stuck_text(self.state(), self.settings.stuck_after_s)
 
     def stop(self) -> None:
         """Asks for a clean end: drain, say goodbye, close. Asked again, it leaves at once."""

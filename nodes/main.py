@@ -6,6 +6,7 @@ import asyncio
 
 from helix_mq.clock import SystemClock
 from helix_mq.models.resolve import resolve_model
+from helix_mq.notify import Announcer
 from helix_mq.transport import ZmqTransport
 from nodes.daemon import NodeDaemon
 from nodes.identity import identify
@@ -13,6 +14,9 @@ from nodes.measuring import with_times
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
 from nodes.tuning import tune_process
+
+_CLOSING_S = 30.0
+"""Beside draining: the step in progress ends, and sockets linger for goodbyes."""
 
 
 async def serve(settings: NodeSettings, stop: asyncio.Event) -> None:
@@ -26,13 +30,21 @@ async def serve(settings: NodeSettings, stop: asyncio.Event) -> None:
     transport = ZmqTransport()
     daemon = NodeDaemon(settings, identity, transport, security, SystemClock())
 
+    announcer = Announcer.start(daemon, stop, stopping_s=settings.drain_s + _CLOSING_S)
+
+    async def ready_when_up() -> None:
+        await daemon.up.wait()
+        announcer.ready()
+
     async def stop_on_signal() -> None:
         await stop.wait()
         daemon.stop()
 
-    waiting = asyncio.create_task(stop_on_signal())
+    waiting = [asyncio.create_task(ready_when_up()), asyncio.create_task(stop_on_signal())]
     try:
         await daemon.run()
     finally:
-        waiting.cancel()
+        for task in waiting:
+            task.cancel()
         await transport.close()
+        await announcer.close()

@@ -67,6 +67,12 @@ class NodeSettings(ProcessSettings):
         le=3600,
         description="how long frames may wait for a peer that cannot be reached or is silent",
     )
+    stuck_after_s: float = Field(
+        120.0,
+        ge=1,
+        le=86_400,
+        description="a device that is at one step for longer hangs: the watchdog may restart it",
+    )
     drain_s: float = Field(30.0, ge=0, le=3600, description="longest wait for requests on exit")
     window: ByteSize = Field(ByteSize(64 * 1024 * 1024), description="credit per incoming link")
     batch: BatchSection = BatchSection()

@@ -86,6 +86,16 @@ class Slices:
         return self._holdings.epochs
 
     @property
+    def layers(self) -> list[LayerRange]:
+        """Of the slices that serve, the newest first."""
+        return [held.layers for held in sorted(self._holdings, key=lambda h: -h.newest)]
+
+    @property
+    def loading(self) -> LayerRange | None:
+        order = self._loading
+        return LayerRange(order.first, order.end) if order is not None else None
+
+    @property
     def workers(self) -> list[Worker]:
         return [held.slice.worker for held in self._holdings]
 

@@ -105,6 +105,7 @@ class RouterApp:
         self.kept: KeptStreams | None = None
         """Streams of SDK clients of the router's earlier life, after `start`."""
         self.closing = False
+        self.ticked_s, self.died = clock.now_s(), ""
 
     # -- life ---------------------------------------------------------------
 
@@ -174,6 +175,7 @@ class RouterApp:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.critical("task %s died", task.get_name(), exc_info=task.exception())
+            self.died = task.get_name()
 
     # -- the service --------------------------------------------------------
 
@@ -354,6 +356,7 @@ class RouterApp:
         while True:
             await asyncio.sleep(TICK_S)
             ticks += 1
+            self.ticked_s = self._clock.now_s()
             try:
                 self.apply(ev.Tick())
                 if ticks % 4 == 0:

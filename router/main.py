@@ -15,11 +15,13 @@ from helix_mq.models.config import ModelConfig
 from helix_mq.models.digest import model_digest
 from helix_mq.models.resolve import resolve_model
 from helix_mq.models.tokenizer import Tokenizer
+from helix_mq.notify import Announcer
 from helix_mq.transport import Transport, ZmqTransport
 from router.admission_gate import AdmissionSettings
 from router.app import RouterApp
 from router.cluster_core import ClusterCore, ClusterSettings
 from router.core import Core, CoreSettings
+from router.health import RouterHealth
 from router.journal import Journal
 from router.journal_reader import JournalReader
 from router.journal_store import JournalStore
@@ -179,7 +181,9 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
 
     folder = await asyncio.to_thread(resolve_model, settings.model)
     transport = ZmqTransport()
-    app = build_app(settings, folder, transport, SystemClock())
+    clock = SystemClock()
+    app = build_app(settings, folder, transport, clock)
+    announcer = Announcer.start(RouterHealth(app, clock), stop)
     await app.start()
     sdk = ClientSockets(app, transport, settings.clients, app.security, kept=app.kept)
     gateway = GatewayServer(app, settings.http, app.metrics, requests=app.requests, operator=app)
@@ -193,6 +197,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             gateway.url,
             app.model_name,
         )
+        announcer.ready()
         await stop.wait()
     finally:
         app.closing = True
@@ -200,3 +205,4 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         await sdk.close()
         await app.close()
         await transport.close()
+        await announcer.close()
