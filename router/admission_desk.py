@@ -51,12 +51,15 @@ class AdmissionDesk:
         saturated = len(self.queue) > 0 and flow_tokens_per_s > 0
         self.meter.at(now_s, flow_tokens_per_s, saturated=saturated)
 
-    def check(self, generation: Generation, deadline_s: float) -> None:
-        """Raises QueueFull or ClusterFull when it may not wait. `deadline_s`: from now."""
-        cost = self._cost(len(generation.prompt_ids), generation)
+    def check(
+        self, owner: str, priority: int, deadline_s: float, generation: Generation | None = None
+    ) -> None:
+        """Raises QueueFull or ClusterFull when it may not wait; without a generation, when none of
+        this owner and class may. `deadline_s`: from now."""
+        cost = self._cost(len(generation.prompt_ids), generation) if generation is not None else 1
         running = len(self._running)
         load = Load(self._flow_tokens_per_s, running, self._running_tokens, self._now_s)
-        self._gate.check(Wish(generation.owner, generation.priority, cost, deadline_s), load)
+        self._gate.check(Wish(owner, priority, cost, deadline_s), load)
 
     def arrive(self, session: Session) -> None:
         """It waits: new, from a broken route, or from before the router's restart."""

@@ -212,6 +212,13 @@ class RouterApp:
     def draw_seed(self) -> int:
         return secrets.randbits(62)
 
+    def check_room(self, owner: str, priority: int, deadline_s: float | None) -> None:
+        try:
+            self.core.check_room(owner, priority, deadline_s)
+        except HelixError as e:
+            self.metrics.refused(e)
+            raise
+
     def output_budget(self, prompt_tokens: int) -> int:
         return self.core.output_budget(prompt_tokens)
 

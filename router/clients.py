@@ -282,6 +282,7 @@ class ClientSockets:
         service = self._service
         if submit.model:
             check_model(service, submit.model)
+        service.check_room(owner, submit.priority, submit.deadline_s)
         ids = await self._prompt_ids(submit)
         sampling = decide_sampling(
             service, submit.sampling, len(ids), seeded=submit.seeded, limited=submit.limited

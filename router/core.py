@@ -173,6 +173,10 @@ class Core:
             limit = min(limit, self._widest_tokens())
         return limit - prompt_tokens
 
+    def check_room(self, owner: str, priority: int, deadline_s: float | None) -> None:
+        """Raises QueueFull or ClusterFull if any request of this owner would be refused now."""
+        self._desk.check(owner, priority, deadline_s or self._settings.default_deadline_s)
+
     def _submit(self, event: ev.Submitted) -> None:
         generation, now_s = event.generation, self._clock.now_s()
         budget = self.output_budget(len(generation.prompt_ids))
@@ -180,7 +184,7 @@ class Core:
         if not self.cluster.serving and not self._sessions_can_wait():
             raise NotServing(self.cluster.why_not_serving(), retry_after_s=5.0)
         wait_s = generation.deadline_s or self._settings.default_deadline_s
-        self._desk.check(generation, wait_s)
+        self._desk.check(generation.owner, generation.priority, wait_s, generation)
         session = Session(
             request=event.request,
             generation=generation,

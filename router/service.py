@@ -247,6 +247,11 @@ class Service(Protocol):
         """Most output tokens a request with this prompt may get here; < 1 if it does not fit."""
         ...
 
+    def check_room(self, owner: str, priority: int, deadline_s: float | None) -> None:
+        """Raises what `submit` would raise for any request of this owner now, however short: said
+        before its text is tokenised, which costs more than a refusal."""
+        ...
+
     async def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Token ids of a text, off the event loop when it is long."""
         ...

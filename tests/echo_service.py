@@ -103,6 +103,9 @@ class EchoService:
         self._seeds += 1
         return self._seeds
 
+    def check_room(self, owner: str, priority: int, deadline_s: float | None) -> None:
+        """There is always room."""
+
     def output_budget(self, prompt_tokens: int) -> int:
         return min(40, self.max_context - prompt_tokens)
 

@@ -200,8 +200,11 @@ def test_a_full_queue_refuses_with_a_time_to_come_back(pair: World) -> None:
     assert caught.value.http_status == 503, "nobody's own share: it is the cluster that is full"
     assert caught.value.retry_after_s is not None
     assert 1.0 <= caught.value.retry_after_s <= 60.0
+    with pytest.raises(QueueFull, match="2 requests are waiting"):
+        world.core.check_room("", 0, None)
     assert set(world.core.sessions()) == {first, *waiting}
     world.run()
+    world.core.check_room("", 0, None)
     assert all(isinstance(ended(world, r), Finished) for r in [first, *waiting])
 
 
