@@ -254,6 +254,8 @@ class NodeDaemon:
                     log.warning("too many orders from the router; one is dropped")
             case control.Peers() as peers:
                 self._peers.put_nowait(peers)
+            case control.TraceWanted() as wanted:
+                self._say(self._slices.tracer.answer(wanted))
             case control.RegisterAgain():
                 self._register()
                 if self._draining:
@@ -274,6 +276,8 @@ class NodeDaemon:
             self._plane.refresh()
             if self._control_up:
                 self._say(self._heartbeat())
+                for traces in self._slices.tracer.take():
+                    self._say(traces)
 
     def _heartbeat(self) -> control.Heartbeat:
         self._sequence += 1

@@ -119,7 +119,11 @@ class Engine:
                 self._cache,
             )
             tokens, refused = self._sample(plan.works, output.logits)
-            frames = self._frames(plan.works, output.hidden)
+            onward = any(w.next_hop != ROUTER for w in plan.works)
+            # Waits for the device: until here it may still be computing.
+            on_host = output.hidden.contiguous().cpu() if onward else None
+            computed_s = time.perf_counter()
+            frames = self._frames(plan.works, on_host) if on_host is not None else []
         return StepResult(
             frames=frames,
             tokens=tokens,
@@ -127,6 +131,8 @@ class Engine:
             seconds=time.perf_counter() - started_s,
             num_tokens=sum(w.count for w in batch),
             layer_tokens=sum(w.count * len(w.layers) for w in batch),
+            began_s=started_s,
+            computed_s=computed_s,
         )
 
     def _plan(self, batch: Batch) -> _Plan:
@@ -172,14 +178,11 @@ class Engine:
         results = sample(logits, states, positions)
         return [_token_item(w, p, r) for w, p, r in zip(ending, positions, results, strict=True)]
 
-    def _frames(self, works: Batch, hidden: torch.Tensor) -> list[OutFrame]:
+    def _frames(self, works: Batch, on_host: torch.Tensor) -> list[OutFrame]:
         groups: dict[_FrameKey, list[Work[Payload]]] = defaultdict(list)
         for work in works:
             if work.next_hop != ROUTER:
                 groups[_frame_of(work)].append(work)
-        if not groups:
-            return []
-        on_host = hidden.contiguous().cpu()
         frames, at = [], 0
         for key in sorted(groups):
             count = sum(w.count for w in groups[key])

@@ -32,9 +32,11 @@ IntArray = npt.NDArray[np.int32]
 class FrameUse:
     """Counts a frame's tokens down; at zero its bytes have left the inbox."""
 
-    __slots__ = ("_left", "_on_consumed")
+    __slots__ = ("_left", "_on_consumed", "arrived_s")
 
     def __init__(self, tokens: int, on_consumed: Callable[[], None]) -> None:
+        self.arrived_s = 0.0
+        """On the process's performance counter, where whoever took the frame in has noted it."""
         self._left = tokens
         self._on_consumed = on_consumed
 

@@ -12,6 +12,7 @@ from nodes.inbox import NodeView
 from nodes.loading import Loaded
 from nodes.settings import BatchSection
 from nodes.steps import Links, WorkerOptions
+from nodes.tracing import Tracer
 from nodes.worker import Worker
 
 
@@ -57,6 +58,7 @@ def make_worker(
     clock: Clock,
     device: Executor,
     links: Links,
+    tracer: Tracer,
 ) -> Worker:
     config = loaded.config
     return Worker(
@@ -79,6 +81,7 @@ def make_worker(
                 batch.spread,
             ),
             loaded.expectation(),
+            tracer,
         ),
         clock=clock,
         device=device,

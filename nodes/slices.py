@@ -28,6 +28,7 @@ from nodes.loading import Loaded, LoadRequest
 from nodes.serving import ServingSlice, make_worker
 from nodes.settings import NodeSettings
 from nodes.steps import Links, WorkerStatistics
+from nodes.tracing import Tracer
 from nodes.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Slices:
         self._ordered = asyncio.Event()
         self._loading: control.Assign | None = None
         self._retired = _NO_WORK
+        self.tracer = Tracer(clock)
 
     # -- what is held ---------------------------------------------------------
 
@@ -251,6 +253,7 @@ class Slices:
             clock=self._clock,
             device=self._device,
             links=self._links,
+            tracer=self.tracer,
         )
         return ServingSlice(self._settings.name, loaded, worker, self._steps_done)
 

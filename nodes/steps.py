@@ -13,6 +13,7 @@ from helix_mq.messages.data import FrameHeader, RefusedItem, TokenItem
 from nodes.batching import BatchLimits, SeqKey, Work
 from nodes.inbox import Payload
 from nodes.step_expectation import StepExpectation
+from nodes.tracing import Tracer
 
 Batch = list[Work[Payload]]
 
@@ -36,6 +37,10 @@ class StepResult:
     layer_tokens: int
     refused: list[RefusedItem] = field(default_factory=list)
     """Rows that came to no token; the others of the step did."""
+    began_s: float = 0.0
+    """On the process's performance counter, as `computed_s`; 0 where an engine does not say."""
+    computed_s: float = 0.0
+    """All results were on the host; what is left is to make frames of them."""
 
 
 class StepEngine(Protocol):
@@ -80,6 +85,8 @@ class WorkerOptions:
     limits: BatchLimits = BatchLimits()
     expectation: StepExpectation | None = None
     """What steps should take, where that has been measured."""
+    tracer: Tracer | None = None
+    """Of the node; a worker without one has its own, which nobody asks."""
 
 
 @dataclass(frozen=True, slots=True)

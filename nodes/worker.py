@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import TypeVar
 
 from helix_mq.clock import Clock
@@ -32,6 +33,7 @@ from nodes.batching import Batcher, SeqKey
 from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
 from nodes.ledger import Ledger
 from nodes.steps import Batch, Links, StepEngine, StepResult, WorkerOptions, WorkerStatistics
+from nodes.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ class Worker:
         self._step_s = 0.0
         self._expected_s = 0.0
         self._expectation = options.expectation
+        self.tracer = options.tracer if options.tracer is not None else Tracer(clock)
         self._tokens = 0
         self._layer_tokens = 0
 
@@ -133,6 +136,10 @@ class Worker:
         for work in accepted.work:
             self._next_hop[work.seq] = work.next_hop
             self._batcher.add(work)
+            if not work.position:
+                self.tracer.open(work.seq)
+        if accepted.work:
+            accepted.work[0].payload.use.arrived_s = perf_counter()
         # After adding: one frame may hold rows of the older attempt, too.
         for seq in accepted.superseded:
             self._close(seq)
@@ -190,6 +197,8 @@ class Worker:
             if self._expectation is not None:
                 self._expected_s += self._expectation.seconds(batch)
             self._forward(result)
+            if result.began_s:
+                self.tracer.stepped(batch, result.began_s, result.computed_s, perf_counter())
         finally:
             self._device_idle()
             for work in batch:
@@ -317,6 +326,7 @@ class Worker:
         for work in self._batcher.remove(seq):
             work.payload.use.take(work.count)
         self._next_hop.pop(seq, None)
+        self.tracer.close(seq)
         if not self._ledger.close(seq):
             return
         if self._busy:

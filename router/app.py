@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -20,7 +20,6 @@ from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import FrameError, HelixError, NotServing
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER, NodeId, RequestId
-from helix_mq.layers import LayerRange
 from helix_mq.messages import control, data
 from helix_mq.models.tokenizer import Tokenizer
 from helix_mq.outlink import PeerAddress
@@ -32,10 +31,8 @@ from router.journal_reader import JournalReader
 from router.journal_streams import JournaledStreams
 from router.kept_placement import PLACEMENT, kept_placement, placement_bytes
 from router.metrics import RouterMetrics
-from router.operating import UnknownNode
+from router.operator_side import OperatorSide
 from router.outgoing import Outgoing
-from router.pictures import ClusterPicture, RequestsPicture
-from router.picturing import cluster_picture, requests_picture
 from router.planning import PlanningProcess
 from router.restore_clients import KeptStreams
 from router.restore_requests import Keeping, restore_requests
@@ -45,6 +42,7 @@ from router.service import NO_ORIGIN, EventStream, Generation, Origin, ServiceSt
 from router.settings import RouterSettings
 from router.status import service_status
 from router.tokenising import Tokenising
+from router.trace_desk import TraceDesk
 from router.what_if_desk import WhatIfDesk
 
 log = logging.getLogger(__name__)
@@ -52,7 +50,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.25
 
 
-class RouterApp:
+class RouterApp(OperatorSide):
     """One router. `start` binds and begins; `close` tells the nodes and ends every stream."""
 
     def __init__(
@@ -100,6 +98,7 @@ class RouterApp:
         self._data_endpoint = ""
         self.metrics = RouterMetrics(clock)
         self.seeing = Seeing(self.metrics, core.cluster.membership, clock)
+        self.traces = TraceDesk(core, self._to_node, self.own_links, clock)
         journal = keeping.journal if keeping is not None else None
         self._streams = JournaledStreams(journal, clock, self.metrics, self.cancel)
         self.kept: KeptStreams | None = None
@@ -243,6 +242,9 @@ class RouterApp:
     def _on_control(self, delivery: Delivery) -> None:
         try:
             message = decode(delivery.parts)
+            if isinstance(message.header, control.Traces):
+                self.traces.told(self._door.sender(delivery)[0], message.header)
+                return
             event = self._door.event(message, delivery)
         except FrameError as e:
             self._count_bad(delivery.peer.decode("latin1")[:80], e)
@@ -290,8 +292,10 @@ class RouterApp:
         match effect:
             case ev.Emit():
                 self._streams.emit(effect.request, effect.event, past=effect.past)
+                self.traces.emitted(effect)
             case ev.SendRow():
                 self._outgoing.add_row(effect)
+                self.traces.routed(effect)
             case ev.SendRelease():
                 self._outgoing.add_release(effect)
             case ev.ToNode():
@@ -336,26 +340,6 @@ class RouterApp:
         if self._keeping is not None and kept.slices:
             self._keeping.journal.put(PLACEMENT, placement_bytes(kept.slices))
 
-    # -- the operator -------------------------------------------------------
-
-    def picture(self) -> ClusterPicture:
-        own = [link.report() for link in self._plane.statistics()]
-        return cluster_picture(self.core, self.seeing, self._settings, own)
-
-    def requests_picture(self) -> RequestsPicture:
-        return requests_picture(self.core.sessions(), self._clock.now_s())
-
-    def drain(self, node: str) -> None:
-        if node not in self.core.cluster.membership:
-            raise UnknownNode(f"no node {node[:80]!r} is in the cluster", param="node")
-        self.apply(ev.DrainWanted(NodeId(node)))
-
-    def replan(self) -> None:
-        self.apply(ev.ReplanWanted())
-
-    def place(self, slices: Mapping[NodeId, LayerRange]) -> None:
-        self.apply(ev.PlacementWanted(slices))
-
     # -- tasks --------------------------------------------------------------
 
     async def _tick_for_ever(self) -> None:
@@ -374,7 +358,7 @@ class RouterApp:
 
     def _look_after_links(self) -> None:
         # Before frames are given up: their requests must not come the same way again.
-        links = tuple(link.report() for link in self._plane.statistics())
+        links = self.own_links()
         down_s = {NodeId(link.peer): link.down_s for link in links}
         for member in self.core.cluster.membership.serving():
             # Its address is none that can be connected to.

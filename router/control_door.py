@@ -47,13 +47,13 @@ class ControlDoor:
                     raise FrameError("a heartbeat in another's name", reason="identity")
                 return ev.NodeBeat(header)
             case control.Ready():
-                return ev.NodeReady(*self._sender(delivery), header)
+                return ev.NodeReady(*self.sender(delivery), header)
             case control.AssignFailed():
-                return ev.NodeAssignFailed(*self._sender(delivery), header)
+                return ev.NodeAssignFailed(*self.sender(delivery), header)
             case control.Drain():
-                return ev.NodeDraining(*self._sender(delivery))
+                return ev.NodeDraining(*self.sender(delivery))
             case control.Leave():
-                return ev.NodeGone(*self._sender(delivery), header.reason or "it said goodbye")
+                return ev.NodeGone(*self.sender(delivery), header.reason or "it said goodbye")
             case _:
                 raise FrameError(f"{message.kind.name} on the control socket", reason="kind")
 
@@ -80,7 +80,7 @@ class ControlDoor:
                 return NodeId(node), incarnation
         return None
 
-    def _sender(self, delivery: Delivery) -> tuple[NodeId, int]:
+    def sender(self, delivery: Delivery) -> tuple[NodeId, int]:
         """Who speaks: the registration under this routing id, never what a message claims."""
         sender = self.process(delivery.peer)
         if sender is None:

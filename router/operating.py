@@ -10,6 +10,7 @@ from helix_mq.errors import CallerError
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
 from router.pictures import ClusterPicture, RequestsPicture
+from router.trace_book import TracePicture
 from router.what_if_desk import WhatIfDesk
 
 
@@ -27,6 +28,10 @@ class Operator(Protocol):
 
     def requests_picture(self) -> RequestsPicture:
         """The requests that have not ended, the oldest 200 of them."""
+        ...
+
+    async def trace(self, name: str) -> TracePicture:
+        """What a request took, hop by hop; waits for nodes to tell. Raises UnknownTrace."""
         ...
 
     def drain(self, node: str) -> None:

@@ -33,6 +33,8 @@ class Kind(IntEnum):
     DRAIN = 9
     REJECTED = 10
     RETAIN = 11
+    TRACES = 12
+    TRACE_WANTED = 13
 
     FRAME = 32
     TOKENS = 33
@@ -66,6 +68,8 @@ KINDS: dict[Kind, type[msgspec.Struct]] = {
     Kind.DRAIN: control.Drain,
     Kind.REJECTED: control.Rejected,
     Kind.RETAIN: control.Retain,
+    Kind.TRACES: control.Traces,
+    Kind.TRACE_WANTED: control.TraceWanted,
     Kind.FRAME: data.FrameHeader,
     Kind.TOKENS: data.Tokens,
     Kind.REFUSED: data.Refused,

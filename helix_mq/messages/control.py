@@ -171,6 +171,50 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True):
     do."""
 
 
+class PhaseTimes(msgspec.Struct, array_like=True, frozen=True):
+    """Of a request's prompt, or of its decodes, on one node: in how many steps, and the seconds in
+    sum. What is counted here never overlaps."""
+
+    steps: U31 = 0
+    tokens: U31 = 0
+    queue_s: Seconds = 0.0
+    """From a row's arrival, or from its sequence's step before if that was later, to its step."""
+    compute_s: Seconds = 0.0
+    """Of the steps, other requests' rows in them included."""
+    serialise_s: Seconds = 0.0
+    """From the results on the host to frames handed to their links."""
+
+
+class HopTrace(msgspec.Struct, array_like=True, frozen=True):
+    """What one request has taken on one node under one attempt."""
+
+    request: U63
+    attempt: U31
+    began_ms: U63
+    """Unix time, by the node's clock, of its first row's arrival."""
+    span_s: Seconds
+    """From then to the end of its last step."""
+    prefill: PhaseTimes
+    decode: PhaseTimes
+    open: bool
+    """It may go on."""
+
+
+class Traces(msgspec.Struct, array_like=True, frozen=True):
+    """Node -> router: of requests that have left the node, or the answer to a TraceWanted, whose
+    number it carries (0: to none)."""
+
+    items: Annotated[tuple[HopTrace, ...], msgspec.Meta(max_length=512)]
+    number: U63 = 0
+
+
+class TraceWanted(msgspec.Struct, array_like=True, frozen=True):
+    """Router -> node: say at once what is known of this request."""
+
+    request: U63
+    number: U63
+
+
 class Peer(msgspec.Struct, array_like=True, frozen=True):
     node: Name
     incarnation: U63

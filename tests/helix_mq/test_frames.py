@@ -81,6 +81,21 @@ EXAMPLES: list[msgspec.Struct] = [
     control.Drain("n", 1),
     control.Rejected("code", "why"),
     control.RegisterAgain("why"),
+    control.Traces(
+        (
+            control.HopTrace(
+                5,
+                1,
+                1_700_000_000_000,
+                0.5,
+                control.PhaseTimes(2, 90, 0.1, 0.2, 0.01),
+                control.PhaseTimes(),
+                True,
+            ),
+        ),
+        7,
+    ),
+    control.TraceWanted(5, 7),
     data.Tokens(1, "n", (data.TokenItem(1, 0, 5, 7, -0.5, (data.TopLogprob(7, -0.5),)),)),
     data.Refused(1, "n", (data.RefusedItem(1, 0, "kv_exhausted", "full"),)),
     data.Release((data.ReleaseItem(1, 0),)),

@@ -66,7 +66,7 @@ async def test_the_cluster_and_its_requests_are_seen_while_they_run(tiny_folder:
                 await asyncio.sleep(0.02)
                 state = await picture()
         router = state["router"]
-        assert (router["running"], router["waiting"], router["admitted"]) == (6, 0, 6)
+        assert router["running"] + router["waiting"] <= 6 == router["admitted"]
         assert router["refused"] == 0
         assert router["ttft"]["count"] == 6
         assert 0 < router["itl"]["p50_s"] <= router["itl"]["p99_s"]
@@ -76,7 +76,7 @@ async def test_the_cluster_and_its_requests_are_seen_while_they_run(tiny_folder:
         assert busy["step_s"] > 0
         assert busy["crossing_requests"] > 0
         assert busy["kv_total_pages"] > busy["kv_used_pages"] >= 0
-        assert busy["rate_tokens_per_s"] >= busy["flow_tokens_per_s"] > 0
+        assert 1.001 * busy["rate_tokens_per_s"] >= busy["flow_tokens_per_s"] > 0
         assert nodes["a"]["first_layer"] == 0
         assert nodes["a"]["end_layer"] == 3
         back = sum(x["flow_tokens_per_s"] for x in state["links"] if x["receiver"] == "@router")
@@ -97,7 +97,8 @@ async def test_the_cluster_and_its_requests_are_seen_while_they_run(tiny_folder:
         assert reply.status_code == 202
         await c.until(lambda: "a" not in c.app.core.cluster.membership, "a leaves")
         happenings = (await picture())["happenings"]
-        mine = [h["kind"] for h in happenings if h["node"] == "a"]
+        late = ("suspect", "heard", "slow")
+        mine = [h["kind"] for h in happenings if h["node"] == "a" and h["kind"] not in late]
         assert mine == ["joined", "assigned", "ready", "leaving", "drained"]
         await c.kill("b")
         await c.until(lambda: not c.app.core.cluster.serving, "layers are missing")
@@ -173,3 +174,59 @@ def _top_on_a_terminal(url: str) -> tuple[int, str]:
         process.wait()
         os.close(parent)
         os.close(child)
+
+
+async def test_a_trace_says_where_the_time_went(tiny_folder: Path) -> None:
+    async with watched(tiny_folder, zmq=True) as (c, http):
+
+        async def trace(request: str) -> Any:
+            answer = await http.get(f"/v1/helix/requests/{request}/trace")
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        running = asyncio.create_task(c.run(greedy(tuple(range(100)), 350)))
+        await c.until(lambda: c.app.metrics.recent.itl().count > 20, "tokens flow")
+        (request,) = c.app.core.sessions()
+        live = await trace(f"{request:x}")
+        while live["missing"]:
+            # On a machine with more to do than it can, nodes do not always answer in time.
+            live = await trace(f"{request:x}")
+        assert live["state"] == "running"
+        # Asked while it runs, nodes answer at once: they know of its prompt and most tokens.
+        assert {h["prefill"]["tokens"] for h in live["hops"]} == {100}
+        assert min(h["decode"]["steps"] for h in live["hops"]) > 10
+        assert live["wire_s"] > 0
+        result = await running
+
+        stamps = [f"{request:x}", f"cmpl-{request:x}.anything-"]
+        one, other = [await trace(name) for name in stamps]
+        assert one == other
+        assert (one["state"], one["outcome"], one["output_tokens"]) == ("finished", "length", 350)
+        assert one["total_s"] == pytest.approx(result.finish.total_s)
+        route = [(h["node"], h["layers"]) for h in one["hops"]]
+        assert len(route) == len({node for node, _ in route})
+        own_s = 0.0
+        for hop in one["hops"]:
+            assert hop["known"]
+            assert hop["prefill"]["tokens"] == 100
+            assert hop["decode"]["steps"] == 349
+            assert min(hop["decode"][part] for part in ("queue_s", "compute_s", "serialise_s")) > 0
+            assert hop["span_s"] <= one["total_s"]
+            own_s += sum(hop["decode"][p] for p in ("queue_s", "compute_s", "serialise_s"))
+        # Nothing is counted twice, and what no node counts is the wire's.
+        assert 0 < own_s < one["decode_s"]
+        assert own_s + 349 * one["wire_s"] == pytest.approx(one["decode_s"], rel=1e-6)
+        assert sum(w["decode_s"] for w in one["wires"]) == pytest.approx(one["wire_s"])
+        assert [w["sender"] for w in one["wires"]] == ["@router", *(node for node, _ in route)]
+
+        await c.until(lambda: all(not d._slices.tracer._left for d in c.daemons.values()), "told")
+        assert all(len(d._slices.tracer) == 0 for d in c.daemons.values())
+        unknown = await http.get("/v1/helix/requests/abc/trace")
+        assert unknown.status_code == 404
+        assert "no trace of a request 'abc'" in unknown.json()["error"]["message"]
+        assert not c.app.bad_messages
+        code, text = await command("trace", f"{request:x}", "--url", str(http.base_url))
+        assert code == 0
+        assert f"Request {request:x}: finished (length); 100 prompt and 350 output" in text
+        assert "then 349 more," in " ".join(text.split())
+        assert "On the wire" in text

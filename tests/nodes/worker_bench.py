@@ -7,6 +7,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from time import perf_counter
 
 import msgspec
 import numpy as np
@@ -52,6 +54,8 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.running = False
+        self.stamp = False
+        """Whether steps say when they began and ended."""
         self.started = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -78,6 +82,7 @@ class FakeEngine:
 
     def run(self, batch: Batch) -> StepResult:
         self.running = True
+        began_s = perf_counter()
         self._loop.call_soon_threadsafe(self.started.set)
         assert self.gate.wait(WAIT_S)
         self.batches.append([(w.seq, w.position, w.count) for w in batch])
@@ -101,7 +106,8 @@ class FakeEngine:
             data = np.zeros(count * 8, np.float32).data.cast("B")
             frames = [OutFrame("z", header, (data,), frozenset(w.seq for w in onward))]
         total = sum(w.count for w in batch)
-        return StepResult(frames, tokens, 0.001, total, total * 4)
+        result = StepResult(frames, tokens, 0.001, total, total * 4)
+        return replace(result, began_s=began_s, computed_s=perf_counter()) if self.stamp else result
 
 
 class Bench:
