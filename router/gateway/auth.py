@@ -166,7 +166,7 @@ class ApiKeys:
 
 def needs_operator(method: str, path: str) -> bool:
     """Everything under /v1/helix that changes something, or shows what belongs to others."""
-    if path in _SHOWS_ALL:
+    if path in _SHOWS_ALL or (path.startswith(_OPERATED) and path.endswith("/trace")):
         return True
     return path.startswith(_OPERATED) and method not in _SAFE_METHODS and path not in _ASKS_ONLY
 

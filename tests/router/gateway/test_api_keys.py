@@ -172,6 +172,7 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
         ("POST", "/v1/helix/nodes/a/drain", True),
         ("PUT", "/v1/helix/anything-new", True),
         ("GET", "/v1/helix/requests", True),
+        ("GET", "/v1/helix/requests/18f3.abc/trace", True),
         ("GET", "/v1/helix/cluster", False),
         ("POST", "/v1/helix/whatif", False),
         ("POST", "/v1/chat/completions", False),
