@@ -57,7 +57,12 @@ class Assigner:
         self.fault = ""
         for member in self._membership:
             layers = slices.get(member.name)
-            if layers is None or member.state is not NodeState.JOINED:
+            if member.state is not NodeState.JOINED:
+                continue
+            if layers is None:
+                if slices and member.register.holding is not None:
+                    # It came back, and its place is another's now.
+                    self._moves.relocation.tidy(member.name)
                 continue
             member.layers, member.state, member.epoch = layers, NodeState.LOADING, self._moves.epoch
             depth = max(1, round(self._config.num_layers / len(layers)))

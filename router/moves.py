@@ -90,14 +90,16 @@ class Moves:
         self._abort(text, change)
         if failure.failure.code == "no_room":
             # With what is known now there may be another order.
-            self._set_out(self._target, self.relocation.reason, change)
+            there = {n: r for n, r in self._target.items() if self._membership.get(n) is not None}
+            self._set_out(there, self.relocation.reason, change)
         return True
 
     def lost(self, node: NodeId, now_s: float, change: ClusterChange) -> None:
+        for_good = node in self.leavers
         self.leavers.forget(node)
         self._cramped.discard(node)
         self.replanner.changed(now_s)
-        if not self.relocation.lost(node):
+        if not self.relocation.lost(node, for_good=for_good):
             self._abort(f"the placement stays: {node} is gone, which the next one needs", change)
         self._switch_if_complete(now_s, change)
 
@@ -361,7 +363,7 @@ class Moves:
             member.layers, member.epoch, member.ready = layers, shift.epoch, ready
             member.state = NodeState.READY
             change.ready.append((member.name, ready))
-        self._placer.adopt(dict(shift.slices))
+        self._placer.adopt({**shift.slices, **shift.absent})
         change.placed = change.flow_changed = True
         text = f"shifted to epoch {shift.epoch}: {_show(shift.slices)}"
         change.note(logging.INFO, text, kind="shifted")

@@ -35,8 +35,11 @@ class RelocationSettings:
 
 @dataclass(slots=True)
 class Shift:
+    """`absent`: slices of nodes that were lost, and are theirs again when they come back."""
+
     epoch: Epoch
     slices: dict[NodeId, LayerRange]
+    absent: dict[NodeId, LayerRange]
     ends_s: float
     readies: dict[NodeId, Ready] = field(default_factory=dict)
 
@@ -130,17 +133,24 @@ class Relocation:
         self.shift = None
         self._ahead.clear()
 
-    def lost(self, node: NodeId) -> bool:
-        """A node is gone. False if what is being made no longer covers the model without it."""
+    def lost(self, node: NodeId, *, for_good: bool) -> bool:
+        """A node is gone. False if what is being made no longer covers the model without it. Not
+        `for_good`: its place is kept, as it is when nothing is being made."""
         self._old_until_s.pop(node, None)
         self._telling.discard(node)
         self._told.pop(node, None)
-        self._ahead = deque({n: r for n, r in s.items() if n != node} for s in self._ahead)
+        if for_good:
+            self._ahead = deque({n: r for n, r in s.items() if n != node} for s in self._ahead)
         if self.shift is not None:
-            self.shift.slices.pop(node, None)
+            layers = self.shift.slices.pop(node, None)
             self.shift.readies.pop(node, None)
+            if layers is not None and not for_good:
+                self.shift.absent[node] = layers
         wanted = [*([self.shift.slices] if self.shift is not None else []), *self._ahead]
-        return not any(uncovered(self._num_layers, s.values()) for s in wanted)
+        return not any(uncovered(self._num_layers, self._there(s).values()) for s in wanted)
+
+    def _there(self, slices: Slices) -> dict[NodeId, LayerRange]:
+        return {n: r for n, r in slices.items() if self._membership.get(n) is not None}
 
     def reconnected(self, node: NodeId) -> list[Assign]:
         """What a node is to be told again; its epochs follow with the next orders."""
@@ -156,12 +166,17 @@ class Relocation:
         return Assign(epoch, layers.first, layers.end, depth)
 
     def _start(self, slices: Slices, epoch: Epoch, now_s: float) -> list[Order]:
-        self.shift = Shift(epoch, dict(slices), now_s + self._settings.load_s)
+        present = self._there(slices)
+        absent = {n: r for n, r in slices.items() if n not in present}
+        self.shift = Shift(epoch, present, absent, now_s + self._settings.load_s)
         orders: list[Order] = []
-        for name, layers in slices.items():
+        for name, layers in present.items():
             member = self._membership.get(name)
             assert member is not None, name
             orders.append((member, self._order(epoch, layers)))
+            if member.layers is None and member.register.holding is not None:
+                # It came back with slices from before.
+                self.tidy(name)
             # Its reconnects and restarts are told by what it was told last.
             self._told.pop(name, None)
         return orders

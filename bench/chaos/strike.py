@@ -14,7 +14,8 @@ from helix_mq.errors import LocalError
 
 GHOST_S = 5.0
 """A node that left is out of every table after this at the latest."""
-DRAIN_S = 15.0
+DRAIN_S = 45.0
+"""A node waits for its requests for 30 s by default, on a machine with more to do than it can."""
 
 
 @dataclass(slots=True)

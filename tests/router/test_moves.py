@@ -154,6 +154,64 @@ def test_a_node_lost_in_the_middle_that_nobody_needs_is_left_out() -> None:
     assert world.placed == {"a": LayerRange(0, 6), "b": LayerRange(0, 6)}
 
 
+def test_who_was_lost_in_the_middle_has_its_new_slice_when_it_comes_back() -> None:
+    now = {**HALVES, "c": LayerRange(0, 3)}
+    world = moving(now)
+    target = {"a": LayerRange(0, 6), "b": LayerRange(0, 6), "c": LayerRange(0, 1)}
+    world.replan(target)
+    world.lose("c")
+    world.loading = [(n, o) for n, o in world.loading if n != "c"]
+    world.load(0)
+    world.join_measured("c", load=False)
+    assert "c" not in dict(world.loading), "it waits for what is being made"
+    world.load_all()
+    assert world.placed == target
+
+    world.lose("c")
+    world.join_measured("c")
+    assert world.placed == target
+
+
+def test_who_is_back_before_the_last_step_takes_part_in_it() -> None:
+    low, high = LayerRange(0, 3), LayerRange(3, 6)
+    now = {"a": low, "b": high, "c": low, "d": high}
+    world = moving(now, held_bytes=MEMORY)
+    target = {"a": high, "b": low, "c": low, "d": high}
+    old = SliceRef(world.core.cluster.epoch, low.first, low.end)
+    world.replan(target)
+    world.load_all()
+    assert "a" not in world.placed, "there is no room to change in one step"
+    request = world.submit((1, 2), LONG)
+    world.lose("d")
+    world.handle(ev.Tick())
+    world.load_all()
+    said = msgspec.structs.replace(register("d", 0, memory=MEMORY), times=TIMES, holding=old)
+    world.join_as("d", said, load=False)
+    world.run()
+    for _ in range(10):
+        world.handle(ev.Tick())
+        world.load_all()
+    assert not world.core.cluster.moves.busy
+    assert world.placed == target
+    assert isinstance(world.streams[request].end, Finished)
+    world.handle(ev.Tick())
+    assert world.retained["d"] == (world.core.cluster.epoch,)
+
+
+def test_who_left_in_the_middle_has_no_place_any_more() -> None:
+    now = {**HALVES, "c": LayerRange(0, 3)}
+    world = moving(now)
+    target = {"a": LayerRange(0, 6), "b": LayerRange(0, 6), "c": LayerRange(0, 1)}
+    world.replan(target)
+    world.handle(ev.NodeDraining(NodeId("c"), world.members["c"]))
+    world.handle(ev.Tick())
+    assert "c" not in world.core.cluster.membership
+    world.loading = [(n, o) for n, o in world.loading if n != "c"]
+    world.load_all()
+    world.join_measured("c")
+    assert world.placed == {"a": LayerRange(0, 6), "b": LayerRange(0, 6)}
+
+
 def test_an_operator_is_told_why_a_node_cannot_leave() -> None:
     world = moving(HALVES)
     world.handle(ev.DrainWanted(NodeId("a")))
