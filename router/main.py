@@ -38,6 +38,7 @@ from router.security import RouterSecurity
 from router.service import Generation
 from router.sessions import State
 from router.settings import RouterSettings
+from router.spans import start_spans
 from router.text import TextStream
 
 log = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     clock = SystemClock()
     app = build_app(settings, folder, transport, clock)
     announcer = Announcer.start(RouterHealth(app, clock), stop)
+    spans = start_spans(settings.telemetry, app.traces, clock)
     await app.start()
     sdk = ClientSockets(app, transport, settings.clients, app.security, kept=app.kept)
     gateway = GatewayServer(app, settings.http, app.metrics, requests=app.requests, operator=app)
@@ -204,5 +206,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         await gateway.stop()
         await sdk.close()
         await app.close()
+        if spans is not None:
+            await spans.close()
         await transport.close()
         await announcer.close()

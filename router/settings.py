@@ -147,6 +147,18 @@ class SecuritySection(Section):
     insecure: bool = False
 
 
+class TelemetrySection(Section):
+    """OpenTelemetry spans, one per request and hop: only with an endpoint (docs/seeing.md)."""
+
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^\s]+)?$",
+        max_length=1024,
+        description="a collector's OTLP address over HTTP, as in http://localhost:4318",
+    )
+    service_name: str = Field("helix-mq-router", min_length=1, max_length=128)
+
+
 class RouterSettings(ProcessSettings):
     model: Path = Field(description="Hugging Face folder or GGUF file")
     model_name: str | None = Field(None, description="what clients call the model")
@@ -173,4 +185,5 @@ class RouterSettings(ProcessSettings):
     scheduling: SchedulingSection = SchedulingSection()
     admission: AdmissionSection = AdmissionSection()
     journal: JournalSection = JournalSection()
+    telemetry: TelemetrySection = TelemetrySection()
     security: SecuritySection = SecuritySection()

@@ -96,6 +96,8 @@ class Record:
     attempts: list[tuple[int, Route]] = field(default_factory=list)
     told: dict[tuple[int, NodeId], HopTrace] = field(default_factory=dict)
     end: Finished | Broken | None = None
+    ended_s: float = 0.0
+    """Unix time."""
 
     def untold(self) -> set[NodeId]:
         """Nodes whose last word on some attempt is still to come."""
@@ -132,12 +134,12 @@ class TraceBook:
             gone, _ = record.attempts.pop(0)
             record.told = {k: v for k, v in record.told.items() if k[0] != gone}
 
-    def ended(self, request: RequestId, end: Finished | Broken) -> Record | None:
+    def ended(self, request: RequestId, end: Finished | Broken, at_s: float) -> Record | None:
         """None where it never was on a route."""
         record = self._live.pop(request, None)
         if record is None:
             return None
-        record.end = end
+        record.end, record.ended_s = end, at_s
         self._ended[request] = record
         while len(self._ended) > self._kept:
             self._ended.popitem(last=False)
@@ -223,7 +225,7 @@ def _run(record: Record, session: Session | None, now_s: float) -> _Run:
             decode_s=end.total_s - end.ttft_s if decodes else 0.0,
         )
     if isinstance(end, Broken):
-        return _Run("failed", end.error.code)
+        return _Run("failed", end.error.code, total_s=record.ended_s - record.submitted_s)
     if session is None:
         return _Run("running")
     first_s, started_s = session.first_token_s, session.started_s

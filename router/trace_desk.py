@@ -64,7 +64,8 @@ class TraceDesk:
     def emitted(self, emit: Emit) -> None:
         if isinstance(emit.event, Delta):
             return
-        if self.book.ended(emit.request, emit.event) is not None and self.ended is not None:
+        record = self.book.ended(emit.request, emit.event, self._clock.wall_s())
+        if record is not None and self.ended is not None:
             self.ended.append(emit.request)
 
     def told(self, node: NodeId, traces: Traces) -> None:

@@ -35,7 +35,7 @@ def test_the_rest_of_the_time_is_the_wires() -> None:
     book.routed(ONE, 0, ROUTE, 100.0)
     assert book.told(A, told(1, each_s=0.05))
     assert book.told(B, told(1, each_s=0.03))
-    book.ended(ONE, DONE)
+    book.ended(ONE, DONE, 103.25)
     trips = {(ROUTER, A): 0.01, (A, B): 0.02, (B, ROUTER): 0.01}
     seen = picture(book, trips)
     assert (seen.state, seen.outcome, seen.decodes, seen.decode_s) == ("finished", "length", 10, 2)
@@ -56,7 +56,7 @@ def test_what_cannot_be_told_is_said_so() -> None:
     book = TraceBook()
     book.routed(ONE, 0, ROUTE, 100.0)
     book.told(A, told(1))
-    book.ended(ONE, DONE)
+    book.ended(ONE, DONE, 103.25)
     seen = picture(book, {})
     assert (seen.wire_s, seen.missing) == (None, ("b",))
     assert "b has not told" in seen.wire_basis
@@ -67,9 +67,10 @@ def test_what_cannot_be_told_is_said_so() -> None:
     book = TraceBook()
     book.routed(ONE, 0, OTHER, 1.0)
     book.routed(ONE, 1, ROUTE, 1.0)
-    book.ended(ONE, Broken(NotServing("gone")))
+    book.ended(ONE, Broken(NotServing("gone")), 8.5)
     seen = picture(book, {})
     assert (seen.state, seen.attempts, seen.wire_s) == ("failed", 2, None)
+    assert seen.total_s == 7.5
     assert "re-routed" in seen.wire_basis
     assert [(h.node, h.attempt) for h in seen.hops] == [("c", 0), ("a", 1), ("b", 1)]
 
@@ -94,8 +95,8 @@ def test_nothing_grows() -> None:
         record = book.get(request)
         assert record is not None
         assert len(record.attempts) == len(record.told) == MAX_ATTEMPTS
-        assert book.ended(request, DONE) is record
-        assert book.ended(request, DONE) is None
+        assert book.ended(request, DONE, 1.0) is record
+        assert book.ended(request, DONE, 1.0) is None
     assert len(book) == 5
     assert book.get(RequestId(94)) is None
     assert book.get(RequestId(99)) is not None
