@@ -164,6 +164,8 @@ class GenerateEndpoint:
         self, dialect: Dialect, caller: Caller, lease: Lease, receive: Receive, writer: SseWriter
     ) -> Response | None:
         self._check_serving()
+        wish = dialect.request
+        self._service.check_room(caller.owner, wish.priority, wish.deadline_s)
         generations = owned_by(caller.owner, await dialect.generations(self._service))
         if not self._doors.keys.stands(caller.owner):
             raise revoked_key()
