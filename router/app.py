@@ -25,7 +25,7 @@ from helix_mq.models.tokenizer import Tokenizer
 from helix_mq.outlink import PeerAddress
 from helix_mq.transport import Delivery, Listener, ServerSecurity, Transport
 from router import events as ev
-from router.control_door import ControlDoor
+from router.control_door import NO_HELLO, ControlDoor
 from router.core import Core
 from router.journal_reader import JournalReader
 from router.journal_streams import JournaledStreams
@@ -283,8 +283,14 @@ class RouterApp(OperatorSide):
         key = (who, error.reason)
         if len(self.bad_messages) < 10_000 or key in self.bad_messages:
             self.bad_messages[key] += 1
-        if self.bad_messages[key] == 1:
-            log.warning("bad message from %s (%s): %s", who, error.reason, error)
+        if self.bad_messages[key] > 1:
+            return
+        if error.reason == NO_HELLO:
+            # A node that was taken for lost, or has not heard that the router is another: the
+            # answer to its next heartbeat says so.
+            log.info("a message of a process that is no member, %r, is left out: %s", who, error)
+            return
+        log.warning("bad message from %s (%s): %s", who, error.reason, error)
 
     # -- effects out --------------------------------------------------------
 

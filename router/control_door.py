@@ -18,6 +18,9 @@ from helix_mq.transport import Delivery
 from router import events as ev
 from router.security import RouterSecurity
 
+NO_HELLO = "no_hello"
+"""The reason of a message from who is no member (any more)."""
+
 Process = tuple[str, int]
 """A node's name, and its process' incarnation."""
 
@@ -84,5 +87,5 @@ class ControlDoor:
         """Who speaks: the registration under this routing id, never what a message claims."""
         sender = self.process(delivery.peer)
         if sender is None:
-            raise FrameError("a control message before a registration", reason="no_hello")
+            raise FrameError("a control message before a registration", reason=NO_HELLO)
         return sender

@@ -309,6 +309,20 @@ async def test_strangers_leave_nothing_behind(tiny_folder: Path) -> None:
         assert (await c.run(greedy(PROMPT, 5))).finish.output_tokens == 5
 
 
+async def test_what_a_lost_node_still_says_is_left_out(
+    tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It hung, and does not know yet that it was taken for lost; or the router has started anew."""
+    caplog.set_level("INFO", "router.app")
+    async with cluster(tiny_folder, CHAIN) as c, attacker(c, c.app.control_endpoint) as late:
+        late.say(control.Ready(c.app.core.cluster.epoch, 0, 3, 9, 16, 0.1, 1.0, ""))
+        late.say(control.Traces(()))
+        await c.until(lambda: bad(c, control_id(c)) == 2, "both were counted")
+        assert (await c.run(greedy(PROMPT, 5))).finish.output_tokens == 5
+    assert "a message of a process that is no member" in caplog.text
+    assert "bad message" not in caplog.text
+
+
 def control_id(c: Cluster) -> str:
     """Bad messages on the control socket are counted by connection."""
     return next((who for who, _ in c.app.bad_messages), "")
