@@ -8,14 +8,11 @@ in words.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from helix_mq.layers import Placement
 from solver.bounds import OPTIMAL_REL_GAP, Bound, best_bound, quick_bound
 from solver.figures import shown
 from solver.flow import FlowSolution, max_flow
-from solver.heuristics import petals, swarm, swarm_widths
-from solver.heuristics_pipelines import homogeneous, separate
 from solver.judging import Simulate, Trial
 from solver.milp import MAX_LINKS, solve_milp
 from solver.objective import ServingEstimate, ServingModel, estimate
@@ -23,6 +20,7 @@ from solver.problem import Problem
 from solver.search_chain import Candidate
 from solver.search_decompose import decompose
 from solver.search_failure import why_not
+from solver.search_heuristics import HEURISTICS, offer_every_heuristic, offer_heuristic
 from solver.search_index import ProblemIndex
 from solver.search_intervals import close_gap
 from solver.search_judge import Judge
@@ -37,12 +35,10 @@ from solver.search_types import (
     Progress,
     ReportProgress,
     SolveOptions,
-    TooLittleRoom,
     relative_gap,
 )
 from solver.verify import require_valid, verify
 
-HEURISTICS = ("petals", "swarm", "homogeneous", "separate", "separate-leftovers")
 SMALL_NODES = 10
 """Up to here `auto` also runs the mixed-integer programme, which may prove the optimum."""
 PATIENCE_S = 10.0
@@ -158,42 +154,16 @@ class _Search:
     # Methods
 
     def heuristic(self, method: str) -> None:
-        if method == "swarm":
-            self._swarm()
-            return
-        place: dict[str, Callable[[], Placement]] = {
-            "petals": lambda: petals(self._problem, self._options.seed),
-            "homogeneous": lambda: homogeneous(self._problem),
-            "separate": lambda: separate(self._problem),
-            "separate-leftovers": lambda: separate(self._problem, leftovers=True),
-        }
-        self.offer_placement(place[method](), method)
-
-    def _swarm(self) -> None:
-        """The published stage width, and others; the first failure is reported if all fail."""
-        failure: NoPlacement | None = None
-        worked = False
-        for width in swarm_widths(self._problem):
-            try:
-                self.offer_placement(swarm(self._problem, width), "swarm")
-                worked = True
-            except NoPlacement as error:
-                failure = failure or error
-            if self._budget.over():
-                break
-        if failure is not None and not worked:
-            raise failure
+        offer_heuristic(
+            self._problem, method, self._options.seed, self._budget, self.offer_placement
+        )
 
     def every_heuristic(self) -> None:
-        for method in HEURISTICS:
-            try:
-                self.heuristic(method)
-            except TooLittleRoom as error:
-                self._notes.append(error.reason)
-            except NoPlacement as error:
-                self._notes.append(error.message)
-            if self._budget.over():
-                return
+        """Those that fail say why in the notes."""
+        failures = offer_every_heuristic(
+            self._problem, self._options.seed, self._budget, self.offer_placement
+        )
+        self._notes.extend(failures)
 
     def blocks(self, share: float) -> None:
         part = self._budget.part(share * self._budget.left_s)
