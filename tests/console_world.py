@@ -80,68 +80,38 @@ def world(folder: Path) -> Iterator[World]:
         assert not thread.is_alive()
 
 
-def large_picture(count: int = 50) -> dict[str, Any]:
-    """A cluster of so many nodes of three kinds in three regions, as the router tells of it."""
-    kinds = [("A100-80", 16, 2400.0), ("L4", 8, 900.0), ("T4", 5, 520.0)]
-    regions = ["eu-west", "us-central", "asia-east"]
-    nodes, links = [], []
-    stages: dict[str, list[dict[str, Any]]] = {}
-    layers = 80
-    for number in range(count):
-        kind, held, rate = kinds[number % 3]
-        region = regions[(number // 3) % 3]
-        line = stages.setdefault(kind, [])
-        per_lap = layers // held
-        first = (len(line) % per_lap) * held
-        flow = rate * (0.35 + 0.6 * ((number * 7) % 11) / 11)
-        node = {
-            "node": f"{kind.lower()}-{len(line):02d}",
-            "state": "ready",
-            "layers": f"{first}-{first + held - 1}",
-            "next_layers": "",
-            "epoch": 7,
-            "incarnation": number,
-            "device": f"cuda:0 NVIDIA {kind}",
-            "leaving": False,
-            "kind": kind,
-            "region": region,
-            "first_layer": first,
-            "end_layer": first + held,
-            "suspect": "",
-            "failure": "",
-            "heard_s": 0.4,
-            "memory_bytes": 24 << 30,
-            "kv_used_pages": (number * 37) % 900,
-            "kv_total_pages": 1000,
-            "crossing_requests": (number * 5) % 40,
-            "open_requests": 3,
-            "waiting_rows": 0,
-            "tokens_per_s": flow * 0.8,
-            "flow_tokens_per_s": flow,
-            "rate_tokens_per_s": rate,
-            "busy_share": flow / rate * 0.9,
-            "step_s": 0.012 + 0.001 * (number % 9),
-            "expected_step_s": 0.012,
-            "slowdown": 1.0,
-            "caps": False,
-        }
-        line.append(node)
-        nodes.append(node)
+def large_picture() -> dict[str, Any]:
+    """A cluster of fifty nodes of three kinds in three regions, as the router tells of it."""
+    fleets = [
+        ("A100-80", "eu-west", 16, 2400.0, 2),
+        ("L4", "us-central", 8, 700.0, 2),
+        ("T4", "asia-east", 4, 330.0, 1),
+    ]
+    layers, nodes = 80, list[dict[str, Any]]()
+    for kind, region, held, rate, lines in fleets:
+        for number in range(lines * layers // held):
+            first = (number // lines) * held
+            flow = rate * (0.94 if kind == "T4" else 0.5 + 0.04 * (first // 16))
+            nodes.append(_node(len(nodes), kind, region, number, (first, first + held), flow, rate))
     nodes[4] |= {"suspect": "not heard for 2.1 s", "heard_s": 2.1}
     nodes[11] |= {"state": "loading", "next_layers": "0-7", "flow_tokens_per_s": 0.0}
     nodes[17] |= {"leaving": True}
-    for node in nodes[2:8:3]:
-        node |= {"caps": True, "flow_tokens_per_s": 520.0}
-    for line in stages.values():
-        for node in line:
-            if node["first_layer"] == 0:
-                links.append(_link("@router", node["node"], node["flow_tokens_per_s"], None))
-            after = [n for n in line if n["first_layer"] == node["end_layer"]]
-            for target in after:
-                flow = node["flow_tokens_per_s"] / len(after)
-                links.append(_link(node["node"], target["node"], flow, flow * 1.6))
-            if node["end_layer"] == layers:
-                links.append(_link(node["node"], "@router", node["flow_tokens_per_s"], 9000.0))
+    for node in nodes[-2:]:
+        node |= {"caps": True, "flow_tokens_per_s": node["rate_tokens_per_s"]}
+    links = []
+    for node in nodes:
+        flow, name, region = node["flow_tokens_per_s"], node["node"], node["region"]
+        if node["first_layer"] == 0:
+            links.append(_link("@router", name, flow, None))
+        if node["end_layer"] == layers:
+            links.append(_link(name, "@router", flow, 9000.0))
+        after = [n for n in nodes if n["first_layer"] == node["end_layer"]]
+        near = [n for n in after if n["region"] == region]
+        for target in near:
+            part = 0.9 * flow / len(near)
+            links.append(_link(name, target["node"], part, part * 3))
+        if far := next((n for n in after if n["region"] != region), None):
+            links.append(_link(name, far["node"], 0.1 * flow, 0.1 * flow * 1.3))
     history = [
         {
             "at_s": 1_700_000_000.0 - 300 + 10 * slot,
@@ -180,9 +150,9 @@ def large_picture(count: int = 50) -> dict[str, Any]:
             "history": history,
         },
         "bottleneck": {
-            "text": "the two T4s holding layers 0-4 (t4-00, t4-01) cap you at 6,120 tokens/s",
+            "text": "the two T4s holding layers 72-79 (t4-18, t4-19) cap you at 6,120 tokens/s",
             "tokens_per_s": 6120.0,
-            "nodes": ["t4-00", "t4-01"],
+            "nodes": ["t4-18", "t4-19"],
             "links": [],
         },
         "happenings": [
@@ -192,6 +162,48 @@ def large_picture(count: int = 50) -> dict[str, Any]:
                 1_700_000_000.0 - 3, "warning", "suspect", "l4-01", "suspect: not heard for 2.1 s"
             ),
         ],
+    }
+
+
+def _node(
+    serial: int,
+    kind: str,
+    region: str,
+    number: int,
+    held: tuple[int, int],
+    flow: float,
+    rate: float,
+) -> dict[str, Any]:
+    return {
+        "node": f"{kind.lower()}-{number:02d}",
+        "state": "ready",
+        "layers": f"{held[0]}-{held[1] - 1}",
+        "next_layers": "",
+        "epoch": 7,
+        "incarnation": serial,
+        "device": f"cuda:0 NVIDIA {kind}",
+        "leaving": False,
+        "kind": kind,
+        "region": region,
+        "first_layer": held[0],
+        "end_layer": held[1],
+        "suspect": "",
+        "failure": "",
+        "heard_s": 0.4,
+        "memory_bytes": 24 << 30,
+        "kv_used_pages": (serial * 37) % 900,
+        "kv_total_pages": 1000,
+        "crossing_requests": (serial * 5) % 40,
+        "open_requests": 3,
+        "waiting_rows": 0,
+        "tokens_per_s": flow * 0.8,
+        "flow_tokens_per_s": flow,
+        "rate_tokens_per_s": rate,
+        "busy_share": flow / rate * 0.9,
+        "step_s": 0.012 + 0.001 * (serial % 9),
+        "expected_step_s": 0.012,
+        "slowdown": 1.0,
+        "caps": False,
     }
 
 
@@ -220,10 +232,10 @@ def _event(at_s: float, level: str, kind: str, node: str, text: str) -> dict[str
 def large_requests() -> dict[str, Any]:
     route = [
         {"node": "a100-80-00", "layers": "0-15"},
-        {"node": "a100-80-01", "layers": "16-31"},
-        {"node": "a100-80-02", "layers": "32-47"},
-        {"node": "a100-80-03", "layers": "48-63"},
-        {"node": "a100-80-04", "layers": "64-79"},
+        {"node": "a100-80-02", "layers": "16-31"},
+        {"node": "a100-80-04", "layers": "32-47"},
+        {"node": "a100-80-06", "layers": "48-63"},
+        {"node": "a100-80-08", "layers": "64-79"},
     ]
     return {
         "total": 323,

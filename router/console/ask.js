@@ -19,6 +19,7 @@ export function ask(question) {
   $("ask-input").value = "";
   $("ask-input").required = Boolean(question.field) && !question.mayBeEmpty;
   dialog.returnValue = "no";
+  $("ask-no").onclick = () => dialog.close("no");
   dialog.showModal();
   (question.field ? $("ask-input") : $("ask-no")).focus();
   return new Promise((resolve) => {

@@ -64,8 +64,8 @@ function picture(drawn, state) {
     axis(drawn),
     drawn.regions.map((region) => regionHead(region, drawn)),
     rails(drawn),
+    drawn.links.map(line),
     drawn.rows.map((row) => bar(row, drawn)),
-    drawn.links.map((link) => line(link, drawn)),
     drawn.rows.map((row) => words(row, drawn)),
     drawn.links.length <= 12 && !drawn.dense ? drawn.links.map((link) => figure(link, drawn)) : [],
   );
@@ -172,10 +172,9 @@ function fit(text, pixels, letter) {
 }
 
 function words(row, drawn) {
-  const state = row.look === "good" ? "" : row.told;
   const share = row.rate > 0 ? `${rate(row.flow)} of ${rate(row.rate)}` : "";
   const made = [];
-  const about = [row.nodes.length > 1 ? "" : row.kind, state].filter(Boolean).join(" · ");
+  const about = [row.nodes.length > 1 ? "" : row.kind, row.brief].filter(Boolean).join(" · ");
   if (drawn.narrow) {
     const y = row.middle - drawn.bar / 2 - 6;
     made.push(svg("text", { class: "label", x: 0, y },
@@ -218,11 +217,8 @@ function line(link) {
   );
 }
 
-/** The flow beside its line; along the router's lines above them. */
+/** The flow on its line, between two rows, where no bar hides it; above the line if it is level. */
 function figure(link, drawn) {
-  if (link.flow <= 0 || Math.abs(link.xb - link.xa) < 30) return [];
-  const x = (link.xa + link.xb) / 2;
-  const level = Math.abs(link.ya - link.yb) < 2;
-  const y = (link.ya + link.yb) / 2 + (level ? -link.thick / 2 - 4 : 4);
-  return svg("text", { class: "figure", x, y }, drawn.narrow ? "" : rate(link.flow));
+  if (link.flow <= 0 || drawn.narrow || Math.abs(link.xb - link.xa) < 30) return [];
+  return svg("text", { class: "figure", x: link.wordsX, y: link.wordsY }, rate(link.flow));
 }

@@ -24,18 +24,22 @@ export function percent(share) {
   return share > 0 && share < 0.01 ? "<1 %" : `${Math.round(share * 100)} %`;
 }
 
-/** `850 µs`, `4.1 ms`, `320 ms`, `2.4 s`, `3 min 5 s`, `2 h 4 min`. */
+/** `850 µs`, `4.1 ms`, `32 ms`, `2.4 s`, `3 min 5 s`, `2 h 4 min`. */
 export function duration(seconds) {
   if (!known(seconds)) return DASH;
   if (seconds === 0) return "0 s";
   if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
-  if (seconds < 0.1) return `${(seconds * 1e3).toFixed(1)} ms`;
+  if (seconds < 0.01) return `${(seconds * 1e3).toFixed(1)} ms`;
   if (seconds < 1) return `${Math.round(seconds * 1e3)} ms`;
   if (seconds < 60) return `${seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
-  if (whole < 86400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
-  return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`;
+  const [big, many, small, few] =
+    whole < 3600
+      ? ["min", Math.floor(whole / 60), "s", whole % 60]
+      : whole < 86400
+        ? ["h", Math.floor(whole / 3600), "min", Math.floor((whole % 3600) / 60)]
+        : ["d", Math.floor(whole / 86400), "h", Math.floor((whole % 86400) / 3600)];
+  return few ? `${many} ${big} ${few} ${small}` : `${many} ${big}`;
 }
 
 /** Bits per second from bytes per second: what links are sold by. */

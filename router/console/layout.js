@@ -6,8 +6,8 @@
 
 import { ROUTER } from "./model.js";
 
-export const MANY = 12;
 /** More rows than this are drawn densely. */
+export const MANY = 12;
 
 /** Rows of the drawing: a node each, or all of one kind with the same layers in one region. */
 export function rowsOf(nodes, grouped, open) {
@@ -43,6 +43,7 @@ function summed(row) {
     caps: row.nodes.some((node) => node.caps),
     look: worst.look,
     told: worst.told,
+    brief: worst.brief,
   };
 }
 
@@ -186,6 +187,12 @@ function lines(links, byKey, across, size, total) {
   }
   stack(made, "source", "ya", "yb");
   stack(made, "target", "yb", "ya");
+  const ways = new Map();
+  for (const line of made) {
+    const way = `${line.from}\n\n${Math.sign(line.yb - line.ya)}`;
+    ways.set(way, (ways.get(way) ?? 0) + 1);
+    line.way = way;
+  }
   for (const line of made) {
     if (!line.source) line.ya = line.yb;
     if (!line.target) line.yb = line.ya;
@@ -193,8 +200,32 @@ function lines(links, byKey, across, size, total) {
     line.path =
       `M${at(line.xa)} ${at(line.ya)}C${at(line.xa + pull)} ${at(line.ya)} ` +
       `${at(line.xb - pull)} ${at(line.yb)} ${at(line.xb)} ${at(line.yb)}`;
+    Object.assign(line, words(line, pull, size, ways.get(line.way) > 1));
   }
   return made;
+}
+
+/** Where a line's figure stands: half a row from one end. Where several leave in the same direction,
+ * from the end that they do not share. */
+function words(line, pull, size, shared) {
+  const rise = line.yb - line.ya;
+  if (Math.abs(rise) < 2) {
+    return { wordsX: (line.xa + line.xb) / 2, wordsY: line.ya - line.thick / 2 - 4 };
+  }
+  const half = Math.sign(rise) * Math.min(Math.abs(rise) / 2, size.row / 2);
+  const y = shared ? line.yb - half : line.ya + half;
+  // The curve's height rises all the way, so its place is found by halving.
+  let [low, high] = [0, 1];
+  for (let i = 0; i < 20; i += 1) {
+    const t = (low + high) / 2;
+    const height = line.ya + rise * t * t * (3 - 2 * t);
+    if ((height - y) * Math.sign(rise) < 0) low = t;
+    else high = t;
+  }
+  const [t, rest] = [low, 1 - low];
+  const x =
+    line.xa * rest ** 3 + 3 * (line.xa + pull) * rest ** 2 * t + 3 * (line.xb - pull) * rest * t ** 2 + line.xb * t ** 3;
+  return { wordsX: x, wordsY: y + 4 };
 }
 
 /** Lines that meet at one end of a bar lie beside each other there, in the order of where they go. */

@@ -11,6 +11,7 @@ import { count, duration, plural, rate, time } from "./format.js";
 import { MANY } from "./layout.js";
 import { matches, read, readRequests } from "./model.js";
 import { showEvents, showLinks, showNodes, showRequests } from "./tables.js";
+import { Trace } from "./trace.js";
 import { WhatIf } from "./whatif.js";
 
 const EVERY_MS = 1000;
@@ -21,6 +22,7 @@ const drawing = new Drawing($("drawing"));
 const charts = new Charts($("charts"));
 const whatIf = new WhatIf();
 const chat = new Chat();
+new Trace();
 
 let state = null;
 let requests = readRequests({});
@@ -32,6 +34,7 @@ let lostSince = null;
 let allRequests = false;
 let announced = null;
 let groupChosen = false;
+let withheld = "";
 
 // -- asking --------------------------------------------------------------------
 
@@ -56,13 +59,16 @@ async function poll() {
   }
 }
 
-/** Older routers have no such page. */
+/** Others' requests are shown to operators' keys only, and older routers have no such page. */
 async function optional(path) {
   try {
-    return await get(path);
+    const answer = await get(path);
+    withheld = "";
+    return answer;
   } catch (fault) {
-    if (fault instanceof Refused && fault.status === 404) return {};
-    throw fault;
+    if (!(fault instanceof Refused) || ![403, 404].includes(fault.status)) throw fault;
+    withheld = fault.message;
+    return {};
   }
 }
 
@@ -145,15 +151,15 @@ function show() {
 function showFigures() {
   const { router, nodes } = state;
   const ready = nodes.filter((node) => node.state === "ready").length;
-  const both = (one) => (one.count ? `${duration(one.p50)} · ${duration(one.p99)}` : "–");
+  const slow = (one) => (one.count ? `median; 99th ${duration(one.p99)}` : "median");
   const queue = router.maxWaiting ? `of ${count(router.maxWaiting)}` : "";
   const figures = [
     ["Max flow", rate(state.flow), "tokens/s"],
     ["Output now", rate(router.tokensPerS), "tokens/s"],
     ["Running", count(router.running), "requests"],
     ["Waiting", count(router.waiting), queue],
-    ["First token", both(router.ttft), "median · 99th"],
-    ["Between tokens", both(router.itl), "median · 99th"],
+    ["First token", duration(router.ttft.p50), slow(router.ttft)],
+    ["Between tokens", duration(router.itl.p50), slow(router.itl)],
     ["Nodes ready", count(ready), `of ${nodes.length}`],
     ["Refused", count(router.refused), refusals(router)],
   ];
@@ -211,6 +217,7 @@ function showFiltered() {
 function showRequestTable() {
   const many = requests.requests.length;
   const shown = allRequests ? requests.requests : requests.requests.slice(0, SHOWN_REQUESTS);
+  say($("requests-empty"), withheld || "No request is running or waiting.");
   $("requests-empty").hidden = many > 0;
   $("requests-table").hidden = many === 0;
   say($("requests-count"), many ? plural(requests.total, "request") : "");

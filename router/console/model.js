@@ -3,6 +3,9 @@
 
 export const ROUTER = "@router";
 
+/** From here on a node is said to be slower than it measured. */
+const SLOW = 1.2;
+
 const text = (value) => (typeof value === "string" ? value : "");
 const list = (value) => (Array.isArray(value) ? value : []);
 const number = (value, other = null) =>
@@ -58,7 +61,7 @@ function readNode(node) {
     slowdown: number(node.slowdown, 1),
     caps: node.caps === true,
   };
-  [made.look, made.told] = look(made);
+  [made.look, made.told, made.brief] = look(made);
   return made;
 }
 
@@ -75,16 +78,22 @@ export function range(layers) {
   return match ? [Number(match[1]), Number(match[2]) + 1] : null;
 }
 
-/** How a node is drawn, and what is said of it. */
+/** How a node is drawn, what is said of it, and the same in a word or two. */
 function look(node) {
-  if (node.failure) return ["bad", `failed: ${node.failure}`];
-  if (node.suspect) return ["warn", `suspect: ${node.suspect}`];
-  if (node.leaving) return ["warn", "leaving"];
-  if (node.state === "loading") return ["busy", node.next ? `loading ${node.next}` : "loading"];
-  if (node.state !== "ready") return ["busy", node.state || "unknown"];
-  if (node.next) return ["busy", `ready, loading ${node.next}`];
-  if (node.slowdown >= 1.2) return ["warn", `ready, ${node.slowdown.toFixed(1)}× slower`];
-  return ["good", "ready"];
+  if (node.failure) return ["bad", `failed: ${node.failure}`, "failed"];
+  if (node.suspect) return ["warn", `suspect: ${node.suspect}`, "suspect"];
+  if (node.leaving) return ["warn", "leaving", "leaving"];
+  if (node.state === "loading") {
+    const text = node.next ? `loading ${node.next}` : "loading";
+    return ["busy", text, text];
+  }
+  if (node.state !== "ready") return ["busy", node.state || "unknown", node.state];
+  if (node.next) return ["busy", `ready, loading ${node.next}`, `loading ${node.next}`];
+  if (node.slowdown >= SLOW) {
+    const text = `${node.slowdown.toFixed(1)}× slower`;
+    return ["warn", `ready, ${text}`, text];
+  }
+  return ["good", "ready", ""];
 }
 
 function readLink(link) {

@@ -92,14 +92,13 @@ function fillLink(tr, link) {
 
 // -- requests ------------------------------------------------------------------
 
-const REQUEST = [["th", { scope: "row", class: "mono" }], CELL, NUM, NUM, NUM, ["td", { class: "route" }], NUM];
+const REQUEST = [["th", { scope: "row" }], CELL, NUM, NUM, NUM, ["td", { class: "route" }], NUM];
 
 export function showRequests(body, requests, state) {
   const nodes = new Map(state.nodes.map((node) => [node.name, node]));
   const trips = new Map(state.links.map((link) => [`${link.from}\n${link.to}`, link.roundTripS]));
-  sync(body, requests, (request) => request.id, () => row(REQUEST), (tr, request) => {
-    const [id, told, age, prompt, output, route, since] = tr.cells;
-    say(id, request.id);
+  sync(body, requests, (request) => request.id, newRequest, (tr, request) => {
+    const [, told, age, prompt, output, route, since] = tr.cells;
     const extra = [request.background ? "background" : "", request.reroutes ? `${request.reroutes}× re-routed` : ""];
     say(told, [request.state, ...extra].filter(Boolean).join(", "));
     say(age, duration(request.ageS));
@@ -108,6 +107,14 @@ export function showRequests(body, requests, state) {
     say(since, request.sinceS > 0 ? duration(request.sinceS) : "–");
     sync(route, steps(request, nodes, trips), (step) => step.key, newStep, fillStep);
   });
+}
+
+function newRequest(request) {
+  const tr = row(REQUEST);
+  const button = el("button", { type: "button", class: "quiet mono", "data-trace": request.id }, request.id);
+  button.setAttribute("aria-label", `Trace ${request.id}`);
+  tr.cells[0].append(button);
+  return tr;
 }
 
 /** Hops and what lies between them, with the times they take now: a node's mean step, and half of
