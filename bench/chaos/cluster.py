@@ -53,7 +53,8 @@ def slices_of(num_layers: int, layout: Mapping[str, tuple[float, float]]) -> dic
 class Plan:
     """What is started. `settings`: further lines of router.toml, before its sections; `http`: of
     its section of that name. With a `journal` the router may be killed, too. Without `gates`
-    processes reach each other directly, and no way between them can be cut."""
+    processes reach each other directly, and no way between them can be cut. `environment`: of the
+    nodes, beside that of this process."""
 
     model: Path
     slices: Mapping[str, str]
@@ -63,6 +64,7 @@ class Plan:
     journal: bool = False
     gates: bool = True
     log_level: str = "info"
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -126,9 +128,8 @@ class ChaosCluster:
         )
         for name in self.names:
             path = self._write(name, self._node_toml(name))
-            self.children[name] = Child(
-                name, ("node", "--config", path), self._folder / f"{name}.log"
-            )
+            arguments, log = ("node", "--config", path), self._folder / f"{name}.log"
+            self.children[name] = Child(name, arguments, log, self.plan.environment)
         for child in self.children.values():
             await child.start()
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,17 @@ class Holds:
 class Child:
     """`helix-mq` with some arguments. Its words go to `log`, of all its lives one after another."""
 
-    def __init__(self, name: str, arguments: tuple[str, ...], log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: tuple[str, ...],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`environment`: beside that of this process."""
         self.name = name
         self.log = log
+        self._environment = environment or {}
         self.lives = 0
         self._arguments = arguments
         self._process: asyncio.subprocess.Process | None = None
@@ -45,7 +54,12 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONUNBUFFERED": "1",
+                    **self._environment,
+                },
             )
         self.lives += 1
 

@@ -31,6 +31,8 @@ SETTLE_S = 60.0
 IDLE_S = 20.0
 DEADLINE_S = 120.0
 SOLO = {"solo": (0.0, 1.0)}
+FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
+"""Of compiled operations a CPU node keeps: see docs/chaos.md, "Nothing grows"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,14 @@ class ChaosRun:
         options = self.options
         # Requests of a slow machine may take longer than they may stay on old slices by default.
         settings = "replan.drain_s = 60\n"
-        return Plan(options.model, slices, options.node_memory, settings, journal=options.journal)
+        return Plan(
+            options.model,
+            slices,
+            options.node_memory,
+            settings,
+            journal=options.journal,
+            environment=FEW_KERNELS,
+        )
 
     async def _right_answers(self) -> list[Known]:
         """From one node that holds everything, in a cluster of its own."""
