@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from helix_mq.credentials import locate
 from helix_mq.errors import ConfigError
 
 _NAME = re.compile(r"@?[A-Za-z0-9._-]{1,64}")
@@ -50,7 +51,9 @@ def read_bounded(
     path: Path, max_bytes: int, *, secret: bool, maker: str = "helix-mq keys new"
 ) -> str:
     """The text of a regular file. `secret`: only its owner may be able to read it. `maker`: the
-    command that makes such a file. Raises KeyFileError."""
+    command that makes such a file. Raises KeyFileError, or ConfigError where `path` is that of a
+    credential and there are none."""
+    path, forbidden = locate(path)
     try:
         # Opened before it is checked, so that what is checked is what is read; a pipe put there
         # must not hold us up.
@@ -58,7 +61,7 @@ def read_bounded(
             found = os.fstat(f.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise KeyFileError(f"{path}: not a regular file")
-            if secret and found.st_mode & 0o077:
+            if secret and found.st_mode & forbidden:
                 raise KeyFileError(
                     f"{path}: other users of this machine can read or change this secret "
                     f"(mode {found.st_mode & 0o777:04o}): run `chmod 600 {path}`; if they may have "

@@ -34,9 +34,9 @@ def build_app() -> typer.Typer:
             typer.echo(f"helix-mq {helix_mq.__version__}")
             raise typer.Exit
 
-    from helix_mq.cli import demo, doctor, keys, model, prompt, status, top, trace
+    from helix_mq.cli import demo, doctor, keys, model, prompt, service, status, top, trace
 
-    for module in (demo, prompt, keys, model, status, top, trace, doctor):
+    for module in (demo, prompt, keys, model, status, top, trace, doctor, service):
         module.register(app)
     for point in sorted(entry_points(group="helix_mq.commands"), key=lambda p: p.name):
         point.load()(app)

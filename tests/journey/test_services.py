@@ -1,7 +1,8 @@
 """The processes as a service manager sees them: `helix-mq router` and `node` with a notify socket.
 
-One start of both. The node comes first: it must be ready without a router, since a router that is
-down is no reason to fail the node's start.
+One start of both, under the system calls, address families and memory rights of their unit files
+where this machine has libseccomp and systemd-analyze. The node comes first: it must be ready
+without a router, since a router that is down is no reason to fail the node's start.
 """
 
 from __future__ import annotations
@@ -15,23 +16,28 @@ import sys
 from asyncio.subprocess import Process
 from pathlib import Path
 
+import httpx
+
 from helix_mq.demo import free_ports
+from helix_mq.services.units import Kind, Service
+from tests.deploy.confined import can_confine
 
 DEADLINE_S = 90.0
+REPOSITORY = Path(__file__).parents[2]
 
 Fields = dict[str, str]
 
 
-class Service:
+class Running:
     """One process, its messages to the manager, and its log of JSON lines."""
 
-    def __init__(self, folder: Path, name: str, watchdog_s: float) -> None:
+    def __init__(self, folder: Path, kind: Kind, watchdog_s: float) -> None:
         self.messages: list[Fields] = []
         self._folder = folder
-        self._name = name
+        self._kind: Kind = kind
         self._watchdog_s = watchdog_s
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(folder / f"{name}.notify"))
+        self._socket.bind(str(folder / f"{kind}.notify"))
         self._socket.setblocking(False)
         self._came = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
@@ -40,8 +46,9 @@ class Service:
 
     async def start(self, *arguments: str) -> None:
         self._listening = asyncio.create_task(self._listen())
-        with (self._folder / f"{self._name}.log").open("wb") as log:
+        with (self._folder / f"{self._kind}.log").open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *self._confined(),
                 sys.executable,
                 "-m",
                 "helix_mq",
@@ -51,11 +58,18 @@ class Service:
                 env={
                     **os.environ,
                     "OMP_NUM_THREADS": "1",
-                    "NOTIFY_SOCKET": str(self._folder / f"{self._name}.notify"),
+                    "HELIX_MQ_CACHE": str(self._folder / "cache"),
+                    "NOTIFY_SOCKET": str(self._folder / f"{self._kind}.notify"),
                     "WATCHDOG_USEC": str(int(self._watchdog_s * 1e6)),
                 },
             )
         self._ended = asyncio.create_task(self.process.wait())
+
+    def _confined(self) -> tuple[str, ...]:
+        if not can_confine():
+            return ()
+        unit = REPOSITORY / "deploy" / "systemd" / Service(self._kind).file
+        return sys.executable, str(REPOSITORY / "tests" / "deploy" / "confined.py"), str(unit)
 
     async def _listen(self) -> None:
         # All the time: the kernel keeps ten messages, and the eleventh is not sent.
@@ -67,11 +81,15 @@ class Service:
     async def told(self, name: str, value: str = "1", *, times: int = 1) -> None:
         """Returns once the process has said so, so often in all."""
         while sum(m.get(name) == value for m in self.messages) < times:
-            assert not self._ended.done(), f"{self._name} ended before it said {name}={value}"
+            assert not self._ended.done(), f"{self._kind} ended before it said {name}={value}"
             self._came.clear()
             came = asyncio.create_task(self._came.wait())
             await asyncio.wait([came, self._ended], return_when=asyncio.FIRST_COMPLETED)
             came.cancel()
+
+    async def next_message(self) -> None:
+        self._came.clear()
+        await self._came.wait()
 
     @property
     def status(self) -> str:
@@ -79,7 +97,7 @@ class Service:
 
     def events(self) -> list[dict[str, str]]:
         """The whole log: every line is an event."""
-        text = (self._folder / f"{self._name}.log").read_text()
+        text = (self._folder / f"{self._kind}.log").read_text()
         return [json.loads(line) for line in text.splitlines()]
 
     async def end(self) -> int:
@@ -104,15 +122,15 @@ async def test_both_processes_under_a_service_manager(tiny_folder: Path, tmp_pat
     settings.write_text(
         f'name = "alpha"\nrouter = "tcp://127.0.0.1:{control}"\nmodel = "{tiny_folder}"\n'
         'memory = "64MiB"\ndtype = "float32"\nthreads = 1\ndrain_s = 20\n'
-        '[measure]\nat_start = false\n[log]\nformat = "json"\n'
+        '[measure]\nmax_seconds = 0.5\n[log]\nformat = "json"\n'
     )
     (tmp_path / "router.toml").write_text(
         f'model = "{tiny_folder}"\nclients = "tcp://127.0.0.1:{clients}"\n'
         f'control = "tcp://127.0.0.1:{control}"\ndata = "tcp://127.0.0.1:{data}"\n'
-        f"[http]\nport = {http}\n"
-        '[placement.nodes]\nalpha = "0:6"\n[log]\nformat = "json"\n'
+        f'[http]\nport = {http}\n[journal]\npath = "{tmp_path / "journal.db"}"\n'
+        '[log]\nformat = "json"\n'
     )
-    node, router = Service(tmp_path, "node", 20.0), Service(tmp_path, "router", 0.4)
+    node, router = Running(tmp_path, "node", 20.0), Running(tmp_path, "router", 0.4)
     try:
         async with asyncio.timeout(DEADLINE_S):
             await node.start("node", "--config", str(settings))
@@ -121,11 +139,16 @@ async def test_both_processes_under_a_service_manager(tiny_folder: Path, tmp_pat
 
             await router.start("router", "--config", str(tmp_path / "router.toml"))
             await router.told("READY")
-            _, writer = await asyncio.open_connection("127.0.0.1", http)
-            writer.close()
             await router.told("WATCHDOG", times=5)
             await router.told("STATUS", "serving, 1 node, 0 requests")
             await node.told("STATUS", "serving layers 0-5, 0 requests")
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{http}") as ask:
+                said = {"prompt": "one two", "max_tokens": 4, "model": tiny_folder.stem}
+                answer = await ask.post("/v1/completions", json=said, timeout=30)
+                assert answer.json()["usage"]["completion_tokens"] >= 1, answer.text
+                await ask.post("/v1/helix/replan")
+                while not (await ask.get("/v1/helix/cluster")).json()["verdict"]:
+                    await router.next_message()
 
             assert await node.end() == 0
             await node.told("EXTEND_TIMEOUT_USEC", "50000000")
