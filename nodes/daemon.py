@@ -27,6 +27,7 @@ from nodes.health import NodeState, status_text, stuck_text
 from nodes.identity import NodeIdentity
 from nodes.inbox import check_sender
 from nodes.loading import Loaded
+from nodes.metrics import NodeFigures
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
 from nodes.slices import Slices
@@ -311,6 +312,17 @@ class NodeDaemon:
                     for p in peers.peers
                 }
             )
+
+    def figures(self) -> NodeFigures:
+        """For its metrics."""
+        return NodeFigures(
+            node=self.settings.name,
+            work=self._slices.statistics(),
+            links=tuple(s.report() for s in self._plane.statistics()),
+            layers=tuple(self._slices.layers),
+            bad_messages=self._bad_messages + sum(self._plane.bad_messages.values()),
+            connected=self._control_up,
+        )
 
     # -- data ---------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from helix_mq.transport import ZmqTransport
 from nodes.daemon import NodeDaemon
 from nodes.identity import identify
 from nodes.measuring import with_times
+from nodes.metrics import NodeMetrics
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
 from nodes.tuning import tune_process
@@ -30,6 +31,9 @@ async def serve(settings: NodeSettings, stop: asyncio.Event) -> None:
     transport = ZmqTransport()
     daemon = NodeDaemon(settings, identity, transport, security, SystemClock())
 
+    metrics = NodeMetrics(settings.metrics, daemon.figures)
+    if settings.metrics.port is not None:
+        await metrics.start()
     announcer = Announcer.start(daemon, stop, stopping_s=settings.drain_s + _CLOSING_S)
 
     async def ready_when_up() -> None:
@@ -46,5 +50,6 @@ async def serve(settings: NodeSettings, stop: asyncio.Event) -> None:
     finally:
         for task in waiting:
             task.cancel()
+        await metrics.close()
         await transport.close()
         await announcer.close()

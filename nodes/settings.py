@@ -36,6 +36,14 @@ class MeasureSection(Section):
     max_seconds: float = Field(3.0, gt=0, le=600)
 
 
+class MetricsSection(Section):
+    """Prometheus metrics of this node, at http://HOST:PORT/metrics; without a port there are none.
+    The router's have the most of them for all nodes."""
+
+    host: str = "127.0.0.1"
+    port: int | None = Field(None, ge=0, le=65_535)
+
+
 class SecuritySection(Section):
     """CURVE keys. Without them only loopback addresses work, unless `insecure` is set."""
 
@@ -77,4 +85,5 @@ class NodeSettings(ProcessSettings):
     window: ByteSize = Field(ByteSize(64 * 1024 * 1024), description="credit per incoming link")
     batch: BatchSection = BatchSection()
     measure: MeasureSection = MeasureSection()
+    metrics: MetricsSection = MetricsSection()
     security: SecuritySection = SecuritySection()

@@ -283,6 +283,7 @@ class RouterApp(OperatorSide):
         key = (who, error.reason)
         if len(self.bad_messages) < 10_000 or key in self.bad_messages:
             self.bad_messages[key] += 1
+        self.metrics.bad_message(error.reason)
         if self.bad_messages[key] > 1:
             return
         if error.reason == NO_HELLO:

@@ -7,29 +7,28 @@ somebody scrapes, and only then, so that nodes that left do not stay as last kno
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
+    Gauge,
     Histogram,
+    ProcessCollector,
     generate_latest,
 )
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
 
+import helix_mq
 from helix_mq.clock import Clock
 from helix_mq.errors import HelixError
 from helix_mq.ids import RequestId
 from router.recent import Recent
-from router.service import Broken, Delta, Finished, JournalStatus, ServiceStatus, StreamEvent
+from router.service import Broken, Delta, Finished, ServiceStatus, StreamEvent
+from router.status_metrics import StatusCollector
 
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _TOTAL_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
-
-_Family = CounterMetricFamily | GaugeMetricFamily
 
 
 class RouterMetrics:
@@ -48,6 +47,13 @@ class RouterMetrics:
         self._responses = self._counter(
             "http_responses", "HTTP responses by route and status.", "route", "status"
         )
+        self._accepted = self._counter("accepted_requests", "Requests admitted or queued.")
+        self._happenings = self._counter(
+            "happenings", "What happened to the cluster, by kind (docs/seeing.md).", "kind"
+        )
+        self._bad = self._counter(
+            "bad_messages", "Messages that were no good, by reason.", "reason"
+        )
         self._prompt = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
         self._output = self._counter("output_tokens", "Output tokens emitted.")
         self._reroutes = self._counter("reroutes", "Times finished requests had been re-routed.")
@@ -61,17 +67,30 @@ class RouterMetrics:
             "queue_seconds", "From submission to the start on a route.", _TTFT_S
         )
         self._total = self._histogram("request_seconds", "From submission to the end.", _TOTAL_S)
-        self._gauges = _StatusCollector()
+        # Memory, processor time and open files of this process.
+        ProcessCollector(registry=self._registry)
+        self._build = Gauge(
+            "helix_mq_build_info", "1; the version.", ("version",), registry=self._registry
+        )
+        self._build.labels(helix_mq.__version__).set(1)
+        self._gauges = StatusCollector()
         self._registry.register(self._gauges)
 
     def accepted(self, request: RequestId, prompt_tokens: int) -> None:
         self.admitted += 1
+        self._accepted.inc()
         self._started[request] = self._clock.now_s()
         self._prompt.inc(prompt_tokens)
 
     def refused(self, error: HelixError) -> None:
         self.refused_by[error.code] += 1
         self._requests.labels(error.code).inc()
+
+    def happened(self, kind: str) -> None:
+        self._happenings.labels(kind).inc()
+
+    def bad_message(self, reason: str) -> None:
+        self._bad.labels(reason).inc()
 
     def responded(self, route: str, status: int) -> None:
         """An HTTP response began. `route` is a pattern of ours, never a client's path."""
@@ -116,94 +135,3 @@ class RouterMetrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"helix_mq_{name}", text, buckets=buckets, registry=self._registry)
-
-
-class _StatusCollector(Collector):
-    """Families made anew from the status of each scrape."""
-
-    def __init__(self) -> None:
-        self.status: ServiceStatus | None = None
-
-    def collect(self) -> Iterator[_Family]:
-        status = self.status
-        if status is None:
-            return
-        yield _gauge("serving", "1 if the live nodes cover the model.", status.serving)
-        yield _gauge("queued_requests", "Requests waiting for a route.", status.queued)
-        yield _gauge("running_requests", "Requests on a route.", status.running)
-        yield _gauge(
-            "max_flow_tokens_per_second", "Max flow over live nodes.", status.flow_tokens_per_s
-        )
-        pages = _gauge("node_kv_pages", "KV pages of a node.", labels=("node", "kind"))
-        held = _gauge("node_open_requests", "Sequences on a node.", labels=("node",))
-        waiting = _gauge("node_waiting_rows", "Rows in a node's inbox.", labels=("node",))
-        suspect = _gauge("node_suspect", "1 while new requests avoid it.", labels=("node",))
-        slowdown = _gauge(
-            "node_slowdown", "Step times, as a multiple of those measured.", labels=("node",)
-        )
-        rate = _gauge(
-            "node_rate_tokens_per_second", "What it is taken to pass at most.", labels=("node",)
-        )
-        flow = _gauge("node_flow_tokens_per_second", "Its part of the max flow.", labels=("node",))
-        for node in status.nodes:
-            suspect.add_metric([node.node], bool(node.suspect))
-            slowdown.add_metric([node.node], node.slowdown)
-            rate.add_metric([node.node], node.rate_tokens_per_s)
-            flow.add_metric([node.node], node.flow_tokens_per_s)
-            pages.add_metric([node.node, "used"], node.kv_used_pages)
-            pages.add_metric([node.node, "total"], node.kv_total_pages)
-            held.add_metric([node.node], node.open_requests)
-            waiting.add_metric([node.node], node.waiting_rows)
-        ends = ("sender", "receiver")
-        sent = CounterMetricFamily(
-            "helix_mq_link_sent_bytes",
-            "Bytes sent over a data link since its sender started.",
-            labels=ends,
-        )
-        backlog = _gauge("link_backlog_bytes", "Bytes waiting for credit.", labels=ends)
-        down = _gauge("link_down_seconds", "0 for a link that is connected.", labels=ends)
-        speed = _gauge("link_bytes_per_second", "Acknowledged, the best lately.", labels=ends)
-        width = _gauge(
-            "link_probed_bytes_per_second", "What it can carry; 0: unknown.", labels=ends
-        )
-        trip = _gauge("link_round_trip_seconds", "The least lately; 0: unknown.", labels=ends)
-        for link in status.links:
-            speed.add_metric([link.sender, link.receiver], link.bytes_per_s)
-            width.add_metric([link.sender, link.receiver], link.probed_bytes_per_s)
-            trip.add_metric([link.sender, link.receiver], link.round_trip_s)
-            sent.add_metric([link.sender, link.receiver], link.sent_bytes)
-            backlog.add_metric([link.sender, link.receiver], link.backlog_bytes)
-            down.add_metric([link.sender, link.receiver], link.down_s)
-        yield from (
-            pages,
-            held,
-            waiting,
-            suspect,
-            slowdown,
-            rate,
-            flow,
-            sent,
-            backlog,
-            down,
-            speed,
-            width,
-            trip,
-        )
-        if status.journal is not None:
-            yield from _journal(status.journal)
-
-
-def _journal(journal: JournalStatus) -> Iterator[_Family]:
-    yield _gauge("journal_failing", "1 while the journal cannot be written.", journal.failing)
-    yield _gauge("journal_pending_records", "Records not kept yet.", journal.pending_records)
-    yield _gauge("journal_pending_bytes", "Memory of records not kept yet.", journal.pending_bytes)
-    yield _gauge("journal_used_bytes", "Of the journal's file.", journal.used_bytes)
-    yield CounterMetricFamily(
-        "helix_mq_journal_commits", "Transactions of the journal.", value=journal.commits
-    )
-
-
-def _gauge(
-    name: str, text: str, value: float | None = None, labels: tuple[str, ...] | None = None
-) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"helix_mq_{name}", text, value=value, labels=labels)

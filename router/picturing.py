@@ -90,8 +90,8 @@ def _node(
         incarnation=member.register.incarnation,
         device=member.register.device,
         leaving=name in cluster.moves.leavers,
-        kind=_kind(cluster, member),
-        region=_region(cluster, member),
+        kind=member_kind(cluster, member),
+        region=member_region(cluster, member),
         first_layer=held.first if held is not None else None,
         end_layer=held.end if held is not None else None,
         suspect=cluster.flows.suspects.reasons.get(name, ""),
@@ -120,7 +120,7 @@ def _short(layers: LayerRange | None) -> str:
     return f"{layers.first}-{layers.end - 1}" if layers is not None else ""
 
 
-def _kind(cluster: ClusterCore, member: Member) -> str:
+def member_kind(cluster: ClusterCore, member: Member) -> str:
     planned = cluster.flows.planned
     known = planned.nodes.get(member.name) if planned is not None else None
     return known.type_name if known is not None else device_kind(member.register.device)
@@ -137,7 +137,7 @@ def device_kind(device: str) -> str:
     return "CPU node" if device.startswith("cpu") else "node"
 
 
-def _region(cluster: ClusterCore, member: Member) -> str:
+def member_region(cluster: ClusterCore, member: Member) -> str:
     """What the node says of itself, else the plan's."""
     planned = cluster.flows.planned
     known = planned.nodes.get(member.name) if planned is not None else None
@@ -152,7 +152,7 @@ def _links(
 ) -> Iterator[LinkPicture]:
     """Those with something to say: all pairs of a large cluster would be tens of thousands."""
     flow = cluster.flow
-    flows = _edge_flows(flow)
+    flows = edge_flows(flow)
     cut = set(flow.cut.links)
     closed = cluster.links.closed
     reports: dict[Edge, LinkReport] = {(ROUTER, NodeId(s.peer)): s for s in own}
@@ -184,7 +184,7 @@ def _links(
         )
 
 
-def _edge_flows(flow: LiveFlow) -> dict[Edge, float]:
+def edge_flows(flow: LiveFlow) -> dict[Edge, float]:
     """Tokens/s over each link; what passes a last hop goes back to the router."""
     flows = {(a, b): rate for a, out in flow.weights.edges.items() for b, rate in out}
     last = {n for n, end in flow.weights.end_of.items() if end == flow.weights.num_layers}
@@ -228,7 +228,9 @@ def _bottleneck(cluster: ClusterCore, flow: LiveFlow) -> Bottleneck:
         if member is None or member.layers is None:
             # The flow is of a moment ago, and the node is gone.
             return Bottleneck()
-        nodes[name] = CutNode(_kind(cluster, member), member.layers, cluster.flows.slowdown(name))
+        nodes[name] = CutNode(
+            member_kind(cluster, member), member.layers, cluster.flows.slowdown(name)
+        )
     text = bottleneck_text(flow.tokens_per_s, cut, nodes)
     return Bottleneck(text, flow.tokens_per_s, tuple(sorted(nodes)), cut.links)
 

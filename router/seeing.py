@@ -41,6 +41,7 @@ class Seeing:
     def noted(self, note: ev.Note) -> None:
         """What is about one request is no happening of the cluster."""
         if not note.request:
+            self.metrics.happened(note.kind or "note")
             level = logging.getLevelName(note.level).lower()
             self.happenings.add(
                 self.clock.wall_s(), level, note.kind or "note", note.node, note.text

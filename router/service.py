@@ -170,6 +170,15 @@ class NodeStatus:
     """What the flow takes it to pass at most."""
     flow_tokens_per_s: float = 0.0
     """What passes it in the max flow."""
+    kind: str = ""
+    region: str = ""
+    caps: bool = False
+    """It is part of what caps the flow."""
+    tokens: int = 0
+    """Cumulative, as the steps and the seconds they took and should have taken."""
+    steps: int = 0
+    step_s: float = 0.0
+    expected_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +196,9 @@ class LinkStatus:
     round_trip_s: float = 0.0
     probed_bytes_per_s: float = 0.0
     """What it can carry, by probes; 0 where none were lately."""
+    blocked_s: float = 0.0
+    """Cumulative: frames waited for the receiver's credit."""
+    flow_tokens_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +228,9 @@ class ServiceStatus:
     nodes: tuple[NodeStatus, ...] = ()
     links: tuple[LinkStatus, ...] = ()
     journal: JournalStatus | None = None
+    epoch: int = 0
+    searches: int = 0
+    """For a placement, that have ended."""
 
 
 class Service(Protocol):

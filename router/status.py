@@ -2,65 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from helix_mq.ids import ROUTER, NodeId
+from helix_mq.messages.control import LinkReport
 from helix_mq.outlink import OutLinkStatistics
 from router.cluster_core import ClusterCore
 from router.core import Core
+from router.link_watch import Edge
 from router.membership import Member
+from router.picturing import edge_flows, member_kind, member_region
 from router.service import JournalStatus, LinkStatus, NodeStatus, ServiceStatus
 
 
 def service_status(
     core: Core, links: Sequence[OutLinkStatistics], journal: JournalStatus | None = None
 ) -> ServiceStatus:
-    statistics = core.statistics()
-    passing = core.cluster.flow.by_node()
+    statistics, cluster = core.statistics(), core.cluster
+    passing, flows = cluster.flow.by_node(), edge_flows(cluster.flow)
+    said: list[LinkStatus] = [*_links(ROUTER, (s.report() for s in links), flows)]
+    for member in cluster.membership:
+        if member.beat is not None:
+            said += _links(member.name, member.beat.links, flows)
     return ServiceStatus(
-        serving=core.cluster.serving,
-        reason=core.cluster.why_not_serving(),
-        recovering=core.cluster.recovering,
+        serving=cluster.serving,
+        reason=cluster.why_not_serving(),
+        recovering=cluster.recovering,
         queued=statistics.waiting,
         running=statistics.running,
         flow_tokens_per_s=statistics.flow_tokens_per_s,
-        nodes=tuple(
-            _node(m, core.cluster, passing.get(m.name, 0.0)) for m in core.cluster.membership
-        ),
-        links=tuple(
-            LinkStatus(
-                "@router",
-                s.peer,
-                s.sent_bytes,
-                s.backlog_bytes,
-                s.down_s,
-                s.bytes_per_s,
-                s.round_trip_s,
-                s.probed_bytes_per_s,
-            )
-            for s in links
-        )
-        + tuple(
-            LinkStatus(
-                m.name,
-                link.peer,
-                link.sent_bytes,
-                link.backlog_bytes,
-                link.down_s,
-                link.bytes_per_s,
-                link.round_trip_s,
-                link.probed_bytes_per_s,
-            )
-            for m in core.cluster.membership
-            if m.beat is not None
-            for link in m.beat.links
-        ),
+        nodes=tuple(_node(m, cluster, passing.get(m.name, 0.0)) for m in cluster.membership),
+        links=tuple(said),
         journal=journal,
+        epoch=cluster.epoch,
+        searches=cluster.moves.replanner.ended,
     )
+
+
+def _links(
+    sender: NodeId, reports: Iterable[LinkReport], flows: Mapping[Edge, float]
+) -> Iterable[LinkStatus]:
+    return [
+        LinkStatus(
+            sender,
+            x.peer,
+            x.sent_bytes,
+            x.backlog_bytes,
+            x.down_s,
+            x.bytes_per_s,
+            x.round_trip_s,
+            x.probed_bytes_per_s,
+            x.blocked_s,
+            flows.get((sender, NodeId(x.peer)), 0.0),
+        )
+        for x in reports
+    ]
 
 
 def _node(member: Member, cluster: ClusterCore, passing: float) -> NodeStatus:
     beat, flow, name = member.beat, cluster.flow, member.name
     total = beat.kv_total_pages if beat is not None else 0
+    cut = flow.cut
     return NodeStatus(
         node=member.name,
         state=member.state,
@@ -74,4 +76,11 @@ def _node(member: Member, cluster: ClusterCore, passing: float) -> NodeStatus:
         slowdown=cluster.flows.slowdown(name),
         rate_tokens_per_s=flow.rates.get(name, 0.0),
         flow_tokens_per_s=passing,
+        kind=member_kind(cluster, member),
+        region=member_region(cluster, member),
+        caps=name in (*cut.engines, *cut.nics_in, *cut.nics_out),
+        tokens=beat.tokens if beat is not None else 0,
+        steps=beat.steps if beat is not None else 0,
+        step_s=beat.step_s if beat is not None else 0.0,
+        expected_s=beat.expected_s if beat is not None else 0.0,
     )
