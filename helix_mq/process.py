@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
+from helix_mq.file_limit import raise_file_limit
+
 log = logging.getLogger(__name__)
 
 
@@ -37,4 +39,5 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
     # What hangs is ended with SIGABRT by the service manager: then every thread says where it was.
     faulthandler.enable()
+    raise_file_limit()
     uvloop.run(supervised())

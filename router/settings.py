@@ -88,7 +88,17 @@ class HttpSection(Section):
     port: int = Field(8000, ge=0, le=65_535)
     api_keys: tuple[str, ...] = ()
     keys_file: Path | None = None
+    tls_cert: Path | None = Field(None, description="certificate chain (PEM); with it HTTP is TLS")
+    tls_key: Path | None = Field(None, description="its key (PEM); both are read again on change")
     max_body: ByteSize = ByteSize(1024 * 1024)
+    max_connections: int = Field(
+        4096, ge=1, le=100_000, description="those without a request give way to new ones"
+    )
+    max_head: ByteSize = Field(ByteSize(64 * 1024), ge=1024, le=16 * 1024**2)
+    max_headers: int = Field(200, ge=10, le=10_000)
+    head_timeout_s: float = Field(30.0, gt=0, le=3600)
+    body_timeout_s: float = Field(60.0, gt=0, le=3600)
+    keep_alive_s: int = Field(75, ge=1, le=3600, description="between two requests")
     console: bool = Field(True, description="the web console at /console")
 
 

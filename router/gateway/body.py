@@ -40,7 +40,9 @@ def check_headers(headers: Headers) -> None:
         )
 
 
-async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
+async def read_body(
+    headers: Headers, receive: Receive, max_bytes: int, timeout_s: float = READ_TIMEOUT_S
+) -> bytes:
     """The body. BodyTooLarge as soon as it is known to exceed `max_bytes`."""
     declared = headers.get("content-length", "")
     too_large = declared.isdecimal() and int(declared[:20]) > max_bytes
@@ -50,7 +52,7 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(READ_TIMEOUT_S) as limit:
+        async with asyncio.timeout(timeout_s) as limit:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -70,7 +72,7 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
                     break
     except TimeoutError:
         if not too_large:
-            raise BodyTimeout(f"the body did not arrive within {READ_TIMEOUT_S:.0f} s") from None
+            raise BodyTimeout(f"the body did not arrive within {timeout_s:.0f} s") from None
     if too_large:
         raise _too_large(max_bytes)
     return b"".join(chunks)

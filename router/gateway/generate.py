@@ -22,7 +22,13 @@ from starlette.types import Receive, Scope, Send
 from helix_mq.clock import Clock
 from helix_mq.errors import HelixError, NotServing, Unauthorized
 from router.gateway.auth import ApiKeys, Caller, caller_in
-from router.gateway.body import ClientGone, check_headers, parse_json, read_body
+from router.gateway.body import (
+    READ_TIMEOUT_S,
+    ClientGone,
+    check_headers,
+    parse_json,
+    read_body,
+)
 from router.gateway.chat import ChatDialect
 from router.gateway.chat_request import ChatRequest
 from router.gateway.choices import owned_by
@@ -52,11 +58,13 @@ class Timings:
         this time; after it the response begins, so that proxies and clients see one.
     ping_s: how long a stream stays silent before a comment shows that it lives.
     stall_s: how long a client may take nothing of its stream.
+    body_s: how long a body may take to arrive.
     """
 
     commit_after_s: float = 2.0
     ping_s: float = 15.0
     stall_s: float = 60.0
+    body_s: float = READ_TIMEOUT_S
 
 
 MakeDialect = Callable[[Mapping[str, Any], Service], Dialect]
@@ -155,7 +163,7 @@ class GenerateEndpoint:
         caller = caller_in(scope)
         lease = self._doors.quotas.enter(caller.owner, caller.limits)
         try:
-            body = await read_body(headers, receive, self._max_body_bytes)
+            body = await read_body(headers, receive, self._max_body_bytes, self._timings.body_s)
             return await self._generate(await self._dialect(body), caller, lease, receive, writer)
         finally:
             lease.close()

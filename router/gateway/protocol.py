@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol with bounds: on the size of a request's head, and on the time it takes.
+"""uvicorn's HTTP protocol with bounds: on connections, on heads, and on the time requests take.
 
 uvicorn's httptools protocol reads heads of any length and waits for them for ever; llhttp does not
-bound them either. Bodies are bounded where they are read; the bound on a whole message here only
-ends connections that keep sending after they were refused.
+bound them either. Bodies are bounded where they are read; the bounds on a whole message here only
+end connections that keep sending, however slowly, after they were refused.
 """
 
 from __future__ import annotations
@@ -17,21 +17,28 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from router.gateway.generate import ABORT_EXTENSION
-
-MAX_HEAD_BYTES = 64 * 1024
-MAX_HEADERS = 200
-HEAD_TIMEOUT_S = 30.0
+from router.gateway.places import Holder, Places
+from router.settings import HttpSection
 
 _WIRE_PER_BODY_BYTE = 6
 """Of a chunked body in chunks of one byte."""
 _DRAIN_BYTES = 32 * 1024 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_BODY_GRACE_S = 15.0
+"""Beyond the time that who reads a body gives it: then nobody reads it."""
+_NO_PLACE = b"""{"error":{"message":"too many connections are open here: try again soon",\
+"type":"server_error","param":null,"code":"overloaded"}}"""
+_TURNED_AWAY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 5\r\n"
+    b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(_NO_PLACE), _NO_PLACE)
+)
 
 
 class GatewayConfig(Config):
     """uvicorn's, with what BoundedProtocol needs to know."""
 
-    max_body_bytes: int = 1024 * 1024
+    settings: HttpSection = HttpSection()
+    places: Places = Places(settings.max_connections)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -44,42 +51,63 @@ class BoundedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         assert isinstance(config, GatewayConfig)
+        self._limits = config.settings
+        self._places = config.places
+        self.instead_of: Holder | None = None
+        """Whose place this connection takes over: that of its own handshake."""
+        self._max_head_bytes = int(config.settings.max_head)
         self._max_message_bytes = (
-            MAX_HEAD_BYTES + _WIRE_PER_BODY_BYTE * config.max_body_bytes + _DRAIN_BYTES
+            self._max_head_bytes
+            + _WIRE_PER_BODY_BYTE * int(config.settings.max_body)
+            + _DRAIN_BYTES
         )
         self._message_bytes = 0
         self._in_head = True
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """Until the head is here, and then until the body is."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.instead_of is not None:
+            self._places.leave(self.instead_of)
+        if not self._places.enter(self):
+            transport.write(_TURNED_AWAY)
+            transport.close()
+            return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
+        self._places.leave(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         super().data_received(data)
         if self.transport.is_closing():
             return
         self._message_bytes += len(data)
-        if self._in_head and self._message_bytes > MAX_HEAD_BYTES:
+        if self._in_head and self._message_bytes > self._max_head_bytes:
             self.send_400_response("The request's head is too large.")
         elif self._message_bytes > self._max_message_bytes:
             self._cut()
+        elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            # Whatever came has stopped uvicorn's own timer, and need not have begun a request:
+            # parsers skip empty lines.
+            self._expect_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._message_bytes = 0
         self._in_head = True
-        if self._head_timer is None:
+        if self._timer is None:
             self._expect_head()
         # What a stalled reader needs: closing would wait for it to read what is buffered.
         self.scope["extensions"] = {ABORT_EXTENSION: self._cut}  # type: ignore[dict-item]
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) >= MAX_HEADERS or not self._in_head:
+        if len(self.headers) >= self._limits.max_headers or not self._in_head:
             # Raising makes the parser give up: 400 and the connection ends. Trailers end it too.
             raise ValueError("too many headers, or headers after the body")
         super().on_header(name, value)
@@ -87,7 +115,22 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._cancel_timer()
+        body_s = self._limits.body_timeout_s + _BODY_GRACE_S
+        self._timer = self.loop.call_later(body_s, self._body_too_slow)
+        self._places.busy(self)
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._cancel_timer()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._places.idle(self)
+        super().on_response_complete()
+
+    def give_way(self) -> None:
+        """See Holder: somebody needs the place of a connection that does nothing."""
+        self.transport.abort()
 
     def _cut(self) -> None:
         """Resets the connection: what is buffered for the peer, in the kernel too, is dropped."""
@@ -97,14 +140,19 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _expect_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_too_slow)
+        self._timer = self.loop.call_later(self._limits.head_timeout_s, self._head_too_slow)
 
     def _head_too_slow(self) -> None:
-        self._head_timer = None
+        self._timer = None
         if not self.transport.is_closing():
             self.transport.close()
 
+    def _body_too_slow(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing():
+            self._cut()
+
     def _cancel_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -13,6 +13,7 @@ import pytest
 
 from router.gateway import GatewayServer, protocol
 from router.gateway.generate import Timings
+from router.settings import HttpSection
 from tests.echo_service import EchoService
 
 BODY = {"model": "echo", "prompt": "x", "max_tokens": 9}
@@ -161,7 +162,6 @@ async def test_a_port_in_use_is_told_in_words(gateway: GatewayServer, service: E
     from helix_mq.clock import SystemClock
     from helix_mq.errors import ConfigError
     from router.metrics import RouterMetrics
-    from router.settings import HttpSection
 
     for section, param in [
         (HttpSection(port=gateway.port), "http.port"),
@@ -204,31 +204,99 @@ async def test_heads_without_end_end_the_connection(
     assert (await http.get("/health")).status_code == 200
 
 
-@pytest.mark.parametrize("start", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET"])
-async def test_heads_that_take_too_long_end_the_connection(
-    gateway: GatewayServer, monkeypatch: pytest.MonkeyPatch, start: bytes
-) -> None:
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.1)
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(start)
-    rest = await read_to_end(reader)
-    assert rest.startswith(b"HTTP/1.1 200") or not rest
-    writer.close()
+GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
-async def test_a_body_that_takes_too_long_is_told_so(
-    gateway: GatewayServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("router.gateway.body.READ_TIMEOUT_S", 0.1)
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        b"content-length: 100\r\n\r\n{"
-    )
-    rest = await read_to_end(reader)
-    assert rest.startswith(b"HTTP/1.1 408")
-    assert b"request_timeout" in rest
-    writer.close()
+class TestSlowRequests:
+    @pytest.fixture
+    def settings(self) -> HttpSection:
+        return HttpSection(port=0, head_timeout_s=0.1, body_timeout_s=0.1)
+
+    @pytest.mark.parametrize("start", [b"", b"GET /hea", GET + b"GET", b"\r\n"])
+    async def test_heads_that_take_too_long_end_the_connection(
+        self, gateway: GatewayServer, start: bytes
+    ) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(start)
+        rest = await read_to_end(reader)
+        assert rest.startswith(b"HTTP/1.1 200") or not rest
+        assert len(gateway.places) == 0
+        writer.close()
+
+    async def test_empty_lines_do_not_keep_a_connection(self, gateway: GatewayServer) -> None:
+        """They stop the timer of idle connections, and begin no request."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(GET)
+        await reader.readuntil(b'{"status":"ok"}')
+        writer.write(b"\r\n")
+        assert not await read_to_end(reader)
+        writer.close()
+
+    async def test_a_body_that_takes_too_long_is_told_so(self, gateway: GatewayServer) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: 100\r\n\r\n{"
+        )
+        rest = await read_to_end(reader)
+        assert rest.startswith(b"HTTP/1.1 408")
+        assert b"request_timeout" in rest
+        writer.close()
+
+    async def test_a_body_that_nobody_reads_and_that_never_ends_is_cut(
+        self, gateway: GatewayServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Refused at its head, it could be sent on for ever, a byte a minute."""
+        monkeypatch.setattr(protocol, "_BODY_GRACE_S", 0.0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        with contextlib.suppress(ConnectionResetError):
+            assert b"404" in await read_to_end(reader)
+        writer.close()
+
+
+class TestCrowds:
+    @pytest.fixture
+    def settings(self) -> HttpSection:
+        return HttpSection(port=0, max_connections=20)
+
+    async def test_who_only_sits_there_gives_way(
+        self, gateway: GatewayServer, http: httpx.AsyncClient
+    ) -> None:
+        """A hundred silent ones and a hundred that have had an answer; all others come in."""
+        crowd = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(200)]
+        for _, writer in crowd[::2]:
+            with contextlib.suppress(ConnectionResetError):
+                writer.write(GET)
+        assert (await http.get("/health")).status_code == 200
+        async with asyncio.timeout(20):
+            for reader, _ in crowd[:150]:
+                with contextlib.suppress(ConnectionResetError):
+                    await reader.read()
+        assert len(gateway.places) <= 20
+        assert gateway.places.gave_way >= 150
+        for _, writer in crowd:
+            writer.close()
+
+    async def test_whoever_has_a_request_at_work_stays_and_one_more_is_turned_away(
+        self, gateway: GatewayServer, service: EchoService
+    ) -> None:
+        service.hold_at = 1
+        held = [await send(gateway) for _ in range(20)]
+        await service.until_open(20)
+        reader, writer = await send(gateway)
+        answer = await read_to_end(reader)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 5" in answer
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "overloaded"
+        writer.close()
+        service.go.set()
+        for one, _ in held:
+            assert (await one.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+        again = await send(gateway)
+        assert (await again[0].readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+        for _, writer in (*held, again):
+            writer.close()
 
 
 async def test_a_body_without_end_ends_the_connection(
