@@ -43,8 +43,8 @@ async def watched(folder: Path, **options: Any) -> AsyncIterator[tuple[Cluster, 
 
 
 async def test_the_cluster_and_its_requests_are_seen_while_they_run(tiny_folder: Path) -> None:
-    async with watched(tiny_folder, dead_after_s=0.6) as (c, http):
-        running = [asyncio.create_task(c.run(greedy((i, 2, 3), 200))) for i in range(6)]
+    async with watched(tiny_folder, dead_after_s=10.0) as (c, http):
+        running = [asyncio.create_task(c.run(greedy((i, 2, 3), 120))) for i in range(6)]
         await c.until(lambda: c.app.metrics.recent.itl().count > 50, "tokens flow")
         seen = (await http.get("/v1/helix/requests")).json()
         assert seen["total"] == 6
@@ -100,10 +100,10 @@ async def test_the_cluster_and_its_requests_are_seen_while_they_run(tiny_folder:
         late = ("suspect", "heard", "slow")
         mine = [h["kind"] for h in happenings if h["node"] == "a" and h["kind"] not in late]
         assert mine == ["joined", "assigned", "ready", "leaving", "drained"]
-        await c.kill("b")
+        c.daemons["b"].stop()
         await c.until(lambda: not c.app.core.cluster.serving, "layers are missing")
         state = await picture()
-        assert state["happenings"][-1]["kind"] == "not_serving"
+        assert "not_serving" in [h["kind"] for h in state["happenings"][-3:]]
         assert not state["serving"]
         assert state["bottleneck"] == {"text": "", "tokens_per_s": 0.0, "nodes": [], "links": []}
 
@@ -117,7 +117,7 @@ async def command(*args: str) -> tuple[int, str]:
 
 
 async def test_status_and_top_against_a_running_router(tiny_folder: Path) -> None:
-    async with watched(tiny_folder, dead_after_s=0.6) as (c, http):
+    async with watched(tiny_folder, dead_after_s=10.0) as (c, http):
         url = ("--url", str(http.base_url))
         await c.run(greedy((1, 2, 3), 20))
         code, text = await command("status", *url)
@@ -135,8 +135,8 @@ async def test_status_and_top_against_a_running_router(tiny_folder: Path) -> Non
         assert code == 0
         assert ", 6 layers: " in text
 
-        await c.kill("b")
-        await c.kill("a")
+        c.daemons["b"].stop()
+        c.daemons["a"].stop()
         await c.until(lambda: not c.app.core.cluster.serving, "layers are missing")
         code, text = await command("status", *url)
         assert code == 1
