@@ -297,6 +297,7 @@ async def test_a_hello_ahead_of_the_list_of_peers_counts(net: Net) -> None:
     assert not b.plane.bad_messages
 
 
+@pytest.mark.alone
 async def test_a_decode_passes_the_chunks_that_wait_for_a_slow_link() -> None:
     """8 MB of prompt activations on a link of 4 MB/s, then one decode: it must not come last."""
     transport = ZmqTransport()

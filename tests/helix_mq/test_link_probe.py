@@ -220,6 +220,7 @@ def link(end: End) -> OutLinkStatistics:
     return statistics
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("rate", "delay_s"), [(2.5e6, 0.020), (12.5e6, 0.005)])
 async def test_an_idle_link_is_measured(rate: float, delay_s: float) -> None:
     """20 Mbit/s with a round trip of 40 ms, 100 Mbit/s with 10 ms."""
@@ -236,6 +237,7 @@ async def test_an_idle_link_is_measured(rate: float, delay_s: float) -> None:
         assert (link(a).sent_bytes, link(a).sent_frames) == (0, 0)
 
 
+@pytest.mark.alone
 async def test_a_link_whose_packets_vanish_is_noticed_and_comes_back() -> None:
     async with shaped(1e9, 0.0) as (a, b, wire):
         await a.until(lambda: link(a).round_trip_s > 0)
@@ -252,6 +254,7 @@ async def test_a_link_whose_packets_vanish_is_noticed_and_comes_back() -> None:
         assert a.lost == ["b"]
 
 
+@pytest.mark.alone
 async def test_a_flood_of_probes_is_counted_and_not_answered() -> None:
     net = Net(ZmqTransport(), [], "tcp")
     b = await net.bound("b")

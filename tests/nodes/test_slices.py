@@ -293,6 +293,7 @@ async def test_a_router_that_restarted_meanwhile_gets_the_load_it_asks_for_again
         assert gate.reads == 5 * 9 + 1, "loaded once"
 
 
+@pytest.mark.alone
 async def test_a_stream_flows_while_another_slice_loads(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

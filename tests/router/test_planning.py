@@ -84,6 +84,7 @@ def test_what_is_found_holds_on_the_problem_it_was_found_for(
     assert found.tokens_per_s > 0
 
 
+@pytest.mark.alone
 async def test_the_search_runs_in_another_process_and_compares_with_the_present() -> None:
     problem = live_problem(CONFIG, [machine("a"), machine("b")], no_link)
     now = Placement(6, {NodeId("a"): LayerRange(0, 6)})
@@ -96,6 +97,7 @@ async def test_the_search_runs_in_another_process_and_compares_with_the_present(
         planning.close()
 
 
+@pytest.mark.alone
 async def test_a_planning_process_that_dies_costs_its_search_and_no_more() -> None:
     problem = live_problem(CONFIG, [machine("a", TIGHT), machine("b", TIGHT)], no_link)
     planning = PlanningProcess()
