@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
+from helix_mq.errors import CallerError, HelixError
 from helix_mq.file_limit import raise_file_limit
 
 log = logging.getLogger(__name__)
@@ -40,4 +41,14 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     # What hangs is ended with SIGABRT by the service manager: then every thread says where it was.
     faulthandler.enable()
     raise_file_limit()
-    uvloop.run(supervised())
+    try:
+        uvloop.run(supervised())
+    except Exception as e:
+        # What ends a service belongs in its log: one line like the others, whoever worded it.
+        if not logging.getLogger().hasHandlers():
+            raise
+        if isinstance(e, HelixError):
+            log.error("%s", e)
+        else:
+            log.critical("ended by a fault of its own", exc_info=e)
+        raise SystemExit(2 if isinstance(e, CallerError) else 1) from None

@@ -147,6 +147,41 @@ def test_a_process_logs_as_its_settings_say(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "lines"),
+    [
+        (
+            "ConfigError('the router rejects this node: \\n<0>forged')",
+            2,
+            [r"<3>helix_mq.process: the router rejects this node: \x0a<0>forged"],
+        ),
+        (
+            "ZeroDivisionError('\\n<0>forged')",
+            1,
+            [
+                "<2>helix_mq.process: ended by a fault of its own",
+                "<2>  | Traceback (most recent call last):",
+                "<2>  | ZeroDivisionError: ",
+                "<2>  | <0>forged",
+            ],
+        ),
+    ],
+)
+def test_what_ends_a_process_is_an_event_too(fault: str, status: int, lines: list[str]) -> None:
+    code = (
+        "from helix_mq import logs, process\n"
+        "from helix_mq.errors import ConfigError\n"
+        "async def main(stop):\n"
+        f"    raise {fault}\n"
+        "logs.configure(form='journal')\n"
+        "process.run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    said = [line for line in done.stderr.splitlines() if not line.startswith("<2>  |   ")]
+    assert said == lines
+
+
 def test_a_wrong_level_is_refused_by_name(tmp_path: Path) -> None:
     assert ProcessSettings().log == LogSection()
     config = tmp_path / "x.toml"
