@@ -133,5 +133,8 @@ def _text(new: Newcomer, gain: Gain) -> str:
 
 
 def _flow(then: float, now: float) -> str:
-    gain = f" ({then / now - 1:+.0%})" if now > 0 else ""
-    return f"{then:,.0f} tokens/s{gain}"
+    if now <= 0:
+        return f"{then:,.0f} tokens/s"
+    times = then / now
+    gain = f"{times:,.0f} times as much" if times >= 10 else f"{times - 1:+.0%}"
+    return f"{then:,.0f} tokens/s ({gain})"

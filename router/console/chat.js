@@ -65,6 +65,7 @@ export class Chat {
         if (event.error) throw new Refused(event.error.message ?? "It broke off.", 500);
         const piece = event.choices?.[0]?.delta?.content ?? "";
         if (piece) {
+          if (first === null) say($("chat-status"), "Answering …");
           first ??= performance.now();
           tokens += 1;
           answer += piece;

@@ -306,13 +306,17 @@ async function replan() {
 
 // -- controls ------------------------------------------------------------------
 
-const THEMES = [["", "Auto", "as the system"], ["light", "Light", "light"], ["dark", "Dark", "dark"]];
+const THEMES = [
+  ["", "Auto", "Auto: colours as the system has them"],
+  ["light", "Light", "Light colours"],
+  ["dark", "Dark", "Dark colours"],
+];
 
 function showTheme() {
   const now = document.documentElement.dataset.theme ?? "";
   const [, name, words] = THEMES.find(([theme]) => theme === now) ?? THEMES[0];
   say($("theme"), name);
-  attribute($("theme"), "aria-label", `Colours: ${words}`);
+  attribute($("theme"), "aria-label", words);
 }
 
 function nextTheme() {

@@ -59,6 +59,11 @@ function choose(select, values, show) {
   if (values.includes(before)) select.value = before;
 }
 
+function gained(times) {
+  if (times >= 10) return `${rate(times)} times`;
+  return `${times >= 1 ? "+" : "−"}${percent(Math.abs(times - 1))}`;
+}
+
 function shown(answer) {
   const now = answer.now_tokens_per_s;
   const most = Math.max(now, answer.added_tokens_per_s, answer.replanned_tokens_per_s, 1e-9);
@@ -72,7 +77,7 @@ function shown(answer) {
   const bars = lines.map(([what, value], at) => {
     const bar = el("span", { class: "meter", "aria-hidden": "true" }, el("span"));
     bar.firstElementChild.style.inlineSize = `${(100 * value) / most}%`;
-    const gain = at && now > 0 ? `${value >= now ? "+" : "−"}${percent(Math.abs(value / now - 1))}` : "";
+    const gain = at && now > 0 ? gained(value / now) : "";
     return el("div", {}, el("dt", {}, what), el("dd", {}, bar, el("strong", {}, rate(value)), ` ${gain}`));
   });
   const how = `An estimate of the max flow in tokens/s, by the planner. Speed of the ${answer.gpu}: ${answer.basis}.`;

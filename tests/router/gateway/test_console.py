@@ -49,6 +49,45 @@ async def test_the_policy_lets_nothing_in_from_elsewhere(asgi: httpx.AsyncClient
         assert not re.search(r"\bstyle=|\bon[a-z]+=\"", text), name
 
 
+def palettes() -> list[dict[str, str]]:
+    """The colours of each `:root` in the style sheet, in order: light, dark, dark as chosen."""
+    css = console_files()["console.css"].decode()
+    blocks = re.findall(r":root[^{]*\{([^}]*)\}", css)
+    return [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})\b", block)) for block in blocks]
+
+
+def luminance(colour: str) -> float:
+    """Relative, by WCAG 2.2."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_texts_stand_out_from_what_they_stand_on() -> None:
+    light, dark, chosen = palettes()
+    assert dark == chosen
+    assert light.keys() == dark.keys()
+    for colours in (light, dark):
+        pairs = [
+            (text, ground)
+            for ground in ("paper", "raised", "sunk")
+            for text in ("ink", "dim", "accent", "good", "warn", "bad")
+        ]
+        pairs += [("on-accent", "accent"), ("bad", "bad-tint"), ("ink", "bad-tint")]
+        pairs += [("good", "good-tint")]
+        pairs += [("ink", f"tint-{use}") for use in ("none", "low", "mid", "high")]
+        for text, ground in pairs:
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        # Borders of what can be used, and what the drawing tells by colour.
+        for mark in ("edge", "accent", "use-low", "use-high"):
+            assert contrast(colours[mark], colours["paper"]) >= 3, mark
+
+
 def test_it_is_small() -> None:
     assert sum(map(len, console_files().values())) < LIMIT_BYTES
 
