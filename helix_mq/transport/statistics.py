@@ -1,12 +1,13 @@
 """What a socket counts, and the frozen picture it gives of it.
 
-Counts only; no I/O but one log line per peer and kind of fault, so that a peer that misbehaves
-for hours does not fill the disk.
+Counts only; no I/O but one log line per peer and kind of fault, and only so many of them a minute:
+neither a peer that misbehaves for hours nor one that comes with a new key each time fills the disk.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from helix_mq.transport.refusals import Refusal
 log = logging.getLogger(__name__)
 
 _REMEMBERED_FAULTS = 1024
+_LINES_PER_MIN = 20
+"""Per socket and kind of fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Counters:
         self._dropped: Counter[str] = Counter()
         self._handshakes: Counter[str] = Counter()
         self._logged: dict[tuple[str, str], None] = {}
+        self._lines: dict[str, tuple[float, int]] = {}
 
     def drop(self, reason: str, who: str, count: int = 1) -> None:
         self._dropped[reason] += count
@@ -94,4 +98,19 @@ class Counters:
             # Forgetting the oldest keeps memory bounded at the price of a repeated line.
             del self._logged[next(iter(self._logged))]
         self._logged[key] = None
-        return True
+        return self._has_line(kind)
+
+    def _has_line(self, kind: str) -> bool:
+        now_s = time.monotonic()
+        since_s, lines = self._lines.get(kind, (now_s, 0))
+        if now_s - since_s >= 60:
+            since_s, lines = now_s, 0
+        self._lines[kind] = (since_s, lines + 1)
+        if lines == _LINES_PER_MIN:
+            log.warning(
+                "%s: more of this (%s) than is logged: it is counted only for the rest of the "
+                "minute",
+                self.where,
+                kind,
+            )
+        return lines < _LINES_PER_MIN

@@ -8,6 +8,7 @@ end connections that keep sending, however slowly, after they were refused.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 from typing import Any
@@ -23,6 +24,10 @@ from router.settings import HttpSection
 _WIRE_PER_BODY_BYTE = 6
 """Of a chunked body in chunks of one byte."""
 _DRAIN_BYTES = 32 * 1024 * 1024
+_log = logging.getLogger("router.gateway.wire")
+# uvicorn warns of each request that is none, which strangers can send by the thousand.
+_log.setLevel(logging.ERROR)
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _BODY_GRACE_S = 15.0
 """Beyond the time that who reads a body gives it: then nobody reads it."""
@@ -51,6 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         assert isinstance(config, GatewayConfig)
+        self.logger = _log
         self._limits = config.settings
         self._places = config.places
         self.instead_of: Holder | None = None

@@ -28,6 +28,8 @@ from helix_mq.transport import (
     Transport,
     ZmqTransport,
 )
+from helix_mq.transport.refusals import NOT_ALLOWED
+from helix_mq.transport.statistics import Counters
 
 DEADLINE_S = 20.0
 T = TypeVar("T")
@@ -316,3 +318,15 @@ def test_allow_lists_keep_names_and_keys_one_to_one() -> None:
     allow.replace({"y": f"  {a}\n"})
     assert allow.entries() == (("y", a),)
     assert len(allow) == 1
+
+
+def test_many_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Each may come with a key of its own, and as often as it likes."""
+    counters = Counters("listener")
+    for number in range(1000):
+        counters.handshake_failed(NOT_ALLOWED, who=f"key {number}")
+    counters.drop("revoked", "someone else's fault")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 22
+    assert "counted only for the rest of the minute" in lines[20]
+    assert counters.statistics().handshakes_failed["not_allowed"] == 1000
