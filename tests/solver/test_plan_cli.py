@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helix_mq.cli import main
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
 from solver.cli_show import _served as described
@@ -158,16 +159,34 @@ def test_ctrl_c_gives_the_best_so_far(tmp_path: Path) -> None:
         (("export", "none.toml", "--solution", "s.ini"), "none.toml"),
     ],
 )
-def test_refusals_are_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+def test_refusals_are_one_line(
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process: what a command prints and returns is decided in `main`."""
     (tmp_path / "config.json").write_text(CONFIG)
     (tmp_path / "c.toml").write_text(
         'name = "c"\nrouter = "r"\n[[nodes]]\nname = "a"\ntype = "A100"\nregion = "r"\n'
     )
-    refused = helix("plan", *arguments, folder=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["helix-mq", "plan", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert says in told
+    assert told.count("\n") == 1
+    assert "Traceback" not in told
+
+
+def test_a_refused_process_ends_with_its_code_and_one_line(tmp_path: Path) -> None:
+    refused = helix("plan", "none.json", folder=tmp_path)
     assert refused.returncode == 2
-    assert says in refused.stderr
+    assert "none.json" in refused.stderr
     assert refused.stderr.count("\n") == 1
-    assert "Traceback" not in refused.stderr
 
 
 def test_help_of_the_group_shows_the_options_of_planning() -> None:
