@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.cluster import cluster, greedy
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "helix_mq.json").read_text())
 ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+DOCUMENT = DEPLOY.parent / "docs" / "seeing.md"
 PROMETHEUS_OWN = {"up"}
 
 
@@ -103,7 +105,7 @@ async def test_every_name_asked_for_is_shown(tiny_folder: Path, tmp_path: Path) 
             await c.until(lambda: c.app.bad_messages, "garbage is counted")
             await stranger.close()
             async with httpx.AsyncClient(base_url=gateway.url) as http:
-                await c.until(lambda: c.app.status().nodes[0].steps > 0, "beats tell of work")
+                await c.until(lambda: c.app.status().nodes[0].steps >= 20, "beats tell of work")
                 await http.get("/v1/models")
                 router = (await http.get("/metrics")).text
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{own.port}") as http:
@@ -128,6 +130,10 @@ async def test_every_name_asked_for_is_shown(tiny_folder: Path, tmp_path: Path) 
         assert labels <= every_label, f"{where}: no metric has {labels - every_label}"
         count += 1
     assert count > 50
+    made = {name for name in everything if not name.endswith("_created")}
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in made}
+    named = set(re.findall(r"\bhelix_mq_[a-z_]*[a-z]\b", DOCUMENT.read_text()))
+    assert named - {"helix_mq_local"} == {n for n in families if n.startswith("helix_mq_")}
     values = {
         (s.name, s.labels.get("node")): s.value
         for family in text_string_to_metric_families(router)
