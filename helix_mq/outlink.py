@@ -8,6 +8,7 @@ decode never waits for more than one of them.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -123,7 +124,7 @@ class OutLink:
         self.link = link
         self._credit = CreditSender(window_bytes=self._window, clock=self._clock)
         self._pacer = LinkPacer(self._clock)
-        self._probes = LinkProbes(self._clock)
+        self._probes = LinkProbes(self._clock, random.Random(link))
         self.silent = False
 
     def lose(self) -> None:
@@ -158,6 +159,8 @@ class OutLink:
             self._pacer.acknowledged(grant.received_bytes)
             self._probes.acknowledged(grant.received_bytes, self._pacer.round_trip_s)
             self.flush()
+            if self._probes.climbing:
+                self._measure()
 
     def echoed(self, echo: LinkEcho) -> None:
         if echo.link == self.link:
@@ -182,7 +185,11 @@ class OutLink:
         number = self._probes.next_probe()
         if number is not None:
             self.connection.send(encode(LinkProbe(self.link, number)))
-        if len(self._queue) == 0 and self._pacer.under_way_bytes <= PADDING_BYTES:
+        self._measure()
+
+    def _measure(self) -> None:
+        idle = len(self._queue) == 0 and self._pacer.under_way_bytes <= PADDING_BYTES
+        if self.connected and idle:
             self._send_train(self._probes.train_pieces())
 
     def _send_train(self, pieces: int) -> None:

@@ -108,6 +108,7 @@ async def use(keys: Path, router: str, requests: int, tokens: int) -> dict[str, 
         links = await wait_measured(http, 15)
         for ends, figures in sorted(links.items()):
             print(f"  {_link_text(ends, figures)}", flush=True)
+        print("  (those that were measured at the same moment had to share the wire)")
         async with helix_mq.Client(
             router, key=keys / "client.key", server_key=keys / "router.pub"
         ) as client:
