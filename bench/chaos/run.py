@@ -16,6 +16,7 @@ from bench.chaos.cluster import LAYOUT, ChaosCluster, Plan, slices_of
 from bench.chaos.faults import Kind, Mix, Round, rounds
 from bench.chaos.load import Load
 from bench.chaos.logs import alarms
+from bench.chaos.margins import with_one_answer
 from bench.chaos.placing import held_now
 from bench.chaos.report import ChaosReport, RoundReport
 from bench.chaos.strike import Marks, strike
@@ -118,7 +119,8 @@ class ChaosRun:
         async with ChaosCluster(plan, options.folder / "solo") as alone:
             await alone.whole(START_S)
             async with Client(alone.clients) as client:
-                return await answer_all(client, asks)
+                known = await answer_all(client, asks)
+        return await asyncio.to_thread(with_one_answer, options.model, known)
 
     def _asks(self) -> list[Ask]:
         longest = min(self._config.max_context, 512)
