@@ -13,6 +13,8 @@ from pathlib import Path, PurePath
 from helix_mq.errors import ConfigError
 
 VARIABLE = "CREDENTIALS_DIRECTORY"
+UNIT_FALLBACK = "no_key_at"
+"""Handed over by the units in place of a key that is missing, with where it was to be."""
 _SPELLINGS = (f"${VARIABLE}", f"${{{VARIABLE}}}")
 
 _NOBODY_ELSE = 0o077

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from helix_mq.credentials import UNIT_FALLBACK
+from helix_mq.ids import ROUTER
 from helix_mq.key_files import (
     KeyFileError,
     check_name,
@@ -72,6 +74,11 @@ def load_key(path: Path) -> KeyPair:
     """The pair in a secret key file. Raises KeyFileError or BadKey."""
     values = parse_toml(read_bounded(path, _MAX_KEY_FILE_BYTES, secret=True), path)
     secret = values.get("secret")
+    if UNIT_FALLBACK in values:
+        raise KeyFileError(
+            f"{values[UNIT_FALLBACK]}: there is no such file, so the service was handed no key: "
+            "make one with `helix-mq keys new`"
+        )
     if not isinstance(secret, str):
         raise KeyFileError(f"{path}: has no `secret`; name a NAME.key file, not NAME.pub")
     try:
@@ -116,6 +123,8 @@ def allow_key(path: Path, name: str, public: str) -> None:
     Raises KeyFileError or BadKey, and leaves the file as it was.
     """
     check_name(name)
+    if name == ROUTER:
+        raise KeyFileError(f"name = {name!r}: is the router's own", param="name")
     key = check_key(public, f"the key of {name}", param=name)
     text = read_bounded(path, _MAX_LIST_BYTES, secret=False) if path.exists() else _LIST_HEAD
     allow = AllowList(_entries(text, path))

@@ -142,6 +142,7 @@ _NODE = """\
 Description=helix_mq node %i
 Wants=network-online.target
 # The driver's devices must be there: inside the service nothing can make them.
+# A router on the same machine stops after it, so that it can say goodbye.
 After=network-online.target nvidia-persistenced.service helix-mq-router.service
 # A router that does not let it in today may do so tomorrow: it tries again.
 StartLimitIntervalSec=0
@@ -156,7 +157,7 @@ Group=helix-mq-node
 # Its own key, for `key_file = "$CREDENTIALS_DIRECTORY/key"`. The file belongs to root alone; a
 # node on loopback has none, and does not read the text that stands here instead.
 LoadCredential=key:/etc/helix_mq/node-%i.key
-SetCredential=key:no_key_at="/etc/helix_mq/node-%i.key"
+SetCredential=key:no_key_at="/etc/helix_mq/node-NAME.key"
 
 # A node that was drained ends well and stays away.
 Restart=on-failure

@@ -9,6 +9,8 @@ import pytest
 from helix_mq.credentials import credential_name, locate
 from helix_mq.errors import ConfigError
 from helix_mq.keys import KeyFileError, KeyPair, load_key, save_key
+from helix_mq.services.units import Kind, unit_text
+from tests.deploy.confined import settings_of
 
 WRITTEN = Path("$CREDENTIALS_DIRECTORY/key")
 
@@ -57,6 +59,17 @@ def test_without_credentials_the_setting_is_refused(monkeypatch: pytest.MonkeyPa
 def test_a_missing_credential_is_named(handed_over: KeyPair) -> None:
     with pytest.raises(KeyFileError, match="credentials/other: cannot be read"):
         load_key(Path("$CREDENTIALS_DIRECTORY/other"))
+
+
+def test_a_key_that_the_unit_did_not_find_is_named(handed_over: KeyPair, tmp_path: Path) -> None:
+    kinds: tuple[Kind, ...] = ("router", "node")
+    for kind in kinds:
+        (given,) = settings_of(unit_text(kind))["SetCredential"]
+        key = tmp_path / "credentials" / "key"
+        key.chmod(0o600)
+        key.write_text(given.removeprefix("key:"))
+        with pytest.raises(KeyFileError, match=f"^/etc/helix_mq/{kind}.*: there is no such file"):
+            load_key(WRITTEN)
 
 
 @pytest.mark.parametrize("wrong", ["a/b", "..", "../key", ""])
