@@ -89,7 +89,10 @@ class RouterSecurity:
     def check_name(self, name: str, user: str | None, data_public_key: str) -> None:
         """A key speaks only for the node it is listed as. FrameError otherwise."""
         if name.startswith("@"):
-            raise FrameError(f"{name} is no name for a node: @ is the router's", reason="identity")
+            raise FrameError(
+                f"{name} is no name for a node: with @ begin the router's and those of clients",
+                reason="identity",
+            )
         if self.allow is None or user is None:
             return
         listed = self.allow.name_of(user)

@@ -59,20 +59,26 @@ def allow(
     public_key: Annotated[
         str | None, typer.Argument(help="Its public key; left out, NAME.pub is read.")
     ] = None,
+    client: Annotated[
+        bool, typer.Option("--client", help="For requests only: listed as @NAME, which no node is.")
+    ] = False,
     allow_list: _List = _DEFAULT_LIST,
     folder: _Folder = _DEFAULT_FOLDER,
 ) -> None:
     """Let a key in under a name. A key the name had before is no longer let in."""
     public = public_key or keys.load_public_key(_find(name, folder))
+    if client:
+        name = f"@{name.removeprefix('@')}"
     keys.allow_key(allow_list, name, public)
     typer.echo(f"{name} ({keys.fingerprint(public.strip())}) may connect: {allow_list}")
 
 
 def revoke(name: str, allow_list: _List = _DEFAULT_LIST) -> None:
     """Take a name and its key off the allow-list: a running router cuts it off within 2 s."""
-    if not keys.revoke_key(allow_list, name):
+    listed = name if name in keys.read_allow_list(allow_list) else f"@{name.removeprefix('@')}"
+    if not keys.revoke_key(allow_list, listed):
         raise CallerError(f"{name} is not on {allow_list}", param="name")
-    typer.echo(f"{name} may no longer connect: {allow_list}")
+    typer.echo(f"{listed} may no longer connect: {allow_list}")
 
 
 def list_allowed(allow_list: _List = _DEFAULT_LIST) -> None:

@@ -256,6 +256,10 @@ def test_the_commands_take_a_node_in_and_out(
     assert lines[0].split() == ["alpha", pair.fingerprint, pair.public]
     run("revoke", "alpha")
     assert len(run("list").splitlines()) == 1
+    run("allow", "carol", KeyPair.new().public, "--client")
+    assert run("list").splitlines()[0].split()[0] == "@carol"
+    run("revoke", "carol")
+    assert len(run("list").splitlines()) == 1
 
 
 def test_the_commands_fail_in_words(
@@ -269,6 +273,7 @@ def test_the_commands_fail_in_words(
         (["allow", "b", "nonsense"], "the key of b is not a CURVE key"),
         (["list", "--list", "none.toml"], "none.toml: cannot be read"),
         (["new", "a/b"], "letters, digits"),
+        (["allow", "router", KeyPair.new().public, "--client"], "is the router's own"),
     ):
         result = CliRunner().invoke(app, ["keys", *args])
         assert isinstance(result.exception, CallerError), args

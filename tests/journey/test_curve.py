@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helix_mq.clock import SystemClock
-from helix_mq.errors import ConfigError
+from helix_mq.errors import ConfigError, FrameError
 from helix_mq.keys import allow_key, load_key, save_key
 from helix_mq.models.digest import model_digest
 from helix_mq.transport import InsecureEndpoint, KeyPair, ZmqTransport
@@ -22,6 +22,7 @@ from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
 from nodes.settings import SecuritySection as NodeSecuritySection
 from router.main import build_app
+from router.security import RouterSecurity
 from router.settings import PlacementSection, RouterSettings, SecuritySection
 from tests.cluster import Cluster, greedy
 
@@ -107,6 +108,19 @@ async def test_a_node_cannot_take_anothers_name(tiny_folder: Path, tmp_path: Pat
             lambda: any(reason == "identity" for _, reason in c.app.bad_messages), "refused"
         )
         assert "b" not in [n.node for n in c.app.status().nodes]
+
+
+def test_the_key_of_a_client_is_no_nodes(tmp_path: Path) -> None:
+    """A node sees requests of others: `keys allow --client` lists a key under no node's name."""
+    router, alice = save_key(tmp_path, "router", KeyPair.new()), KeyPair.new()
+    allow = tmp_path / "allow.toml"
+    allow_key(allow, "@alice", alice.public)
+    security = RouterSecurity(SecuritySection(key_file=router, allow_file=allow))
+    assert security.allows(alice.public)
+    for name in ("alice", "a", "@alice", "@router"):
+        with pytest.raises(FrameError) as refused:
+            security.check_name(name, alice.public, alice.public)
+        assert refused.value.reason == "identity"
 
 
 def test_half_a_security_section_is_refused(tmp_path: Path) -> None:
