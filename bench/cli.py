@@ -6,6 +6,8 @@ import typer
 
 from bench.chaos.cli import chaos
 from bench.overload import overload
+from bench.serve.cli import serve
+from bench.serve.compare import compare
 
 
 def register(app: typer.Typer) -> None:
@@ -14,4 +16,6 @@ def register(app: typer.Typer) -> None:
 
     group.command(name="chaos")(chaos)
     group.command(name="overload")(overload)
+    group.command(name="serve")(serve)
+    group.command(name="compare")(compare)
     app.add_typer(group)
