@@ -7,6 +7,7 @@ somebody scrapes, and only then, so that nodes that left do not stay as last kno
 from __future__ import annotations
 
 from collections import Counter
+from threading import Lock
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -42,6 +43,7 @@ class RouterMetrics:
         self.admitted = 0
         self.refused_by: Counter[str] = Counter()
         """Refusals by the code of their error."""
+        self._rendering = Lock()
         self._registry = CollectorRegistry()
         self._requests = self._counter("requests", "Ended requests by outcome.", "outcome")
         self._responses = self._counter(
@@ -126,9 +128,10 @@ class RouterMetrics:
         self._last.pop(request, None)
 
     def render(self, status: ServiceStatus) -> tuple[bytes, str]:
-        """The exposition text and its content type."""
-        self._gauges.status = status
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        """The exposition text and its content type. From any thread: it takes a while."""
+        with self._rendering:
+            self._gauges.status = status
+            return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
     def _counter(self, name: str, text: str, *labels: str) -> PrometheusCounter:
         return PrometheusCounter(f"helix_mq_{name}", text, labels, registry=self._registry)

@@ -7,7 +7,7 @@ so a cluster of 256 nodes with all links takes a few MiB.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from helix_mq.ids import NodeId
@@ -86,7 +86,8 @@ class NodeRates:
                 past = before.counts.get(peer)
                 if past is not None and sent >= past[0]:
                     share = min(1.0, max(0.0, (blocked_s - past[1]) / over_s))
-                    fresh.rates[peer] = LinkRate((sent - past[0]) / over_s, share)
+                    if sent > past[0] or share:
+                        fresh.rates[peer] = LinkRate((sent - past[0]) / over_s, share)
         self._links[source] = fresh
 
     def keep(self, names: set[NodeId]) -> None:
@@ -109,6 +110,11 @@ class NodeRates:
             step_s=max(0.0, step_s / steps) if steps else 0.0,
             expected_step_s=max(0.0, expected_s / steps) if steps else 0.0,
         )
+
+    def busy(self, source: NodeId) -> Collection[str]:
+        """Peers to which something was sent, or waits."""
+        known = self._links.get(source)
+        return known.rates.keys() if known is not None else ()
 
     def link(self, source: NodeId, target: NodeId) -> LinkRate:
         known = self._links.get(source)

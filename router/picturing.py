@@ -155,30 +155,32 @@ def _links(
     flows = edge_flows(flow)
     cut = set(flow.cut.links)
     closed = cluster.links.closed
-    reports: dict[Edge, LinkReport] = {(ROUTER, NodeId(s.peer)): s for s in own}
-    for member in cluster.membership:
-        if member.beat is not None:
-            reports.update({(member.name, NodeId(s.peer)): s for s in member.beat.links})
-    for edge in sorted(flows.keys() | reports.keys() | closed):
-        rate = seeing.rates.link(*edge)
-        said = reports.get(edge)
-        trouble = edge in closed or (said is not None and said.backlog_bytes > 0)
-        # A link between nodes without a common request is often down for a moment as they start.
-        down = said is not None and said.down_s > 1.0
-        if edge not in flows and not rate.bytes_per_s and not trouble and not down:
-            continue
+    always = flows.keys() | closed
+    reports: dict[Edge, LinkReport | None] = dict.fromkeys(always)
+    beats = [(m.name, m.beat.links) for m in cluster.membership if m.beat is not None]
+    for source, said_here in ((ROUTER, own), *beats):
+        busy = seeing.rates.busy(source)
+        for said in said_here:
+            edge = (source, NodeId(said.peer))
+            # A link between nodes without a common request is often down for a moment as they
+            # start.
+            telling = said.backlog_bytes > 0 or said.down_s > 1.0 or said.peer in busy
+            if telling or edge in always:
+                reports[edge] = said
+    for edge in sorted(reports):
+        told, rate = reports[edge], seeing.rates.link(*edge)
         yield LinkPicture(
             sender=edge[0],
             receiver=edge[1],
             flow_tokens_per_s=flows.get(edge, 0.0),
             capacity_tokens_per_s=flow.capacities.get(edge),
             bytes_per_s=rate.bytes_per_s,
-            acknowledged_bytes_per_s=said.bytes_per_s if said is not None else 0.0,
-            probed_bytes_per_s=said.probed_bytes_per_s if said is not None else 0.0,
-            round_trip_s=said.round_trip_s if said is not None else 0.0,
-            backlog_bytes=said.backlog_bytes if said is not None else 0,
+            acknowledged_bytes_per_s=told.bytes_per_s if told is not None else 0.0,
+            probed_bytes_per_s=told.probed_bytes_per_s if told is not None else 0.0,
+            round_trip_s=told.round_trip_s if told is not None else 0.0,
+            backlog_bytes=told.backlog_bytes if told is not None else 0,
             blocked_share=rate.blocked_share,
-            down_s=said.down_s if said is not None and math.isfinite(said.down_s) else 0.0,
+            down_s=told.down_s if told is not None and math.isfinite(told.down_s) else 0.0,
             closed=edge in closed,
             caps=edge in cut,
         )

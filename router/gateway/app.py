@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import msgspec
@@ -135,7 +136,8 @@ class Pages:
         return _json(body, 503, {"retry-after": _RETRY_READY_S})
 
     async def metrics(self, request: Request) -> Response:
-        text, content_type = self._metrics.render(self._service.status())
+        # Some 10 us per sample: too long for the loop that tokens go through.
+        text, content_type = await asyncio.to_thread(self._metrics.render, self._service.status())
         return Response(text, headers={"content-type": content_type})
 
     def _card(self) -> ModelCard:
