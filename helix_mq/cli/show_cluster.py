@@ -187,7 +187,7 @@ _LATER = (
 )
 
 
-def _columns(width: int) -> tuple[_Column, ...]:
+def _columns(width: int, *, regions: bool) -> tuple[_Column, ...]:
     if width < WIDE:
         return _NARROW
     wide: tuple[_Column, ...] = (
@@ -198,6 +198,8 @@ def _columns(width: int) -> tuple[_Column, ...]:
         *_NARROW[8:],
         *_LATER[1:],
     )
+    if not regions:
+        wide = tuple(c for c in wide if c.title != "region")
     # What does not fit goes, the least telling first.
     for title in ("busy", "should", "", "heard", "region"):
         if sum(c.width + 1 for c in wide) - 1 <= width:
@@ -221,12 +223,13 @@ def ordered(nodes: Sequence[NodeView]) -> list[NodeView]:
 
 def node_table(view: ClusterView, nodes: Sequence[NodeView], width: int) -> Table:
     """One line per node, no wider than `width`. `of` is what the node could pass at most."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=width, header_style=_DIM)
-    columns = _columns(width)
-    # The name gets what is left.
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style=_DIM)
+    columns = _columns(width, regions=any(n.region for n in view.nodes))
+    # Names get what is left, as far as they need it.
+    longest = max((len(n.node) - columns[0].width for n in view.nodes), default=0)
     spare = width - sum(c.width + 1 for c in columns) + 1
     for column in columns:
-        extra = min(20, max(0, spare)) if column.title == "node" else 0
+        extra = max(0, min(longest, spare)) if column.title == "node" else 0
         table.add_column(
             column.title,
             width=column.width + extra,
