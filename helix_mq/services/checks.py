@@ -21,21 +21,24 @@ _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 
 @dataclass(frozen=True, slots=True)
 class FileFound:
-    """`readable`: by the service's user, as far as the file's own permissions go."""
+    """`readable`: by the service's user, as far as the file's own permissions go. `real`: where it
+    is after all links."""
 
     exists: bool
     readable: bool = True
+    real: str = ""
 
 
-def hidden_text(what: str, path: str) -> str | None:
-    """Why a service cannot use `path`; None when it can."""
-    here = PurePosixPath(path)
-    for folder in _HIDDEN:
-        if here.is_relative_to(folder):
-            return (
-                f"{what} = {path}: a service sees nothing below {folder}: put it elsewhere, "
-                "e.g. below /srv or /opt"
-            )
+def hidden_text(what: str, path: str, real: str = "") -> str | None:
+    """Why a service cannot use `path`, which is `real` after all links; None when it can."""
+    for where in (path, real):
+        for folder in _HIDDEN:
+            if where and PurePosixPath(where).is_relative_to(folder):
+                leads = f", which leads to {where}" if where != path else ""
+                return (
+                    f"{what} = {path}{leads}: a service sees nothing below {folder}: put it "
+                    "elsewhere, e.g. below /srv or /opt"
+                )
     return None
 
 
@@ -54,7 +57,7 @@ def check_settings(
     for what, path in path_settings(values).items():
         if not path.startswith("/"):
             found.append(f"{what} = {path}: a service needs an absolute path")
-        elif (text := hidden_text(what, path)) is not None:
+        elif (text := hidden_text(what, path, files[path].real)) is not None:
             found.append(text)
         elif what == "journal.path":
             if not PurePosixPath(path).is_relative_to(service.state):

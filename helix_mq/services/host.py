@@ -74,11 +74,28 @@ class Machine:
         if not exists:
             return FileFound(exists=False)
         folders = [p for p in here.parents if p.is_relative_to(self._root) and p != self._root]
+        real = self._real(here)
         need, ids = 0o5 if here.is_dir() else 0o4, self._ids(user)
         return FileFound(
             exists=True,
             readable=_may(here, ids, need) and all(_may(folder, ids, 0o1) for folder in folders),
+            real=real,
         )
+
+    def interpreter(self, program: str) -> str:
+        """What runs a script, after all links; empty for others."""
+        try:
+            with self.path(program).open("rb") as f:
+                first = f.readline(1_024)
+        except OSError:
+            return ""
+        named = first.removeprefix(b"#!").split() if first.startswith(b"#!/") else []
+        return self._real(self.path(os.fsdecode(named[0]))) if named else ""
+
+    def _real(self, here: Path) -> str:
+        real = Path(os.path.realpath(here))
+        root = Path(os.path.realpath(self._root))
+        return f"/{real.relative_to(root)}" if real.is_relative_to(root) else str(real)
 
     def _ids(self, user: str) -> tuple[int, int] | None:
         """Numbers of a user and its group. systemd-sysusers makes local users."""

@@ -48,7 +48,8 @@ def _program_findings(machine: Machine, program: str) -> list[str]:
         return [text]
     if not os.access(machine.path(program), os.X_OK):
         return [f"{program} is no program: name the helix-mq to start with --program"]
-    return []
+    text = hidden_text("the Python of the program", program, machine.interpreter(program))
+    return [text] if text is not None else []
 
 
 def _settings_findings(service: Service, machine: Machine) -> list[str]:
