@@ -24,6 +24,7 @@ from router.trace_desk import TraceDesk
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Tracer
 
 log = logging.getLogger(__name__)
@@ -33,17 +34,17 @@ GRACE_S = 3.0
 LOOK_S = 0.5
 MAX_WAITING = 4096
 """Ended requests whose spans are not made yet: beyond, the oldest go without."""
-_CLOSING_S = 3.0
+_CLOSING_S = 2.0
 
 
 def start_spans(settings: TelemetrySection, traces: TraceDesk, clock: Clock) -> SpanExport | None:
     """None where no exporter is configured. Raises ConfigError in words."""
     if not settings.otlp_endpoint:
         return None
-    return SpanExport(_provider(settings), traces, clock)
+    return SpanExport(*_provider(settings), traces, clock)
 
 
-def _provider(settings: TelemetrySection) -> TracerProvider:
+def _provider(settings: TelemetrySection) -> tuple[TracerProvider, SpanExporter]:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -63,7 +64,7 @@ def _provider(settings: TelemetrySection) -> TracerProvider:
     provider.add_span_processor(
         BatchSpanProcessor(exporter, max_queue_size=16_384, schedule_delay_millis=1000)
     )
-    return provider
+    return provider, exporter
 
 
 def _endpoint(url: str) -> str:
@@ -76,8 +77,11 @@ def _endpoint(url: str) -> str:
 class SpanExport:
     """From the start to `close`; needs a running loop."""
 
-    def __init__(self, provider: TracerProvider, traces: TraceDesk, clock: Clock) -> None:
+    def __init__(
+        self, provider: TracerProvider, exporter: SpanExporter, traces: TraceDesk, clock: Clock
+    ) -> None:
         self._provider = provider
+        self._exporter = exporter
         self._tracer: Tracer = provider.get_tracer("helix_mq", helix_mq.__version__)
         self._traces = traces
         self._clock = clock
@@ -96,6 +100,8 @@ class SpanExport:
                 await flushing
         except TimeoutError:
             log.warning("the last spans were not taken by the collector")
+            # Else closing would wait for all of its attempts.
+            await asyncio.to_thread(self._exporter.shutdown)
         await asyncio.to_thread(self._provider.shutdown)
 
     async def _run(self) -> None:

@@ -54,7 +54,7 @@ def test_top_fits_its_screen(width: int, many: int) -> None:
     assert "10%  1,201  1,290    13k  12 ms " in shown[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 70),
     st.integers(60, 220),
