@@ -177,10 +177,10 @@ function words(row, drawn) {
   const about = [row.nodes.length > 1 ? "" : row.kind, row.brief].filter(Boolean).join(" · ");
   if (drawn.narrow) {
     const y = row.middle - drawn.bar / 2 - 6;
-    made.push(svg("text", { class: "label", x: 0, y },
+    made.push(svg("text", { class: "label", x: 8, y },
       svg("tspan", { class: "name" }, fit(row.label, drawn.width * 0.34, 7)),
       svg("tspan", { class: `about look-${row.look}`, dx: 6 }, fit(about, drawn.width * 0.3, 6.4))));
-    made.push(svg("text", { class: "share end", x: drawn.width, y }, share));
+    made.push(svg("text", { class: "share end", x: drawn.width - 8, y }, share));
   } else if (drawn.dense) {
     const name = fit(row.label, about ? 92 : 160, 6.6);
     made.push(svg("text", { class: "label small", x: 0, y: row.middle + 4 },
