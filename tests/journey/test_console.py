@@ -345,6 +345,24 @@ def test_it_can_be_used_by_keys_and_read_aloud(browser: Browser) -> None:
         assert page.locator("[aria-live=polite]").count() == 1
 
 
+def test_a_key_that_may_not_operate_sees_the_rest(browser: Browser) -> None:
+    said = "the key of guest may not operate the cluster"
+    refusal = {"error": {"message": said, "type": "invalid_request_error", "code": "forbidden"}}
+
+    def refuse(route: Any) -> None:
+        route.fulfill(status=403, json=refusal)
+
+    with browser.open(routes={REQUESTS: refuse, "**/v1/helix/replan": refuse}) as seen:
+        page = seen.page
+        expect(page.locator("#state")).to_have_text("Serving")
+        expect(page.locator("#requests-empty")).to_have_text(said)
+        page.get_by_role("button", name="Re-plan").click()
+        page.get_by_role("dialog").get_by_role("button", name="Re-plan").click()
+        expect(page.get_by_role("alert").filter(has_text=said)).to_be_visible()
+        page.get_by_role("button", name="Close this note").click()
+        expect(page.locator(".answer")).to_have_count(0)
+
+
 def test_it_rests_while_paused_or_hidden(browser: Browser) -> None:
     hidden = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true})"
     tell = "document.dispatchEvent(new Event('visibilitychange'))"
