@@ -225,11 +225,21 @@ def _judge(
     if hop.node != view.node:
         return _refuse(row, "wrong_node", f"hop {row.hop} is {hop.node}, this is {view.node}")
     if route.num_layers != view.num_layers:
-        return _refuse(row, "wrong_model", f"a route of {route.num_layers} layers")
+        return _refuse(
+            row,
+            "wrong_model",
+            f"its route has {route.num_layers} layers and the model of {view.node} "
+            f"{view.num_layers}: give router and node the same model",
+        )
     if not view.held.covers(hop.layers):
         return _refuse(row, "not_held", f"{view.node} holds {view.held}, not {hop.layers}")
     if row.position + row.count > view.max_context:
-        return _refuse(row, "context", f"position {row.position + row.count} is past the context")
+        return _refuse(
+            row,
+            "context",
+            f"position {row.position + row.count} is past the context of {view.max_context}: "
+            "send less, or ask for fewer tokens",
+        )
     last = row.hop == len(route.hops) - 1
     if last and row.flags & SAMPLE and row.position == 0 and row.spec is None:
         return _refuse(row, "no_spec", "a last hop needs sampling parameters")
@@ -237,9 +247,16 @@ def _judge(
         highest = _highest_id(row.spec.sampling)
         if highest >= view.vocab_size:
             # On the device it would fault the kernels of every row in the step.
-            return _refuse(row, "wrong_model", f"sampling parameters name token id {highest}")
+            return _refuse(
+                row,
+                "wrong_model",
+                f"sampling parameters name token id {highest}, outside the vocabulary of "
+                f"{view.vocab_size}",
+            )
     if 0 < row.deadline_ms <= now_ms:
-        return _refuse(row, "deadline", "the request's deadline has passed")
+        return _refuse(
+            row, "deadline", f"the request's deadline has passed by the clock of {view.node}"
+        )
     seq = SeqKey(RequestId(row.request), Attempt(row.attempt))
     verdict = ledger.judge(seq, row.position, hop.layers)
     if verdict is Verdict.FULL:

@@ -223,7 +223,10 @@ class ClusterCore:
             return
         if old is None and len(self.membership) >= self._settings.max_nodes:
             # No rejection, which would end the node: it asks again with every heartbeat.
-            text = f"not let in: there are {len(self.membership)} nodes already, which is the limit"
+            text = (
+                f"not let in: there are {len(self.membership)} nodes already, which is the limit; "
+                "drain one that is not needed"
+            )
             change.note(logging.ERROR, text, name, "refused")
             return
         if old is not None and old.serves:

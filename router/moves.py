@@ -171,21 +171,31 @@ class Moves:
             raise NoWay("another placement is being looked for or made: try again when it is done")
         missing = uncovered(self._config.num_layers, target.values())
         if missing:
-            raise ConfigError(f"{describe_ranges(missing)} would be on no node", param="slices")
+            raise ConfigError(
+                f"{describe_ranges(missing)} would be on no node: give them to one that is named",
+                param="slices",
+            )
         for name, layers in target.items():
             member = self._membership.get(name)
             if member is None or not self._may_hold(member):
-                raise ConfigError(f"{name} is not in the cluster, or is leaving it", param="slices")
+                there = ", ".join(m.name for m in self._membership if self._may_hold(m))
+                raise ConfigError(
+                    f"{name} is not in the cluster, or is leaving it: nodes that may hold layers "
+                    f"are {there or 'none'}",
+                    param="slices",
+                )
             if layers.end > self._config.num_layers:
                 raise ConfigError(
-                    f"{name}: the model has {self._config.num_layers} layers, not {layers}",
+                    f"{name}: {layers} do not all exist: the model has {self._config.num_layers} "
+                    f"layers, 0 to {self._config.num_layers - 1}",
                     param="slices",
                 )
             need = slice_bytes(self._config, layers, member.register.dtype_bytes)
             if need > member.register.memory_bytes:
                 raise ConfigError(
                     f"{name}: {layers} take {need / 2**20:.0f} MiB of weights and the node has "
-                    f"{member.register.memory_bytes / 2**20:.0f} MiB",
+                    f"{member.register.memory_bytes / 2**20:.0f} MiB: give it fewer layers, or "
+                    "raise its `memory`",
                     param="slices",
                 )
         now = self._serving_slices()
@@ -212,11 +222,12 @@ class Moves:
             if made is None:
                 return NothingFound(
                     f"the speed of {member.name} is not known: it has not measured itself, and no "
-                    f"machine type is known for {member.register.device!r}"
+                    f"machine type is known for {member.register.device!r}; set measure.at_start = "
+                    "true in its settings and restart it"
                 )
             machines.append(made)
         if not machines:
-            return NothingFound("no node is there to hold layers")
+            return NothingFound("no node is there to hold layers: start some")
         try:
             problem = live_problem(self._config, machines, lambda a, b: self.links.get((a, b)))
         except HelixError as e:

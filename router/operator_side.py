@@ -48,7 +48,12 @@ class OperatorSide:
 
     def drain(self, node: str) -> None:
         if node not in self.core.cluster.membership:
-            raise UnknownNode(f"no node {node[:80]!r} is in the cluster", param="node")
+            names = [m.name for m in self.core.cluster.membership]
+            there = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise UnknownNode(
+                f"no node {node[:80]!r} is in the cluster: there are {there or 'none'}",
+                param="node",
+            )
         self.apply(ev.DrainWanted(NodeId(node)))
 
     def replan(self) -> None:

@@ -157,7 +157,7 @@ def split_by_memory(config: ModelConfig, nodes: Sequence[Candidate]) -> dict[Nod
     order = sorted(nodes, key=_by_memory)
     total = sum(n.memory_bytes for n in order)
     if total <= 0:
-        raise ConfigError("no node offers memory", param="memory")
+        raise ConfigError("no node offers memory: set `memory` in their settings", param="memory")
     counts = _whole_shares([n.memory_bytes / total for n in order], config.num_layers)
     _relieve(config, order, counts)
     slices = _slices(order, counts)

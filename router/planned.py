@@ -46,7 +46,9 @@ def read_planned(path: Path, num_layers: int) -> PlannedPlacement:
     missing = placement.missing()
     if missing:
         raise ConfigError(
-            f"{path}: {describe_ranges(missing)} on no node: such a plan cannot serve", param=FIELD
+            f"{path}: {describe_ranges(missing)} on no node, so it cannot serve: make another plan "
+            "with `helix-mq plan --save`",
+            param=FIELD,
         )
     for name in placement:
         if _NAME.fullmatch(name) is None:

@@ -43,4 +43,7 @@ def deadline_error(session: Session, now_s: float, why_not_serving: str) -> Heli
     got = f"{len(session.output)} of at most {session.generation.sampling.max_tokens} tokens"
     if why_not_serving:
         return NotServing(f"no answer within {waited_s:.0f} s ({got}): {why_not_serving}")
-    return DeadlineExceeded(f"the deadline of {waited_s:.0f} s has passed with {got}")
+    return DeadlineExceeded(
+        f"the deadline of {waited_s:.3g} s has passed with {got}: give it more time (deadline_s), "
+        "or ask for fewer tokens"
+    )

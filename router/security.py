@@ -103,7 +103,11 @@ class RouterSecurity:
                 reason="identity",
             )
         if data_public_key != user:
-            raise FrameError(f"{name} names another key for its data socket", reason="identity")
+            raise FrameError(
+                f"{name} names another key for its data socket than the one it connects with: "
+                "restart it, its key file has changed",
+                reason="identity",
+            )
 
 
 def revoked_nodes(members: Iterable[Member], keys: frozenset[str]) -> list[ev.NodeGone]:

@@ -187,9 +187,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     path = request.url.path[:200]
+    allowed = (error.headers or {}).get("Allow", "another method")
     text = {
-        404: f"there is nothing at {path}",
-        405: f"{request.method[:20]} is not possible on {path}",
+        404: f"there is nothing at {path}: check its spelling; requests go to "
+        "/v1/chat/completions or /v1/completions",
+        405: f"{request.method[:20]} is not possible on {path}: use {allowed}",
     }.get(error.status_code, error.detail)
     return plain_error_response(error.status_code, text, code, error.headers)
 

@@ -165,13 +165,21 @@ def read_fields(
             given[name] = value
         elif name in neutral:
             if not any(type(value) is type(v) and value == v for v in neutral[name]):
-                raise UnsupportedParameter(f"{name} is not supported by this server", param=name)
+                raise UnsupportedParameter(
+                    f"{name} is not supported by this server: leave it out", param=name
+                )
         else:
-            raise UnknownParameter(f"unknown parameter {name[:100]!r}", param=name[:100])
+            raise _unknown(name[:100])
     try:
         return model.model_validate(given)
     except ValidationError as e:
         raise _translate(e.errors(include_url=False)[0]) from None
+
+
+def _unknown(name: str) -> UnknownParameter:
+    return UnknownParameter(
+        f"unknown parameter {name!r}: leave it out, or correct its spelling", param=name
+    )
 
 
 def _translate(fault: ErrorDetails) -> InvalidRequest:
@@ -181,7 +189,7 @@ def _translate(fault: ErrorDetails) -> InvalidRequest:
     if fault["type"] == "missing":
         return InvalidRequest(f"you must provide {field}", param=field)
     if fault["type"] == "extra_forbidden":
-        return UnknownParameter(f"unknown parameter {field!r}", param=field)
+        return _unknown(field)
     text = fault["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field}: {text}{_given(fault['input'])}", param=field)
 
