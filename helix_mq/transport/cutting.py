@@ -12,8 +12,10 @@ import contextlib
 import os
 import socket
 import stat
+import struct
 
 NO_MARK = 0
+_DROP_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 def mark_of(fd: int) -> int:
@@ -40,6 +42,9 @@ def cut(fd: int, mark: int) -> bool:
         # Adopted for the one call; the duplicate is closed above, ZeroMQ's stays its own.
         borrowed = socket.socket(fileno=own)
         try:
+            # What is still on its way there is dropped when ZeroMQ closes, and a peer that only
+            # sends and never looks is reset instead of being left with a full pipe.
+            borrowed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_ON_CLOSE)
             borrowed.shutdown(socket.SHUT_RDWR)
         except OSError:
             return False

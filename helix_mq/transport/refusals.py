@@ -28,6 +28,10 @@ SILENT = Refusal(
     "silent",
     "a connection that had said nothing was cut to make room for newer ones (max_silent)",
 )
+TALKATIVE = Refusal(
+    "talkative",
+    "a connection was cut that had sent more than a handshake takes, and no message",
+)
 LOST = "the connection was lost"
 
 

@@ -19,8 +19,9 @@ from helix_mq.transport.cutting import cut, mark_of
 from helix_mq.transport.limits import Limits
 from helix_mq.transport.monitor import Monitor, SocketEvent, SocketEventKind
 from helix_mq.transport.pump import SLICE_MESSAGES, SLICE_S, Pump
-from helix_mq.transport.refusals import NOT_ALLOWED, SILENT, TOO_MANY
+from helix_mq.transport.refusals import NOT_ALLOWED, TOO_MANY
 from helix_mq.transport.security import AllowList
+from helix_mq.transport.silent import SilentConnections
 from helix_mq.transport.statistics import ChannelStatistics, Counters
 from helix_mq.transport.wire import LargeInFlight, raw_send, receive, try_send
 
@@ -61,8 +62,7 @@ class ZmqListener:
         self._counters = counters
         self._peers: dict[bytes, _Peer] = {}
         self._fds: dict[int, bytes | None] = {}
-        self._silent: dict[int, int] = {}
-        """Marks of connections that have not spoken yet, by descriptor; the oldest first."""
+        self._silent = SilentConnections(limits, counters.handshake_failed)
         self._leaving: list[bytes] = []
         self._raw_send = raw_send(socket)
         self._unbound = asyncio.Event()
@@ -119,7 +119,7 @@ class ZmqListener:
             self._socket.close()
             self._peers.clear()
             self._fds.clear()
-            self._silent.clear()
+            self._silent.close()
 
     def _permitted(self, user: str | None) -> bool:
         return self._allow is None or (user is not None and user in self._allow)
@@ -182,7 +182,7 @@ class ZmqListener:
         else:
             # The last words of a connection that is gone.
             self._leaving.append(peer)
-        mark = self._silent.pop(fd, None) or mark_of(fd)
+        mark = self._silent.pop(fd) or mark_of(fd)
         known = _Peer(fd, mark, user, LargeInFlight(self._limits.backlog_bytes))
         self._peers[peer] = known
         return known
@@ -200,24 +200,18 @@ class ZmqListener:
 
     def _accepted(self, fd: int) -> None:
         self._fds[fd] = None
-        mark = mark_of(fd)
         if len(self._fds) > self._limits.max_connections:
             self._counters.handshake_failed(TOO_MANY)
-            cut(fd, mark)
-            return
-        self._silent.pop(fd, None)
-        self._silent[fd] = mark
-        if len(self._silent) > self._limits.max_silent:
-            oldest = next(iter(self._silent))
-            self._counters.handshake_failed(SILENT)
-            cut(oldest, self._silent.pop(oldest))
+            cut(fd, mark_of(fd))
+        else:
+            self._silent.add(fd)
 
     def _on_event(self, event: SocketEvent) -> None:
         match event.kind:
             case SocketEventKind.ACCEPTED:
                 self._accepted(event.fd)
             case SocketEventKind.LOST:
-                self._silent.pop(event.fd, None)
+                self._silent.pop(event.fd)
                 peer = self._fds.pop(event.fd, None)
                 if peer is not None:
                     self._leaving.append(peer)

@@ -123,7 +123,8 @@ async def test_keys_come_and_go_while_the_server_runs(
         assert revoke_api_key(path, "alice")
         late = add_api_key(path, "late", KeyLimits(), operator=False)
         rest = [line async for line in lines]
-        assert loop.time() - started_s < 2.0
+        # 2 s on a machine that has nothing else to do.
+        assert loop.time() - started_s < 10.0
     assert "this API key was revoked" in "".join(rest)
     assert "data: [DONE]" not in rest
     await service.until_open(0)

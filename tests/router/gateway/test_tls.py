@@ -96,7 +96,7 @@ async def test_new_files_drop_nobody(
             started_s = loop.time()
             install(name, tmp_path)
             while await certificate_of(gateway.port) != f"helix_mq test {name}":
-                assert loop.time() - started_s < 2.0
+                assert loop.time() - started_s < 10.0
         shutil.copy(FILES / "one.key", tmp_path / "key.pem")
         gateway._tls._watched.changed()  # type: ignore[union-attr]
         with pytest.raises(ConfigError, match="is not the key of"):
