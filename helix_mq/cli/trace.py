@@ -16,6 +16,9 @@ from helix_mq.cli.cluster_view import read_as
 from helix_mq.cli.operate import API_KEY, URL, RouterHttp, run_with
 from helix_mq.cli.show_cluster import seconds
 
+WIDE = 100
+"""Columns from which on there is room for layers and steps."""
+
 
 class PhaseView(msgspec.Struct, frozen=True):
     steps: int = 0
@@ -118,45 +121,42 @@ def _headline(view: TraceView) -> Text:
         each = seconds(view.decode_s / view.decodes)
         text.append(f", then {view.decodes:,} more, {each} each")
     if view.attempts > 1:
-        text.append(f"; re-routed {view.attempts - 1} times")
+        times = "once" if view.attempts == 2 else f"{view.attempts - 1} times"
+        text.append(f"; re-routed {times}")
     return text.append(".")
 
 
 def _hops(view: TraceView, width: int) -> Table:
-    """Prompts in sum, decodes by token: what a client waits for."""
+    """Prompts in sum, decodes by token: what a client waits for; with room, in how many steps."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
-    titles = (
-        ("hop", False),
-        ("prompt: queue", True),
-        ("compute", True),
-        ("serialise", True),
-        ("token: queue", True),
-        ("compute", True),
-        ("serialise", True),
-    )
-    for title, right in titles:
-        table.add_column(title, justify="right" if right else "left", no_wrap=True)
-    last = view.attempts - 1
+    wide = width >= WIDE
+    parts = ("queue", "compute", "serialise")
+    titles = ["steps", *parts] if wide else list(parts)
+    table.add_column("hop", no_wrap=True)
+    for phase in ("prompt", "token"):
+        for at, title in enumerate(titles):
+            full = title if at else f"{phase}: {title}"
+            table.add_column(full, justify="right", no_wrap=True)
     for hop in view.hops:
-        name = Text(f"{hop.node}, {hop.layers}" if width >= 100 else hop.node)
+        name = Text(f"{hop.node}, {hop.layers}" if wide else hop.node)
         if view.attempts > 1:
             name.append(f" (attempt {hop.attempt + 1})")
-        if hop.attempt < last:
+        if hop.attempt < view.attempts - 1:
             name.stylize("dim")
-        if not hop.known:
-            table.add_row(name, *("?" for _ in range(6)))
-            continue
-        prompt, token = hop.prefill, hop.decode
-        each = 1 / token.steps if token.steps else 0.0
-        table.add_row(
-            name,
-            *(seconds(s) for s in (prompt.queue_s, prompt.compute_s, prompt.serialise_s)),
-            *(
-                seconds(s * each) if each else "-"
-                for s in (token.queue_s, token.compute_s, token.serialise_s)
-            ),
-        )
+        table.add_row(name, *_phase(hop, hop.prefill, 1, wide), *_decodes(hop, wide))
     return table
+
+
+def _decodes(hop: HopView, wide: bool) -> list[str]:
+    return _phase(hop, hop.decode, hop.decode.steps, wide)
+
+
+def _phase(hop: HopView, phase: PhaseView, among: int, wide: bool) -> list[str]:
+    """Seconds of a phase divided `among` so many tokens."""
+    if not hop.known or not among:
+        return (["?"] if not hop.known else ["-"]) * (4 if wide else 3)
+    times = (phase.queue_s, phase.compute_s, phase.serialise_s)
+    return [*([f"{phase.steps:,}"] if wide else []), *(seconds(s / among) for s in times)]
 
 
 def _wires(view: TraceView) -> list[Text]:

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from helix_mq.cli.cluster_view import ClusterView, cluster_view
+from helix_mq.cli.cluster_view import ClusterView, cluster_view, read_as
 from helix_mq.cli.show_cluster import count, data_rate, seconds
 from helix_mq.cli.status import status_screen
 from helix_mq.cli.top import frame
+from helix_mq.cli.trace import TraceView, trace_screen
 from helix_mq.errors import LocalError
 from tests.cli.cluster_states import cluster
 
@@ -163,3 +164,38 @@ def test_numbers_are_short() -> None:
     assert [data_rate(x) for x in (0, 12_000, 3.4e6, 2.5e9)] == [
         "0 B/s", "12 kB/s", "3.4 MB/s", "2.5 GB/s",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_trace_on_a_screen(width: int) -> None:
+    prefill = {"steps": 3, "tokens": 300, "queue_s": 0.2, "compute_s": 1.5, "serialise_s": 0.01}
+    decode = {"steps": 10, "tokens": 10, "queue_s": 0.02, "compute_s": 0.3, "serialise_s": 0.004}
+    hop = {"layers": "layers 0-9", "known": True, "prefill": prefill, "decode": decode}
+    state = {
+        "id": "18f3", "state": "finished", "outcome": "stop", "prompt_tokens": 300,
+        "output_tokens": 11, "attempts": 2, "queue_s": 0.5, "ttft_s": 2.5, "total_s": 3.5,
+        "decodes": 10, "decode_s": 1.0,
+        "hops": [
+            hop | {"node": "gone", "attempt": 0, "known": False},
+            hop | {"node": "a\x1b[31m", "attempt": 1},
+        ],
+        "wires": [{"sender": "@router", "receiver": "a", "decode_s": 0.0201, "round_trip_s": 0.04}],
+        "wire_s": 0.0402, "wire_basis": "a rest", "missing": ["gone"],
+    }  # fmt: skip
+    lines = drawn(trace_screen(read_as(state, TraceView, "/x"), width), width)
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width
+    assert "\x1b" not in text
+    flat = " ".join(text.split())
+    assert "300 prompt and 11 output tokens in 3.5 s: waited 500 ms for a route" in flat
+    assert "first token after 2.5 s, then 10 more, 100 ms each; re-routed once." in flat
+    row = next(line for line in lines if line.startswith("a?[31m"))
+    steps = {"3", "10"} if width == 120 else set()
+    assert steps <= set(row.split())
+    # The prompt in sum, decodes by token.
+    assert "200 ms 1.5 s 10 ms" in " ".join(row.split())
+    assert "2.0 ms 30 ms 0.4 ms" in " ".join(row.split())
+    assert next(line for line in lines if line.startswith("gone")).count("?") >= 6
+    assert "On the wire 40 ms per token: a rest." in text
+    assert "router > a: 20 ms (round trip 40 ms)" in text
+    assert "! gone has not told what it measured" in text
