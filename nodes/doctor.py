@@ -8,7 +8,7 @@ from pathlib import Path
 from helix_mq.doctor.clock import ClockFacts, check_clock
 from helix_mq.doctor.disk import check_disk, collect_disk
 from helix_mq.doctor.findings import Finding, Level
-from helix_mq.doctor.keys import check_keys, collect_keys
+from helix_mq.doctor.keys import check_keys, collect_keys, is_handed_over
 from helix_mq.doctor.model import check_model, collect_model
 from helix_mq.doctor.parts import Options
 from helix_mq.doctor.ports import (
@@ -49,7 +49,9 @@ class NodePart:
         return check_device(await asyncio.to_thread(collect_device))
 
     async def settings(self, config: Path, options: Options) -> list[Finding]:
-        given = load(NodeSettings, config, {"model": options.model})
+        given = load(
+            NodeSettings, config, {"model": options.model, "security.key_file": options.key}
+        )
         found = _ports(given)
         key_findings = check_keys(
             collect_keys(
@@ -70,6 +72,7 @@ class NodePart:
             attention = await asyncio.to_thread(collect_attention, given)
             found += check_attention(attention)
         usable = all(f.level is not Level.PROBLEM for f in key_findings)
+        usable = usable and not is_handed_over(given.security.key_file)
         found += await _reach(given, options, _client(given) if usable else None)
         return found
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from helix_mq.api_keys import read_api_keys
 from helix_mq.doctor.disk import check_disk, collect_disk
-from helix_mq.doctor.findings import Finding, warning
+from helix_mq.doctor.findings import Finding, ok, problem, warning
 from helix_mq.doctor.keys import check_keys, collect_keys
 from helix_mq.doctor.model import check_model, collect_model
 from helix_mq.doctor.parts import Options
@@ -19,9 +20,11 @@ from helix_mq.doctor.ports import (
     split_endpoint,
 )
 from helix_mq.doctor.reach import check_reach, collect_reach
+from helix_mq.errors import ConfigError
 from helix_mq.models.resolve import default_cache
 from helix_mq.settings import load
-from router.settings import RouterSettings
+from router.gateway.tls import TlsFiles
+from router.settings import HttpSection, RouterSettings
 
 
 class RouterPart:
@@ -32,7 +35,9 @@ class RouterPart:
         return []
 
     async def settings(self, config: Path, options: Options) -> list[Finding]:
-        given = load(RouterSettings, config, {"model": options.model})
+        given = load(
+            RouterSettings, config, {"model": options.model, "security.key_file": options.key}
+        )
         endpoints = {"clients": given.clients, "control": given.control, "data": given.data}
         remote = _is_remote(given.control)
         found: list[Finding] = []
@@ -53,7 +58,8 @@ class RouterPart:
                 endpoints=tuple(endpoints.values()),
             )
         )
-        found += check_http_door(given.http.host, bool(given.http.api_keys))
+        found += check_http_door(given.http.host, bool(given.http.api_keys or given.http.keys_file))
+        found += check_http_files(given.http)
         model = collect_model(given.model, weights=False)
         found.append(check_model(model))
         if model.cache_bytes:
@@ -80,6 +86,20 @@ def check_http_door(host: str, has_keys: bool) -> list[Finding]:
             "make API keys for HTTP (docs/security.md), or bind 127.0.0.1",
         )
     ]
+
+
+def check_http_files(http: HttpSection) -> list[Finding]:
+    """API keys and certificate, loaded as the router will."""
+    found = []
+    try:
+        if http.keys_file is not None:
+            count = len(read_api_keys(http.keys_file))
+            found.append(ok("keys", f"{http.keys_file} holds {count} API keys"))
+        if TlsFiles.of(http) is not None:
+            found.append(ok("keys", f"HTTP is TLS, by {http.tls_cert}"))
+    except ConfigError as e:
+        found.append(problem("keys", str(e), "the router will not start", "see docs/security.md"))
+    return found
 
 
 def check_journal(path: Path | None, max_bytes: int) -> list[Finding]:

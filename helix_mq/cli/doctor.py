@@ -20,6 +20,7 @@ from helix_mq.errors import ConfigError
 @dataclass(frozen=True, slots=True)
 class DoctorOptions:
     model: Path | None
+    key: Path | None
     url: str | None
     peers: tuple[str, ...]
 
@@ -39,6 +40,10 @@ def doctor(
     model: Annotated[
         Path | None, typer.Option(help="Hugging Face folder or GGUF file, over the settings'.")
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Secret key file, where the settings name a service's credential."),
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(
@@ -54,7 +59,7 @@ def doctor(
     """Check versions, GPU, ports, keys, clock, reachability, limits, disk and model."""
     from helix_mq.doctor.findings import as_data, as_lines, exit_status
 
-    options = DoctorOptions(model, url, tuple(peer or ()))
+    options = DoctorOptions(model, key, url, tuple(peer or ()))
     found = asyncio.run(examine(config, kind, options))
     typer.echo(json.dumps(as_data(found), indent=2) if as_json else "\n".join(as_lines(found)))
     raise typer.Exit(exit_status(found))

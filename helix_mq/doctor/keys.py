@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from helix_mq import keys
+from helix_mq.credentials import VARIABLE, credential_name
 from helix_mq.doctor.findings import Finding, ok, problem, warning
 from helix_mq.doctor.ports import is_loopback, split_endpoint
 from helix_mq.errors import ConfigError
@@ -31,6 +33,8 @@ class KeyFacts:
     allow_open: bool = False
     insecure: bool = False
     open_to: tuple[str, ...] = ()
+    credential: bool = False
+    """The key is one that only the service manager hands over, so it was not looked at."""
     faults: tuple[str, ...] = ()
 
 
@@ -39,7 +43,16 @@ def check_keys(facts: KeyFacts) -> list[Finding]:
         problem(CHECK, fault, "this process will not start", "see docs/security.md for its keys")
         for fault in facts.faults
     ]
-    if facts.public:
+    if facts.credential:
+        found.append(
+            warning(
+                CHECK,
+                f"{facts.key_file} is handed over to the service alone",
+                "its key could not be looked at, nor tried on the router",
+                "run this as root with --key and the file that LoadCredential= of its unit names",
+            )
+        )
+    elif facts.public:
         found += _own(facts)
     elif not facts.faults:
         found.append(_none(facts))
@@ -127,10 +140,11 @@ def collect_keys(
 ) -> KeyFacts:
     faults: list[str] = []
     public = beside = router_public = ""
+    credential = is_handed_over(key_file)
     allowed: int | None = None
     allow_open = False
     try:
-        if key_file is not None:
+        if key_file is not None and not credential:
             public = keys.load_key(key_file).public
             pub = key_file.with_suffix(".pub")
             if pub != key_file and pub.exists():
@@ -158,8 +172,19 @@ def collect_keys(
         allow_open=allow_open,
         insecure=insecure,
         open_to=tuple(e for e in endpoints if _is_open(e)),
+        credential=credential,
         faults=tuple(faults),
     )
+
+
+def is_handed_over(key_file: Path | None) -> bool:
+    """Whether only a service has it, and this process is none."""
+    if key_file is None or os.environ.get(VARIABLE):
+        return False
+    try:
+        return credential_name(key_file) is not None
+    except ConfigError:
+        return False
 
 
 def _is_open(endpoint: str) -> bool:

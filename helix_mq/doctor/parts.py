@@ -44,6 +44,11 @@ class Options(Protocol):
         ...
 
     @property
+    def key(self) -> Path | None:
+        """A secret key file in place of the settings' own."""
+        ...
+
+    @property
     def url(self) -> str | None:
         """The router's HTTP endpoint, where it was given."""
         ...

@@ -59,7 +59,7 @@ def test_a_router_with_everything_wrong(tmp_path: Path, tiny_folder: Path) -> No
         (tmp_path / "router.toml").write_text(
             f'model = "{tiny_folder}"\ncontrol = "tcp://127.0.0.1:{port}"\n'
             'clients = "tcp://127.0.0.1:0"\ndata = "tcp://0.0.0.0:0"\n'
-            '[http]\nhost = "0.0.0.0"\nport = 0\n'
+            '[http]\nhost = "0.0.0.0"\nport = 0\ntls_cert = "no.pem"\n'
             f'[security]\nkey_file = "{tmp_path}/router.key"\n'
             f'allow_file = "{tmp_path}/allow.toml"\n'
         )
@@ -71,6 +71,7 @@ def test_a_router_with_everything_wrong(tmp_path: Path, tiny_folder: Path) -> No
     assert "told to connect to" in found["ports", "problem"]
     assert "chmod 600" in found["keys", "problem"]
     assert "can change" in found["keys", "problem"]
+    assert "tls_key is missing" in found["keys", "problem"]
     assert "lists nobody" in found["keys", "warning"]
     assert "asks nobody for a key" in found["keys", "warning"]
     assert "no journal" in found["disk", "warning"]
@@ -99,6 +100,15 @@ def test_a_node_whose_router_is_not_there(tmp_path: Path, tiny_folder: Path) -> 
     status, text = run("-c", str(path))
     assert status == 1
     assert "memory = 'lots'" in text
+    path.write_text(
+        f'model = "{tiny_folder}"\nrouter = "{router}"\n[security]\n'
+        f'key_file = "$CREDENTIALS_DIRECTORY/key"\nrouter_public_key = "{KeyPair.new().public}"\n'
+    )
+    _, text = run("-c", str(path), "--json")
+    assert "handed over" in levels(text)["keys", "warning"]
+    key = keys.save_key(tmp_path, "a", KeyPair.new())
+    _, text = run("-c", str(path), "--key", str(key), "--json")
+    assert str(key) in levels(text)["keys", "ok"]
     path.write_text(f'model = "{tmp_path}"\nrouter = "{router}"\n')
     _, text = run("-c", str(path), "--json")
     assert "config.json" in levels(text)["model", "problem"]

@@ -70,6 +70,7 @@ CASES: list[tuple[list[Finding], Level, str]] = [
     (check_keys(KeyFacts(faults=("a.key: mode 0644: chmod",))), PROBLEM, "mode 0644"),
     (check_keys(KeyFacts(open_to=("tcp://10.0.0.1:1",))), PROBLEM, "no keys, and tcp://10.0.0.1"),
     (check_keys(KeyFacts(open_to=("x",), insecure=True)), WARNING, "insecure"),
+    (check_keys(KeyFacts("$C/key", credential=True)), WARNING, "to the service alone"),
     (check_keys(replace(KEYS, router_public=PUBLIC)), PROBLEM, "this node's own public key"),
     (check_keys(replace(KEYS, beside=OTHER)), WARNING, "of another key"),
     (check_keys(replace(LIST, allowed=0)), WARNING, "lists nobody"),
