@@ -171,7 +171,7 @@ async def _run(job: Job, wanted: Wanted, stop: asyncio.Event) -> None:
     with progress(job.requests) as show:
         measured = await ServeRun(job, wanted.processes, say, show).run(stop)
     found = report(measured, wanted.objectives)
-    body = result_of(job, found, measured.outcomes if wanted.detailed else None)
+    body = result_of(job, found, measured, wanted.detailed)
     if wanted.out is not None:
         write_results(wanted.out, body)
     if wanted.plot is not None:

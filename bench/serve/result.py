@@ -5,21 +5,21 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from importlib.metadata import version
 
 from bench.planner_common import machine_summary
 from bench.serve.options import in_words, vllm_names
 from bench.serve.report import ServeReport
-from bench.serve.types import SERVED, Job, Outcome
+from bench.serve.run import Measured
+from bench.serve.types import SERVED, Job
 
 PACKAGES = ("httptools", "msgspec", "pyzmq", "uvloop")
 
 
 def result_of(
-    job: Job, found: ServeReport, outcomes: Sequence[Outcome] | None = None
+    job: Job, found: ServeReport, measured: Measured, detailed: bool = False
 ) -> dict[str, object]:
-    """Ready for JSON. With `outcomes`, each request's figures in lists, in the order of arrival."""
+    """Ready for JSON. If `detailed`, each request's figures in lists, in the order of arrival."""
     figures = found.as_dict()
     ours = figures.pop("helix_mq")
     assert isinstance(ours, dict)
@@ -40,10 +40,12 @@ def result_of(
             "deadline_s": job.deadline_s,
             "exact": job.exact,
             "temperature": job.temperature,
+            "started_unix_s": measured.started_unix_s,
             **ours,
         },
     }
-    if outcomes is not None:
+    if detailed:
+        outcomes = measured.outcomes
         body["input_lens"] = [o.prompt_tokens for o in outcomes]
         body["output_lens"] = [o.tokens for o in outcomes]
         body["ttfts"] = [None if o.first_s is None else o.first_s - o.sent_s for o in outcomes]

@@ -62,6 +62,8 @@ class Measured:
     """Of a core, of each process."""
     left: int = 0
     stopped: bool = False
+    started_unix_s: float = 0.0
+    """The start, from which times of outcomes count, as other programs on this machine say it."""
 
 
 class _Child:
@@ -127,6 +129,7 @@ class ServeRun:
             stopping = asyncio.create_task(self._stop_with(stop, children))
             self._check_warmup(await asyncio.gather(*map(_ready, children)))
             self._start_s = _CLOCK.now_s() + START_IN_S
+            self._measured.started_unix_s = _CLOCK.wall_s() + START_IN_S
             for child in children:
                 child.tell(Go(self._start_s))
             await asyncio.gather(*(self._follow(child, children) for child in children))
