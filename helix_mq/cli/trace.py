@@ -15,6 +15,7 @@ from rich.text import Text
 from helix_mq.cli.cluster_view import read_as
 from helix_mq.cli.operate import API_KEY, URL, RouterHttp, run_with
 from helix_mq.cli.show_cluster import seconds
+from helix_mq.cli.show_requests import RequestsView, requests_screen
 
 WIDE = 100
 """Columns from which on there is room for layers and steps."""
@@ -73,8 +74,11 @@ def register(app: typer.Typer) -> None:
 
 def trace(
     request: Annotated[
-        str, typer.Argument(help="Its x-request-id, the id of its answer, or one of `top`.")
-    ],
+        str | None,
+        typer.Argument(
+            help="Its x-request-id, or the id of its answer. Without one, those under way."
+        ),
+    ] = None,
     url: str = URL,
     api_key: str | None = API_KEY,
     as_json: Annotated[
@@ -83,16 +87,23 @@ def trace(
 ) -> None:
     """Show where a request's time went: on each hop in the queue, computing and serialising, and
     on the wire between them. Works while it runs and for some time after.
+
+    Without a REQUEST: the requests that have not ended, with their ids.
     """
 
     async def work(http: RouterHttp) -> None:
-        path = f"/v1/helix/requests/{quote(request, safe='')}/trace"
+        path = "/v1/helix/requests"
+        if request is not None:
+            path += f"/{quote(request, safe='')}/trace"
         found = await http.get(path)
         if as_json:
             typer.echo(json.dumps(found))
             return
         console = Console(highlight=False)
-        console.print(trace_screen(read_as(found, TraceView, path), console.width))
+        if request is None:
+            console.print(requests_screen(read_as(found, RequestsView, path)))
+        else:
+            console.print(trace_screen(read_as(found, TraceView, path), console.width))
 
     run_with(url, api_key, work)
 

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 
 from helix_mq.cli.cluster_view import ClusterView, cluster_view, read_as
 from helix_mq.cli.show_cluster import count, data_rate, seconds
+from helix_mq.cli.show_requests import RequestsView, requests_screen
 from helix_mq.cli.status import status_screen
 from helix_mq.cli.top import frame
 from helix_mq.cli.trace import TraceView, trace_screen
@@ -164,6 +165,37 @@ def test_numbers_are_short() -> None:
     assert [data_rate(x) for x in (0, 12_000, 3.4e6, 2.5e9)] == [
         "0 B/s", "12 kB/s", "3.4 MB/s", "2.5 GB/s",
     ]  # fmt: skip
+
+
+def test_requests_under_way() -> None:
+    assert drawn(requests_screen(RequestsView(0)), 80) == ["No request is under way."]
+    state = {
+        "total": 203,
+        "requests": [
+            {"id": "1a1fec7098f00001", "state": "decoding", "age_s": 29.0, "prompt_tokens": 42,
+             "output_tokens": 44, "max_tokens": 160, "since_token_s": 0.512, "reroutes": 1,
+             "route": [{"node": "a[red]"}, {"node": "b"}]},
+            {"id": "1a1fec7098f00002", "state": "queued", "age_s": 0.5},
+        ],
+    }  # fmt: skip
+    lines = drawn(requests_screen(read_as(state, RequestsView, "/x")), 120)
+    assert "a[red] > b (re-routed 1x)" in lines[1]
+    assert lines[1].split()[:9] == [
+        "1a1fec7098f00001",
+        "decoding",
+        "29",
+        "s",
+        "42",
+        "44",
+        "160",
+        "512",
+        "ms",
+    ]
+    assert "waits for one" in lines[2]
+    assert lines[3].strip() == "and 201 newer ones"
+    narrow = drawn(requests_screen(read_as(state, RequestsView, "/x")), 80)
+    assert max(map(len, narrow)) <= 80
+    assert narrow[1].startswith("1a1fec7098f00001 ")
 
 
 @pytest.mark.parametrize("width", [80, 120])

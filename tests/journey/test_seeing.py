@@ -230,3 +230,5 @@ async def test_a_trace_says_where_the_time_went(tiny_folder: Path) -> None:
         assert f"Request {request:x}: finished (length); 100 prompt and 350 output" in text
         assert "then 349 more," in " ".join(text.split())
         assert "On the wire" in text
+        code, text = await command("trace", "--url", str(http.base_url))
+        assert (code, text.strip()) == (0, "No request is under way.")
