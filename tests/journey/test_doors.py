@@ -275,6 +275,13 @@ async def wrong_keys(s: Site) -> None:
     async with s.https() as http:
         for path in ("/v1/helix/replan", "/v1/helix/nodes/a/drain"):
             assert (await http.post(path)).status_code == 403, "alice is no operator"
+    # A key that is made while the router runs.
+    ops = add_api_key(s.folder / "api.toml", "ops", KeyLimits(), operator=True)
+    async with asyncio.timeout(DEADLINE_S), s.https(ops) as http:
+        answer = await http.post("/v1/helix/nodes/nobody/drain")
+        while answer.status_code == 401:
+            answer = await http.post("/v1/helix/nodes/nobody/drain")
+        assert answer.json()["error"]["code"] == "unknown_node", answer.text
 
 
 PATHS = (
