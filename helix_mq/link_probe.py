@@ -59,6 +59,9 @@ LONG_TRIP_S: Final = 0.015
 trains are."""
 _CLIMB_FACTOR: Final = 4
 _CLIMB_TRAINS: Final = 8
+_SLOW_S: Final = 2.0
+"""A train of a climb that takes longer is believed without another; processes of a busy machine are
+held up for some tenths of a second."""
 _CLIMB_TRAIN_S: Final = 0.5
 """Longer than that no train of a climb is to take."""
 _CLIMB_PAUSE_S: Final = 0.2
@@ -224,8 +227,8 @@ class LinkProbes:
         self._climb_bytes += train_bytes
         self._climb_at_s = now
         timed = rate > 0 and (taken_s >= SHORT_S or self._pieces >= MOST_PIECES)
-        # Slow start takes some round trips; what takes more is the wire's doing.
-        slow = rate > 0 and taken_s > max(LONG_S, 8 * round_trip_s)
+        # Neither slow start nor a process that was held up takes so long: the wire does.
+        slow = rate > 0 and taken_s > max(_SLOW_S, 8 * round_trip_s)
         if slow or (timed and (_agree(rate, before) or _agree(rate, known))):
             self._believe(rate, self._climb_bytes)
             self._end_climb()

@@ -218,6 +218,14 @@ def test_a_long_link_that_has_become_slow_or_fast_is_believed() -> None:
         wire.clock.advance(2 * TRAIN_EVERY_S)
 
 
+def test_a_first_train_that_is_held_up_makes_no_long_link_slow() -> None:
+    wire = Wire(0.04)
+    wire.train(12.5e6, held_s=0.8)
+    while wire.train(12.5e6):
+        pass
+    assert wire.probes.bytes_per_s == pytest.approx(12.5e6, rel=0.01)
+
+
 def test_a_climb_that_is_held_up_for_ever_ends() -> None:
     wire = Wire(0.04)
     sent = 0
