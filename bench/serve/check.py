@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -51,9 +52,10 @@ LONGEST_S = 600.0
 
 
 class Check:
-    def __init__(self, aiperf: Path, rounds: int, folder: Path) -> None:
+    def __init__(self, aiperf: Path, rounds: int, cluster_load: Load, folder: Path) -> None:
         self._aiperf = aiperf
         self._rounds = rounds
+        self._cluster_load = cluster_load
         self._folder = folder
         self._model = write_tiny_model(folder / "model")
 
@@ -116,10 +118,10 @@ class Check:
     ) -> dict[str, Mapping[str, float]]:
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             ours_out, aiperf_out = Path(folder) / "ours", Path(folder) / "aiperf"
-            ours = ours_command(url, "chaos", CLUSTER, self._model, ours_out, seed)
+            ours = ours_command(url, "chaos", self._cluster_load, self._model, ours_out, seed)
             at = ours.index("--requests")
             ours[at : at + 2] = ["--seconds", str(LONGEST_S), "--detailed"]
-            theirs = aiperf_command(url, "chaos", CLUSTER, self._model, aiperf_out, seed)
+            theirs = aiperf_command(url, "chaos", self._cluster_load, self._model, aiperf_out, seed)
             our_process = await self._start("ours", ours)
             try:
                 await _ended(await self._start("aiperf", theirs), theirs)
@@ -180,6 +182,9 @@ async def _ended(process: asyncio.subprocess.Process, command: Sequence[str]) ->
 def main(
     aiperf: Annotated[Path, typer.Option(help="The aiperf program.")],
     rounds: Annotated[int, typer.Option(min=1, max=100)] = 3,
+    only: Annotated[str, typer.Option(help="paced or cluster; default: both.")] = "",
+    prompt_tokens: Annotated[int, typer.Option(min=1, max=960, help="Of the cluster's.")] = 64,
+    requests: Annotated[int, typer.Option(min=1, help="To the cluster.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
 ) -> None:
     """Measure the same servers with both, and say how far they agree."""
@@ -190,8 +195,13 @@ def main(
         )
         said, _ = await version.communicate()
         with tempfile.TemporaryDirectory(prefix="helix-mq-check-") as folder:
-            check = Check(aiperf.absolute(), rounds, Path(folder))
-            servers = {"paced": await check.paced(), "cluster": await check.cluster()}
+            load = replace(CLUSTER, prompt_tokens=prompt_tokens, requests=requests)
+            check = Check(aiperf.absolute(), rounds, load, Path(folder))
+            servers = {}
+            if only != "cluster":
+                servers["paced"] = await check.paced()
+            if only != "paced":
+                servers["cluster"] = await check.cluster()
         body: dict[str, object] = {
             "machine": machine_summary(PACKAGES),
             "load_average": os.getloadavg(),

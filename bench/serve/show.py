@@ -36,7 +36,7 @@ def line(standing: Standing, requests: int | None) -> str:
     recent = sorted(standing.recent_ttft_s)
     if recent:
         parts.append(f"TTFT {seconds(recent[len(recent) // 2])}")
-    parts.append(f"sent at most {seconds(standing.late_most_s)} late")
+    parts.append(f"≤ {seconds(standing.late_most_s)} behind")
     return " · ".join(parts)
 
 
