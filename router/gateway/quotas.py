@@ -31,6 +31,8 @@ class SlidingMinute:
         self._total = 0
 
     def add(self, now_s: float, count: int) -> None:
+        # Not left to `total`: nobody asks for it where there is no limit.
+        self._trim(now_s)
         second = math.floor(now_s)
         if self._slots and self._slots[-1][0] == second:
             self._slots[-1][1] += count
@@ -39,8 +41,7 @@ class SlidingMinute:
         self._total += count
 
     def total(self, now_s: float) -> int:
-        while self._slots and now_s - self._slots[0][0] >= _WINDOW_S:
-            self._total -= self._slots.popleft()[1]
+        self._trim(now_s)
         return self._total
 
     def below_in_s(self, limit: int, now_s: float) -> float:
@@ -53,6 +54,10 @@ class SlidingMinute:
             if over < 0:
                 return second + _WINDOW_S - now_s
         return 0.0
+
+    def _trim(self, now_s: float) -> None:
+        while self._slots and now_s - self._slots[0][0] >= _WINDOW_S:
+            self._total -= self._slots.popleft()[1]
 
 
 class _Meter:

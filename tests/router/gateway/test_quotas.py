@@ -96,3 +96,17 @@ def test_keys_that_ask_for_nothing_are_forgotten() -> None:
         quotas.enter(f"owner{number}", KeyLimits()).close()
         clock.advance(1.0)
     assert len(quotas) <= 1024
+
+
+@pytest.mark.parametrize("limits", [KeyLimits(), KeyLimits(requests_per_min=1000)])
+def test_hours_of_requests_are_kept_as_one_minute(limits: KeyLimits) -> None:
+    clock = VirtualClock()
+    quotas = Quotas(clock)
+    for _ in range(3 * 3600):
+        lease = quotas.enter("a", limits)
+        lease.begin(1, 10)
+        lease.close()
+        clock.advance(1.0)
+    meter = quotas._meters["a"]
+    assert len(meter.requests._slots) <= 61
+    assert len(meter.tokens._slots) <= 61
