@@ -131,8 +131,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._places.idle(self)
         super().on_response_complete()
+        # A pipelined request may have begun in there: then the connection stays busy.
+        if self.cycle is None or self.cycle.response_complete:
+            self._places.idle(self)
 
     def give_way(self) -> None:
         """See Holder: somebody needs the place of a connection that does nothing."""

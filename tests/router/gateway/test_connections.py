@@ -352,3 +352,34 @@ async def test_many_requests_on_one_connection(
         answer = json.loads(await reader.readexactly(length))
         assert answer["choices"][0]["text"] == service.text_of(service.submitted[0])
     writer.close()
+
+
+class TestOnePlace:
+    @pytest.fixture
+    def settings(self) -> HttpSection:
+        return HttpSection(port=0, max_connections=1)
+
+    async def test_a_pipelined_request_at_work_is_not_thrown_out(
+        self, gateway: GatewayServer, service: EchoService
+    ) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        body = json.dumps(BODY).encode()
+        service.hold_at = 0
+        writer.write(
+            b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        await reader.readuntil(b'{"status":"ok"}')
+        await service.until_open(1)
+        other, idle = await asyncio.open_connection("127.0.0.1", gateway.port)
+        assert (await read_to_end(other)).startswith(b"HTTP/1.1 503")
+        service.go.set()
+        await reader.readuntil(b'"finish_reason":"length"')
+        assert (gateway.places.gave_way, gateway.places.turned_away) == (0, 1)
+        # With both answered it gives way like any other.
+        again = await send(gateway)
+        assert (await again[0].readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+        assert gateway.places.gave_way == 1
+        for one in (writer, idle, again[1]):
+            one.close()
