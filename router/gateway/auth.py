@@ -69,10 +69,6 @@ def caller_in(scope: Scope) -> Caller:
     return caller
 
 
-def owner_in(scope: Scope) -> str:
-    return caller_in(scope).owner
-
-
 class ApiKeys:
     """The keys that may pass. None at all, and no file of them, lets everyone pass."""
 
