@@ -20,6 +20,8 @@ class Leaver:
 
     until_s: float
     asked: bool
+    searched: bool = False
+    """The last search began after it was to leave: its answer is one without it."""
     needed: bool = False
     """Stays in the flow: a placement without it is being looked for or made."""
     tried: bool = False
@@ -61,6 +63,19 @@ class Leavers:
     def undecided(self) -> list[NodeId]:
         """Those that nobody has looked for a placement without."""
         return sorted(n for n, x in self._leavers.items() if x.needed and not x.tried)
+
+    def searched(self) -> None:
+        """A search begins that counts on none of those who are to leave by now."""
+        for leaver in self._leavers.values():
+            leaver.searched = True
+
+    def answered(self) -> list[NodeId]:
+        """Those whose staying or going the last search's answer decides."""
+        return [n for n in self.undecided() if self._leavers[n].searched]
+
+    def later(self) -> list[NodeId]:
+        """Those who came after it began, so that its answer still counts on them."""
+        return [n for n in self.undecided() if not self._leavers[n].searched]
 
     def done(self, crossed: Collection[NodeId], now_s: float) -> list[NodeId]:
         """Who may go: out of the flow, with no request left (`crossed` have some), or overdue.

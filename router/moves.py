@@ -206,6 +206,7 @@ class Moves:
 
     def _search(self, occasion: Occasion, now_s: float, change: ClusterChange) -> None:
         number = self.replanner.search(occasion, now_s)
+        self.leavers.searched()
         limit_s = self.replanner.settings.search_s
         wanted = self._problem(limit_s)
         if isinstance(wanted, NothingFound):
@@ -252,7 +253,8 @@ class Moves:
             if occasion is Occasion.FIRST:
                 change.fallback = True
             return
-        if self.busy or any(self._membership.get(n) is None for n in found.slices):
+        gone = any(self._membership.get(n) is None for n in found.slices)
+        if self.busy or gone or self.leavers.later():
             # The cluster is another by now.
             self.replanner.changed(now_s)
             return
@@ -299,7 +301,7 @@ class Moves:
 
     def _stay(self, text: str, change: ClusterChange) -> None:
         self.replanner.last_text = text
-        for node in self.leavers.undecided():
+        for node in self.leavers.answered():
             leaver = self.leavers.get(node)
             assert leaver is not None
             leaver.tried = True

@@ -327,3 +327,23 @@ def test_without_a_plan_the_first_placement_is_a_split_by_memory() -> None:
     world.load_all()
     assert world.placed == HALVES
     assert cluster.serving
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_answer_that_counts_on_a_leaver_says_nothing_of_its_leaving(asked: bool) -> None:
+    world = moving({**HALVES, "c": LayerRange(0, 3)}, replan=ReplanSettings(settle_s=5, every_s=1))
+    world.pass_time(6)
+    assert len(world.searches) == 1
+    b = NodeId("b")
+    world.handle(ev.DrainWanted(b) if asked else ev.NodeDraining(b, world.members["b"]))
+    world.found({**HALVES, "c": LayerRange(0, 3)}, then=101)
+    assert not any("does not leave" in text for text in world.notes)
+    assert world.core.cluster.serving
+    world.handle(ev.Tick())
+    assert [n.name for n in world.searches[-1].search.problem.nodes] == ["a", "c"]
+    world.found({"a": LayerRange(0, 6), "c": LayerRange(0, 3)})
+    world.handle(ev.Tick())
+    world.load_all()
+    world.handle(ev.Tick())
+    assert "b" not in world.core.cluster.membership
+    assert world.core.cluster.serving
