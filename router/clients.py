@@ -154,7 +154,7 @@ class ClientSockets:
             case client.Keepalive():
                 self._send(peer.id, message)
             case client.Models():
-                serving = self._service.status().serving
+                serving = self._service.standing().serving
                 self._send(peer.id, client.Models((self._service.model_name,), serving))
             case _:
                 self._count_bad(FrameError(type(message).__name__, reason="kind"))

@@ -1,4 +1,5 @@
-"""The operator's side of the router's app: what it shows, and what it is told to do."""
+"""The operator's side of the router's app: what it shows, and what it is told to do. And what all
+edges ask about the cluster's state."""
 
 from __future__ import annotations
 
@@ -15,13 +16,16 @@ from router.operating import UnknownNode
 from router.pictures import ClusterPicture, RequestsPicture
 from router.picturing import cluster_picture, requests_picture
 from router.seeing import Seeing
+from router.service import NodeStanding, Standing
 from router.settings import RouterSettings
+from router.status import node_standings, standing
 from router.trace_book import TracePicture
 from router.trace_desk import TraceDesk
 
 
 class OperatorSide:
-    """Part of RouterApp, which has all of these; see router.operating.Operator."""
+    """Part of RouterApp, which has all of these; see router.operating.Operator, and the standings
+    of router.service.Service."""
 
     core: Core
     seeing: Seeing
@@ -32,6 +36,12 @@ class OperatorSide:
 
     def apply(self, event: ev.Event) -> None:
         raise NotImplementedError
+
+    def standing(self) -> Standing:
+        return standing(self.core.cluster)
+
+    def node_standings(self) -> tuple[NodeStanding, ...]:
+        return node_standings(self.core.cluster)
 
     def own_links(self) -> tuple[LinkReport, ...]:
         """The router's own data links."""

@@ -214,7 +214,7 @@ class JournalStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """A frozen picture of the service for /ready, /metrics and the console."""
+    """A frozen picture of the service for /metrics and the console."""
 
     serving: bool
     reason: str
@@ -231,6 +231,25 @@ class ServiceStatus:
     epoch: int = 0
     searches: int = 0
     """For a placement, that have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether requests can be served; the first three of ServiceStatus."""
+
+    serving: bool
+    reason: str
+    recovering: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStanding:
+    """The beginning of NodeStatus, and `suspect`."""
+
+    node: str
+    state: str
+    layers: str
+    suspect: str
 
 
 class Service(Protocol):
@@ -252,7 +271,17 @@ class Service(Protocol):
         """Ends a stream with `finish_reason` cancelled; unknown or ended ones are ignored."""
         ...
 
-    def status(self) -> ServiceStatus: ...
+    def status(self) -> ServiceStatus:
+        """Goes over every link, milliseconds in a large cluster: for /metrics, not for requests."""
+        ...
+
+    def standing(self) -> Standing:
+        """At no cost while the model is served: for every request and message."""
+        ...
+
+    def node_standings(self) -> tuple[NodeStanding, ...]:
+        """By name. Goes over the nodes, but not over their links."""
+        ...
 
     def draw_seed(self) -> int:
         """A seed for a request that did not choose one."""

@@ -1,4 +1,5 @@
-"""A frozen picture of the router for /ready, /metrics and the console. Reads, changes nothing."""
+"""A frozen picture of the router for /metrics and the console, and parts of it that cost
+less. Reads, changes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from router.core import Core
 from router.link_watch import Edge
 from router.membership import Member
 from router.picturing import edge_flows, member_kind, member_region
-from router.service import JournalStatus, LinkStatus, NodeStatus, ServiceStatus
+from router.service import (
+    JournalStatus,
+    LinkStatus,
+    NodeStanding,
+    NodeStatus,
+    ServiceStatus,
+    Standing,
+)
 
 
 def service_status(
@@ -37,6 +45,23 @@ def service_status(
         epoch=cluster.epoch,
         searches=cluster.moves.replanner.ended,
     )
+
+
+def standing(cluster: ClusterCore) -> Standing:
+    return Standing(cluster.serving, cluster.why_not_serving(), cluster.recovering)
+
+
+def node_standings(cluster: ClusterCore) -> tuple[NodeStanding, ...]:
+    suspects = cluster.flows.suspects.reasons
+    return tuple(
+        NodeStanding(m.name, m.state, _layers(m), suspects.get(m.name, ""))
+        for m in cluster.membership
+    )
+
+
+def _layers(member: Member) -> str:
+    held = member.layers
+    return f"{held.first}-{held.end - 1}" if held else ""
 
 
 def _links(
@@ -66,7 +91,7 @@ def _node(member: Member, cluster: ClusterCore, passing: float) -> NodeStatus:
     return NodeStatus(
         node=member.name,
         state=member.state,
-        layers=f"{member.layers.first}-{member.layers.end - 1}" if member.layers else "",
+        layers=_layers(member),
         device=member.register.device,
         kv_used_pages=total - beat.kv_free_pages if beat is not None else 0,
         kv_total_pages=total,

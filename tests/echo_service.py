@@ -21,9 +21,11 @@ from router.service import (
     Finished,
     Generation,
     LinkStatus,
+    NodeStanding,
     NodeStatus,
     Origin,
     ServiceStatus,
+    Standing,
     TokenLogprob,
 )
 from router.text import TextStream
@@ -58,6 +60,8 @@ class EchoService:
         self.go = asyncio.Event()
         self.break_at: tuple[int, HelixError] | None = None
         self.serving = True
+        self.statuses = 0
+        """How often the whole status was asked for, which costs."""
         self.changed = asyncio.Event()
         self._seeds = 1000
 
@@ -88,11 +92,20 @@ class EchoService:
             self.streams[request].push(Finished("cancelled", 1, 0, 0.0, 0.0, 0.0, 0))
             self._tell()
 
+    def standing(self) -> Standing:
+        reason = "" if self.serving else "layers 3-5 are on no live node"
+        return Standing(self.serving, reason, recovering=False)
+
+    def node_standings(self) -> tuple[NodeStanding, ...]:
+        return (NodeStanding("alpha", "ready", "0-5", ""),)
+
     def status(self) -> ServiceStatus:
+        self.statuses += 1
+        standing = self.standing()
         return ServiceStatus(
-            serving=self.serving,
-            reason="" if self.serving else "layers 3-5 are on no live node",
-            recovering=False,
+            serving=standing.serving,
+            reason=standing.reason,
+            recovering=standing.recovering,
             queued=0,
             running=len(self.open),
             nodes=(NodeStatus("alpha", "ready", "0-5", "cpu", 3, 40, len(self.open), 0),),

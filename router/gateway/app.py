@@ -36,7 +36,7 @@ from router.journal_reader import JournalReader
 from router.metrics import RouterMetrics
 from router.operating import Operator
 from router.preparing import check_model
-from router.service import NodeStatus, Service
+from router.service import NodeStanding, Service
 from router.settings import HttpSection
 
 log = logging.getLogger(__name__)
@@ -128,11 +128,11 @@ class Pages:
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     async def ready(self, request: Request) -> Response:
-        status = self._service.status()
-        nodes = {n.node: _node_text(n) for n in status.nodes}
-        if status.serving:
+        standing = self._service.standing()
+        nodes = {n.node: _node_text(n) for n in self._service.node_standings()}
+        if standing.serving:
             return _json(Readiness("ready", "", nodes))
-        body = Readiness("not ready", status.reason, nodes)
+        body = Readiness("not ready", standing.reason, nodes)
         return _json(body, 503, {"retry-after": _RETRY_READY_S})
 
     async def metrics(self, request: Request) -> Response:
@@ -144,7 +144,7 @@ class Pages:
         return ModelCard(self._service.model_name, self._created, self._service.max_context)
 
 
-def _node_text(node: NodeStatus) -> str:
+def _node_text(node: NodeStanding) -> str:
     """`ready 0-9; suspect: not heard for 2.1 s`"""
     text = f"{node.state} {node.layers}".strip()
     return f"{text}; suspect: {node.suspect}" if node.suspect else text

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -44,9 +43,6 @@ from router.service import Delta, Generation, Service
 log = logging.getLogger(__name__)
 
 RETRY_NOT_SERVING_S = 5.0
-SERVES_FOR_S = 0.1
-"""How long it is believed that the model is covered. A status goes over every link, and took more
-of a refused request than its tokens did; what has stopped serving meanwhile refuses by itself."""
 LARGE_BODY_BYTES = 32 * 1024
 """Bodies above this are read off the event loop: up to 10 ms for a core."""
 ABORT_EXTENSION = "helix_mq.abort"
@@ -138,7 +134,6 @@ class GenerateEndpoint:
         self._max_body_bytes = max_body_bytes
         self._timings = timings
         self._reading = asyncio.Semaphore(1)
-        self._serves_until_s = -math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         abort = scope.get("extensions", {}).get(ABORT_EXTENSION)
@@ -216,13 +211,9 @@ class GenerateEndpoint:
 
     def _check_serving(self) -> None:
         """Before the work of tokenising: without layers nothing can be served at all."""
-        now_s = self._clock.now_s()
-        if now_s < self._serves_until_s:
-            return
-        status = self._service.status()
-        if not status.serving and not status.recovering:
-            raise NotServing(status.reason, retry_after_s=RETRY_NOT_SERVING_S)
-        self._serves_until_s = now_s + SERVES_FOR_S
+        standing = self._service.standing()
+        if not standing.serving and not standing.recovering:
+            raise NotServing(standing.reason, retry_after_s=RETRY_NOT_SERVING_S)
 
     @asynccontextmanager
     async def _watched(self, fanout: Fanout, receive: Receive, owner: str) -> AsyncIterator[None]:

@@ -60,6 +60,7 @@ async def test_generate_chat_and_models(setup: Setup) -> None:
     assert chat.usage.output_tokens == 3
     assert models.names == ("echo",)
     assert models.serving
+    assert setup.service.statuses == 0
 
 
 async def test_every_option_reaches_the_service(setup: Setup) -> None:

@@ -26,6 +26,7 @@ async def test_health_and_readiness(asgi: httpx.AsyncClient, service: EchoServic
     assert not_ready.json()["reason"] == "layers 3-5 are on no live node"
     assert not_ready.headers["retry-after"] == "1"
     assert (await asgi.get("/health")).status_code == 200
+    assert service.statuses == 0
 
 
 async def test_requests_are_refused_before_work_while_nothing_serves(
@@ -38,6 +39,9 @@ async def test_requests_are_refused_before_work_while_nothing_serves(
     assert answer.json()["error"]["code"] == "not_serving"
     assert answer.headers["retry-after"] == "5"
     assert not service.submitted
+    service.serving = True
+    assert (await asgi.post("/v1/completions", json=body)).status_code == 200
+    assert service.statuses == 0
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:
