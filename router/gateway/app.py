@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 import msgspec
@@ -31,6 +30,7 @@ from router.gateway.operate import OperatorPages
 from router.gateway.quotas import Quotas
 from router.gateway.replies import ModelCard, ModelList
 from router.gateway.requests import RequestPages
+from router.gateway.scrapes import Scrapes
 from router.gateway.what_if import WhatIfPages
 from router.journal_reader import JournalReader
 from router.metrics import RouterMetrics
@@ -66,7 +66,7 @@ def build_app(
     """
     clock = clock or SystemClock()
     open_requests = open_requests if open_requests is not None else OpenRequests()
-    pages = Pages(service, metrics, int(clock.wall_s()))
+    pages = Pages(service, Scrapes(service, metrics, clock), int(clock.wall_s()))
     keys = keys if keys is not None else ApiKeys(settings.api_keys, settings.keys_file)
     keys.on_revoked(open_requests.revoke)
     kept = RequestPages(service, keys, requests)
@@ -108,9 +108,9 @@ def build_app(
 class Pages:
     """Everything that only reads."""
 
-    def __init__(self, service: Service, metrics: RouterMetrics, created: int) -> None:
+    def __init__(self, service: Service, scrapes: Scrapes, created: int) -> None:
         self._service = service
-        self._metrics = metrics
+        self._scrapes = scrapes
         self._created = created
 
     async def models(self, request: Request) -> Response:
@@ -136,8 +136,7 @@ class Pages:
         return _json(body, 503, {"retry-after": _RETRY_READY_S})
 
     async def metrics(self, request: Request) -> Response:
-        # Some 10 us per sample: too long for the loop that tokens go through.
-        text, content_type = await asyncio.to_thread(self._metrics.render, self._service.status())
+        text, content_type = await self._scrapes.text()
         return Response(text, headers={"content-type": content_type})
 
     def _card(self) -> ModelCard:

@@ -1,0 +1,58 @@
+"""Many who ask for metrics at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from helix_mq.clock import VirtualClock
+from router.gateway.scrapes import FRESH_S, Scrapes
+from router.metrics import RouterMetrics
+from router.service import ServiceStatus
+from tests.echo_service import EchoService
+
+
+class Held(RouterMetrics):
+    """Makes no text before it may."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(clock)
+        self.begun = threading.Event()
+        self.may = threading.Event()
+        self.made = 0
+
+    def render(self, status: ServiceStatus) -> tuple[bytes, str]:
+        self.begun.set()
+        assert self.may.wait(20)
+        self.made += 1
+        return super().render(status)
+
+
+async def test_scrapers_leave_the_threads_to_requests(service: EchoService) -> None:
+    clock = VirtualClock()
+    metrics = Held(clock)
+    scrapes = Scrapes(service, metrics, clock)
+    waiting = [asyncio.create_task(scrapes.text()) for _ in range(100)]
+    try:
+        async with asyncio.timeout(20):
+            assert await asyncio.to_thread(metrics.begun.wait, 20)
+            # More at once than the pool would have threads left, were each scrape in one.
+            await asyncio.gather(*(asyncio.to_thread(lambda: None) for _ in range(40)))
+    finally:
+        metrics.may.set()
+    assert len(set(await asyncio.gather(*waiting))) == 1
+    assert (metrics.made, service.statuses) == (1, 1)
+
+
+async def test_a_text_is_given_out_again_for_a_second(service: EchoService) -> None:
+    clock = VirtualClock()
+    metrics = RouterMetrics(clock)
+    scrapes = Scrapes(service, metrics, clock)
+    first, _ = await scrapes.text()
+    metrics.happened("late")
+    clock.advance(0.9 * FRESH_S)
+    assert (await scrapes.text())[0] is first
+    clock.advance(0.2 * FRESH_S)
+    later, _ = await scrapes.text()
+    assert b'"late"' in later
+    assert b'"late"' not in first
