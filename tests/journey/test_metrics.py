@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ import httpx
 import promql_parser
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from helix_mq.errors import ConfigError, ContextExceeded
-from nodes.metrics import MAX_CONNECTIONS, NodeMetrics
+from helix_mq.messages.control import LinkReport
+from nodes.metrics import MAX_CONNECTIONS, NodeFigures, NodeMetrics
 from nodes.settings import MetricsSection
+from nodes.steps import WorkerStatistics
 from router.gateway import GatewayServer
 from router.settings import HttpSection, JournalSection
 from tests.cluster import cluster, greedy
@@ -195,6 +200,42 @@ async def test_the_nodes_endpoint_is_bounded() -> None:
             writer.close()
     finally:
         await metrics.close()
+
+
+async def test_the_nodes_loop_makes_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are taken on the loop, where they change; texts made apart, one at a time."""
+    threads: list[tuple[str, int]] = []
+    making: list[int] = []
+    work = WorkerStatistics(**dict.fromkeys((f.name for f in fields(WorkerStatistics)), 0))
+    link = LinkReport("b", 1, 1, 0, 0.0, 0.0)
+
+    def figures() -> NodeFigures:
+        threads.append(("figures", threading.get_ident()))
+        return NodeFigures("a", work, (link,), (), 0, True)
+
+    def generate(registry: CollectorRegistry) -> bytes:
+        threads.append(("text", threading.get_ident()))
+        assert not making
+        making.append(1)
+        text = generate_latest(registry)
+        making.clear()
+        return text
+
+    monkeypatch.setattr("nodes.metrics.generate", generate)
+    metrics = NodeMetrics(MetricsSection(port=0), figures)
+    await metrics.start()
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{metrics.port}") as http:
+            answers = await asyncio.gather(*(http.get("/metrics") for _ in range(4)))
+    finally:
+        await metrics.close()
+    assert all('link_sent_bytes_total{receiver="b"} 1.0' in answer.text for answer in answers)
+    assert [what for what, _ in threads] == ["figures", "text"] * 4
+    loop = threading.get_ident()
+    assert {(what, thread == loop) for what, thread in threads} == {
+        ("figures", True),
+        ("text", False),
+    }
 
 
 async def _rest(reader: asyncio.StreamReader) -> bytes:
