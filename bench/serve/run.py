@@ -153,9 +153,10 @@ class ServeRun:
         warmed, failed = sum(r.warmed for r in ready), sum(r.failed for r in ready)
         because = next((r.because for r in ready if r.because), "")
         if failed and failed == warmed:
+            unknown = any(because.startswith(f"broken: {status}") for status in (400, 422))
+            remedy = "; does it know `ignore_eos`? --no-exact leaves it out" if unknown else ""
             raise LocalError(
-                f"none of {warmed} requests of the warm-up ended well; {because}. Where a server "
-                "does not know `ignore_eos`, --no-exact leaves it out"
+                f"none of {warmed} requests of the warm-up ended well; {because}{remedy}"
             )
         if failed:
             self._say(f"of {warmed} requests of the warm-up {failed} did not end well; {because}")
