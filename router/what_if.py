@@ -89,9 +89,8 @@ def newcomer(
         raise UnknownGpu(e.message, param="gpu") from None
     regions = sorted({m.register.region for m in members})
     if region not in regions:
-        known = ", ".join(r or "(none)" for r in regions)
         raise UnknownRegion(
-            f"no node is in region {region!r:.80}, so its links are unknown; regions: {known}",
+            f"no node is in region {region!r:.80}, so its links are unknown; {_choice(regions)}",
             param="region",
         )
     names = {m.name for m in members}
@@ -105,6 +104,15 @@ def newcomer(
             made = LiveMachine(name, register.memory_bytes, register.dtype_bytes, times)
             return Newcomer(kind.name, region, made, member.name)
     return Newcomer(kind.name, region, _by_datasheet(config, name, kind), "")
+
+
+def _choice(regions: Sequence[str]) -> str:
+    """What may be asked instead."""
+    named = [r for r in regions if r]
+    if not named:
+        return "leave `region` out: no node names one" if regions else "no node is here"
+    other = ", or leave `region` out, for the nodes that name none" if "" in regions else ""
+    return f"regions: {', '.join(named)}{other}"
 
 
 def _by_datasheet(config: ModelConfig, name: NodeId, kind: Machine) -> LiveMachine:

@@ -85,6 +85,13 @@ def test_what_is_not_known_is_said() -> None:
         newcomer(CONFIG, HALVES, "H1000", "eu")
     with pytest.raises(UnknownRegion, match="regions: eu, us"):
         newcomer(CONFIG, HALVES, "H100", "mars")
+    unnamed = (member("a", 0, 3), member("b", 3, 6))
+    with pytest.raises(UnknownRegion, match="leave `region` out: no node names one"):
+        newcomer(CONFIG, unnamed, "H100", "mars")
+    with pytest.raises(UnknownRegion, match="regions: eu, us, or leave `region` out"):
+        newcomer(CONFIG, (*unnamed, *HALVES), "H100", "mars")
+    with pytest.raises(UnknownRegion, match="no node is here"):
+        newcomer(CONFIG, (), "H100", "mars")
     new = newcomer(CONFIG, HALVES, "H100", "eu")
     with pytest.raises(CannotSay, match="not all served"):
         question(CONFIG, HALVES[1:], {}, no_link, new, 1.0)
