@@ -79,12 +79,9 @@ class RouterSecurity:
         before = set(self.allow.entries())
         self.allow.replace(read_allow_list(self._allow_file))
         after = set(self.allow.entries())
-        log.info(
-            "%s was read again: %s",
-            self._allow_file,
-            _names("let in", after - before) + _names("no longer let in", before - after)
-            or "nothing new",
-        )
+        changes = [_names("let in", after - before), _names("no longer let in", before - after)]
+        told = "; ".join(text for text in changes if text) or "nothing new"
+        log.info("%s was read again: %s", self._allow_file, told)
 
     def check_name(self, name: str, user: str | None, data_public_key: str) -> None:
         """A key speaks only for the node it is listed as. FrameError otherwise."""
@@ -122,4 +119,4 @@ def revoked_nodes(members: Iterable[Member], keys: frozenset[str]) -> list[ev.No
 
 def _names(what: str, entries: set[tuple[str, str]]) -> str:
     names = sorted(name for name, _ in entries)
-    return f"{what}: {', '.join(names)}; " if names else ""
+    return f"{what}: {', '.join(names)}" if names else ""
