@@ -36,7 +36,8 @@ def register(app: typer.Typer) -> None:
         http_host: str | None = typer.Option(None, help="Address of the HTTP endpoint."),
         http_port: int | None = typer.Option(None, help="Port of the HTTP endpoint."),
         nodes_expected: int | None = typer.Option(
-            None, help="Split the layers by memory once so many nodes are there."
+            None,
+            help="Place the layers (unless settings fix them) once so many nodes are there.",
         ),
         log_level: str | None = typer.Option(None, help="debug, info, warning or error."),
         log_format: str | None = typer.Option(None, help="auto, plain, journal or json."),

@@ -42,10 +42,11 @@ NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]
 
 class PlacementSection(Section):
     """`nodes` fixes each node's layers, `plan` names a file saved by `helix-mq plan --save` that
-    does; without either they are split by memory.
+    does; without either a search places them by what the nodes have measured, or, where it finds
+    nothing, by memory.
 
-    A plan's cluster also gives the speeds and links that flows are computed with. The split happens
-    once, when `nodes_expected` nodes have joined.
+    A plan's cluster also gives the speeds and links that flows are computed with. The first search
+    happens when `nodes_expected` nodes have joined.
     """
 
     nodes: dict[NodeName, RangeText] = Field(default_factory=dict)
