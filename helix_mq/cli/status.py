@@ -90,7 +90,7 @@ def status_screen(view: ClusterView, width: int, lines: int | None) -> Group:
     if nodes:
         body.append(node_table(view, nodes[:shown], width))
     else:
-        body.append(Text("No node has joined yet: start them with `helix-mq node`."))
+        body.append(Text("No node is here: start them with `helix-mq node`."))
     if len(nodes) > shown:
         body.append(hidden(nodes[shown:]))
     return Group(*body, Text(""), *last) if last else Group(*body)

@@ -101,7 +101,7 @@ def frame(view: ClusterView, width: int, height: int, *, skip: int = 0, note: st
     fits = skip == 0 and len(nodes) <= room
     shown = nodes[skip : skip + (room if fits else room - 1)]
     if not nodes:
-        lines.append(Text("No node has joined yet: start them with `helix-mq node`."))
+        lines.append(Text("No node is here: start them with `helix-mq node`."))
         return Group(*lines)
     lines.append(node_table(view, shown, width))
     used += 1 + len(shown)
