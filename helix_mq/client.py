@@ -196,9 +196,12 @@ async def _whole(stream: TokenStream) -> Completion:
 
 def _security(key: KeyPair | Path | None, server_key: str | Path | None) -> ClientSecurity | None:
     if (key is None) != (server_key is None):
-        missing = "key" if key is None else "server_key"
+        missing, option = (
+            ("key", "--key NAME.key") if key is None else ("server_key", "--server-key router.pub")
+        )
         raise ConfigError(
-            f"{missing} is missing: keys need both this client's pair and the router's public key",
+            f"{missing} is missing ({option}): keys need both this client's pair and the router's "
+            "public key",
             param=missing,
         )
     if key is None or server_key is None:

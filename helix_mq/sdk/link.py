@@ -120,6 +120,12 @@ class RouterLink:
     def unreachable(self, waited_s: float) -> ConnectionLost:
         """Why there is no connection, and what to look at."""
         endpoint = self._address.endpoint
+        if self._refused and self._address.security is None:
+            return ConnectionLost(
+                f"{endpoint}: {self._reason}; this client has none: give it `key` and `server_key` "
+                "(`--key NAME.key --server-key router.pub`), once the router allows NAME "
+                "(`helix-mq keys allow NAME --client`)"
+            )
         if self._refused:
             return ConnectionLost(
                 f"{endpoint}: {self._reason}; check this client's key, that the router allows it "

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from helix_mq.transport import ZmqTransport
+from helix_mq import keys
+from helix_mq.transport import KeyPair, ZmqTransport
 from router.clients import ClientSockets
 from router.security import RouterSecurity
 from router.settings import SecuritySection
@@ -99,6 +100,27 @@ async def test_ctrl_c_cancels_at_the_router(router: tuple[EchoService, str]) -> 
     assert len(service.cancelled) == 1
 
 
+async def test_a_router_with_keys_tells_a_client_without_what_to_give(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    allow = tmp_path / "allow.toml"
+    keys.allow_key(allow, "@carol", KeyPair.new().public)
+    key = keys.save_key(tmp_path, "router", KeyPair.new())
+    security = RouterSecurity(SecuritySection(key_file=key, allow_file=allow))
+    service, transport = EchoService(tiny_folder), ZmqTransport()
+    sockets = ClientSockets(service, transport, "tcp://127.0.0.1:0", security)
+    await sockets.start()
+    try:
+        child = await start("hi", "--connect", sockets.endpoint)
+        _, err = await child.communicate()
+    finally:
+        await sockets.close()
+        await transport.close()
+    assert child.returncode == 1
+    assert "this client has none" in err.decode()
+    assert "--key NAME.key --server-key router.pub" in err.decode()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -106,7 +128,8 @@ async def test_ctrl_c_cancels_at_the_router(router: tuple[EchoService, str]) -> 
         (("hi", "--connect", "tcp://10.1.2.3:5"), "helix-mq keys new"),
         (("hi", "--temperature", "nan"), "temperature"),
         (("hi", "--raw", "--system", "x"), "--system"),
-        (("hi", "--key", "/nowhere/x.key"), "server_key"),
+        (("hi", "--key", "/nowhere/x.key"), "server_key is missing (--server-key"),
+        (("hi", "--server-key", "/nowhere/r.pub"), "key is missing (--key"),
         (("hi", "--key", "/nowhere/x.key", "--server-key", "/nowhere/r.pub"), "/nowhere/x.key"),
     ],
 )
