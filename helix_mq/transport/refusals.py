@@ -20,6 +20,12 @@ HUNG_UP = Refusal(
     "handshake failed: the other side hung up; check the address, and that its public key is the "
     "configured one",
 )
+HUNG_UP_ON_PLAIN = Refusal(
+    "hung_up",
+    "handshake failed: the other side hung up on a side without keys; check the address, and "
+    "whether it wants keys",
+)
+"""What a plain end sees, or MECHANISM, of one that wants keys: which comes first is luck."""
 TOO_MANY = Refusal(
     "too_many",
     "a connection was cut: this socket has as many as it may have (max_connections)",
@@ -47,3 +53,27 @@ def broken_protocol(code: int) -> Refusal:
         f"handshake failed: the other side broke the protocol (ZeroMQ code {code:#x}); it may use "
         "another key pair, or not be ZeroMQ at all",
     )
+
+
+HUNG_UPS_EXPLAINED = 20
+"""So many in a row after a MECHANISM are taken for the same fault; then it may be another one."""
+
+
+class Told:
+    """What a dialling end says of refusals, so that one fault is not told as two in turn."""
+
+    def __init__(self, *, keys: bool) -> None:
+        self._hung_up = HUNG_UP if keys else HUNG_UP_ON_PLAIN
+        self._explained = 0
+
+    def of(self, refusal: Refusal) -> Refusal:
+        if refusal is HUNG_UP:
+            if not self._explained:
+                return self._hung_up
+            self._explained -= 1
+            return MECHANISM
+        self._explained = HUNG_UPS_EXPLAINED if refusal is MECHANISM else 0
+        return refusal
+
+    def let_in(self) -> None:
+        self._explained = 0

@@ -28,7 +28,7 @@ from helix_mq.transport.backlog import Backlog, weigh
 from helix_mq.transport.limits import Limits
 from helix_mq.transport.monitor import Monitor, SocketEvent, SocketEventKind
 from helix_mq.transport.pump import SLICE_MESSAGES, SLICE_S, Pump
-from helix_mq.transport.refusals import LOST
+from helix_mq.transport.refusals import LOST, Told
 from helix_mq.transport.statistics import ChannelStatistics, Counters
 from helix_mq.transport.wire import LargeInFlight, raw_send, receive, try_send
 
@@ -71,6 +71,7 @@ class ZmqConnection:
         self._lost = False
         self._ever_up = False
         self._failures = 0
+        self._told = Told(keys=server is not None)
         self._redial: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._monitor = Monitor(socket, self._on_event, counters.where)
@@ -199,8 +200,9 @@ class ZmqConnection:
                 self._lost = True
                 self._pump.poke()
             case SocketEventKind.REFUSED:
-                self._counters.handshake_failed(event.refusal)
-                self._hang_up(LinkState(LinkPhase.REFUSED, event.refusal.sentence))
+                refusal = self._told.of(event.refusal)
+                self._counters.handshake_failed(refusal)
+                self._hang_up(LinkState(LinkPhase.REFUSED, refusal.sentence))
             case _:
                 pass
 
@@ -209,6 +211,7 @@ class ZmqConnection:
             self._counters.reconnects += 1
         self._ever_up = self._up = True
         self._failures = 0
+        self._told.let_in()
         # A greeting sent by `on_state` goes first; what waited for the link follows.
         waiting, self._backlog = self._backlog, Backlog(self._limits)
         self._tell(LinkState(LinkPhase.CONNECTED))
