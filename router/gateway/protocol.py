@@ -14,7 +14,7 @@ import struct
 from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from router.gateway.generate import ABORT_EXTENSION
@@ -29,6 +29,8 @@ _log = logging.getLogger("router.gateway.wire")
 _log.setLevel(logging.ERROR)
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_MOST_PIPELINED = 32
+"""Requests that wait for the one before: each costs 2 KB, and 20 bytes to send."""
 _BODY_GRACE_S = 15.0
 """Beyond the time that who reads a body gives it: then nobody reads it."""
 _NO_PLACE = b"""{"error":{"message":"too many connections are open here: try again soon",\
@@ -67,6 +69,8 @@ class BoundedProtocol(HttpToolsProtocol):
             + _WIRE_PER_BODY_BYTE * int(config.settings.max_body)
             + _DRAIN_BYTES
         )
+        self._working: RequestResponseCycle | None = None
+        """The request that is being answered; `cycle` is the last that has come."""
         self._message_bytes = 0
         self._in_head = True
         self._timer: asyncio.TimerHandle | None = None
@@ -85,6 +89,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
         self._places.leave(self)
+        # uvicorn tells only the last request that has come, which may still wait for its turn.
+        self.pipeline.clear()
+        if self._working is not None and not self._working.response_complete:
+            self._working.disconnected = True
+            self._working.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -119,18 +128,24 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            raise ValueError("too many requests before the answer to the first")
         self._in_head = False
         self._cancel_timer()
         body_s = self._limits.body_timeout_s + _BODY_GRACE_S
         self._timer = self.loop.call_later(body_s, self._body_too_slow)
         self._places.busy(self)
+        before = self.cycle
         super().on_headers_complete()
+        if before is None or before.response_complete:
+            self._working = self.cycle
 
     def on_message_complete(self) -> None:
         self._cancel_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._working = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         # A pipelined request may have begun in there: then the connection stays busy.
         if self.cycle is None or self.cycle.response_complete:
