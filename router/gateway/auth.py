@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from helix_mq.api_keys import ApiKey, KeyLimits, digest_of, read_api_keys
-from helix_mq.errors import ConfigError, HelixError, Unauthorized
+from helix_mq.errors import ConfigError, HelixError, InvalidRequest, Unauthorized
 from helix_mq.transport.endpoints import is_loopback
 from helix_mq.watched_files import WatchedFiles, reload_for_ever
 from router.gateway.faults import Forbidden, error_response
@@ -179,6 +179,7 @@ class RequireKey:
         if scope["type"] == "http" and scope["path"].startswith("/v1"):
             try:
                 headers = Headers(scope=scope)
+                _check_path(scope["path"])
                 caller = scope[_CALLER] = self._keys.check(headers)
                 if needs_operator(scope["method"], scope["path"]):
                     if self._keys.demanded:
@@ -189,6 +190,13 @@ class RequireKey:
                 await error_response(e)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _check_path(path: str) -> None:
+    """Routes end in `$`, which also matches before a line's end: `/requests%0A` is `/requests` to
+    them, and another page to `needs_operator`."""
+    if not path.isprintable():
+        raise InvalidRequest("the path has control characters in it: leave them out")
 
 
 def _check_operator(caller: Caller) -> None:
