@@ -73,7 +73,9 @@ class NodePart:
             found += check_attention(attention)
         usable = all(f.level is not Level.PROBLEM for f in key_findings)
         usable = usable and not is_handed_over(given.security.key_file)
-        found += await _reach(given, options, _client(given) if usable else None)
+        security = _client(given) if usable else None
+        plain = given.security.key_file is None and given.security.router_public_key is None
+        found += await _reach(given, options, security, plain=plain)
         return found
 
 
@@ -89,10 +91,12 @@ def _ports(given: NodeSettings) -> list[Finding]:
 
 
 async def _reach(
-    given: NodeSettings, options: Options, security: ClientSecurity | None
+    given: NodeSettings, options: Options, security: ClientSecurity | None, *, plain: bool
 ) -> list[Finding]:
     found = check_scheme("router", given.router)
-    control = await collect_reach("the router's control", given.router, security=security)
+    control = await collect_reach(
+        "the router's control", given.router, security=security, plain=plain
+    )
     if control is None:
         return found
     found.append(check_reach(control))

@@ -109,7 +109,7 @@ def check_journal(path: Path | None, max_bytes: int) -> list[Finding]:
                 "disk",
                 "there is no journal",
                 "what runs when the router dies or is upgraded is lost",
-                'set `[journal] path = "/var/lib/helix-mq/journal.db"`',
+                'set `[journal] path = "/var/lib/helix_mq/router/journal.db"`',
             )
         ]
     facts = collect_disk("journal", path.parent, max_bytes, "`[journal] path`")

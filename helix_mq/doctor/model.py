@@ -41,7 +41,8 @@ def check_model(facts: ModelFacts) -> Finding:
         CHECK,
         f"{facts.path}: {facts.fault}",
         "this process will not start",
-        "set `model` to a Hugging Face folder or a GGUF file; `helix-mq model demo` prints one",
+        "set `model` to a Hugging Face folder or a GGUF file, or give --model; "
+        "`helix-mq model demo` prints one",
     )
 
 

@@ -26,7 +26,8 @@ _ROUTING_ID = b"doctor"
 @dataclass(frozen=True, slots=True)
 class ReachFacts:
     """`fault` is empty when the connection was made, in `took_s`. `refused`: what the other side
-    said to our keys, empty when it let us in or was not asked."""
+    said to our keys, or to our having none (`plain`); empty when it let us in or, without `asked`,
+    was not asked."""
 
     what: str
     endpoint: str
@@ -34,6 +35,8 @@ class ReachFacts:
     fault: str = ""
     refused: str = ""
     optional: bool = False
+    asked: bool = False
+    plain: bool = False
 
 
 def check_reach(facts: ReachFacts) -> Finding:
@@ -41,6 +44,14 @@ def check_reach(facts: ReachFacts) -> Finding:
     if facts.fault:
         make = warning if facts.optional else problem
         return make(CHECK, f"{where}: {facts.fault}", _meaning(facts), _remedy(facts))
+    if facts.refused and facts.plain:
+        return problem(
+            CHECK,
+            f"{where}: {facts.refused}",
+            "it is there and does not let this process in, which has no keys",
+            "if the router has keys, make some here (`helix-mq keys new NAME`), have them allowed "
+            "there, and set `[security] key_file` and `router_public_key`",
+        )
     if facts.refused:
         return problem(
             CHECK,
@@ -50,6 +61,8 @@ def check_reach(facts: ReachFacts) -> Finding:
             "PUBLIC-KEY`), and compare `router_public_key` with `helix-mq keys show router`",
         )
     text = f"{where}: connected in {facts.took_s * 1e3:.0f} ms"
+    if not facts.asked:
+        text += "; whether it lets this process in was not tried"
     if facts.took_s > SLOW_S:
         return warning(
             CHECK,
@@ -78,18 +91,26 @@ def _remedy(facts: ReachFacts) -> str:
 
 
 async def collect_reach(
-    what: str, endpoint: str, *, security: ClientSecurity | None = None, optional: bool = False
+    what: str,
+    endpoint: str,
+    *,
+    security: ClientSecurity | None = None,
+    plain: bool = False,
+    optional: bool = False,
 ) -> ReachFacts | None:
-    """Connects once and hangs up. With keys, the handshake is done too: nothing is registered. None
-    where there is no host to connect to."""
+    """Connects once and hangs up. With keys, or `plain` without, the handshake is done too: nothing
+    is registered. None where there is no host to connect to."""
     parts = split_endpoint(endpoint)
     if parts is None:
         return None
     fault, took_s = await _tcp_fault(*parts)
     refused = ""
-    if not fault and security is not None:
+    asked = not fault and (plain or security is not None)
+    if asked:
         refused = await _refusal(endpoint, security)
-    return ReachFacts(what, endpoint, took_s, fault, refused, optional)
+    return ReachFacts(
+        what, endpoint, took_s, fault, refused, optional, asked=asked, plain=security is None
+    )
 
 
 async def _tcp_fault(host: str, port: int) -> tuple[str, float]:
@@ -112,8 +133,8 @@ async def _tcp_fault(host: str, port: int) -> tuple[str, float]:
     return fault, loop.time() - began_s
 
 
-async def _refusal(endpoint: str, security: ClientSecurity) -> str:
-    """Empty when the handshake succeeds."""
+async def _refusal(endpoint: str, security: ClientSecurity | None) -> str:
+    """Empty when the handshake succeeds, a plain one without keys."""
     told: asyncio.Queue[LinkState] = asyncio.Queue()
 
     def ignore(delivery: Delivery) -> None:
@@ -122,7 +143,13 @@ async def _refusal(endpoint: str, security: ClientSecurity) -> str:
     transport = ZmqTransport()
     try:
         connection = await transport.connect(
-            endpoint, ignore, routing_id=_ROUTING_ID, security=security, on_state=told.put_nowait
+            endpoint,
+            ignore,
+            routing_id=_ROUTING_ID,
+            security=security,
+            # Whether plain sockets are right off the loopback is among the findings on keys.
+            insecure=security is None,
+            on_state=told.put_nowait,
         )
         try:
             async with asyncio.timeout(HANDSHAKE_S):

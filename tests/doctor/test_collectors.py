@@ -19,7 +19,7 @@ from helix_mq.doctor.clock import collect_synchronised
 from helix_mq.doctor.disk import collect_disk
 from helix_mq.doctor.parts import choose_part, installed_parts
 from helix_mq.doctor.ports import collect_port
-from helix_mq.doctor.reach import collect_reach
+from helix_mq.doctor.reach import check_reach, collect_reach
 from helix_mq.errors import CallerError
 from helix_mq.transport import AllowList, ClientSecurity, KeyPair, ServerSecurity, ZmqTransport
 from helix_mq.transport.api import Delivery
@@ -142,7 +142,9 @@ def test_a_folder_that_is_not_there_yet_is_judged_by_where_it_will_be(tmp_path: 
     assert not collect_disk("journal", tmp_path / "file" / "b", 1, "path").writable
 
 
-async def test_the_handshake_tells_whether_a_key_is_let_in() -> None:
+async def test_the_handshake_tells_whether_a_key_is_let_in(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     def ignore(delivery: Delivery) -> None:
         raise AssertionError("the doctor says nothing")
 
@@ -153,18 +155,27 @@ async def test_the_handshake_tells_whether_a_key_is_let_in() -> None:
         "tcp://127.0.0.1:0", ignore, security=ServerSecurity(server, allow)
     )
 
-    async def ask(pair: KeyPair, public: str) -> str:
-        facts = await collect_reach(
-            "router", listener.endpoint, security=ClientSecurity(pair, public)
-        )
+    async def ask(pair: KeyPair | None, public: str = "") -> str:
+        security = ClientSecurity(pair, public) if pair is not None else None
+        facts = await collect_reach("router", listener.endpoint, security=security, plain=True)
         assert facts is not None
         assert not facts.fault
+        assert facts.asked
         return facts.refused
 
     try:
         assert await ask(node, server.public) == ""
         assert "not on the peer's allow-list" in await ask(stranger, server.public)
         assert "handshake" in await ask(node, stranger.public)
+        assert "keys" in await ask(None)
+        unasked = await collect_reach("router", listener.endpoint)
+        assert unasked is not None
+        assert "was not tried" in check_reach(unasked).text
+        path = tmp_path / "node.toml"
+        path.write_text(f'model = "{tiny_folder}"\nrouter = "{listener.endpoint}"\n')
+        status, text = await asyncio.to_thread(run, "-c", str(path), "--json")
+        assert status == 1
+        assert "keys" in levels(text)["reachability", "problem"]
     finally:
         await listener.close()
         await transport.close()

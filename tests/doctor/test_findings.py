@@ -108,6 +108,11 @@ CASES: list[tuple[list[Finding], Level, str]] = [
     ([check_reach(ReachFacts("r", "tcp://h:1", 0, "the name is not known"))], PROBLEM, "name"),
     ([check_reach(ReachFacts("p", "tcp://h:1", 0, "refused", optional=True))], WARNING, "refused"),
     ([check_reach(ReachFacts("r", "tcp://h:1", 0, "", "not on the allow-list"))], PROBLEM, "allow"),
+    (
+        [check_reach(ReachFacts("r", "tcp://h:1", refused="one side uses keys", plain=True))],
+        PROBLEM,
+        "one side uses keys",
+    ),
     ([check_reach(ReachFacts("r", "tcp://h:1", 0.4))], WARNING, "400 ms"),
     ([check_router_http(replace(HTTP, fault="refused"))], WARNING, "refused"),
     (
