@@ -284,7 +284,8 @@ class RouterApp(OperatorSide):
         if len(self.bad_messages) < 10_000 or key in self.bad_messages:
             self.bad_messages[key] += 1
         self.metrics.bad_message(error.reason)
-        if self.bad_messages[key] > 1:
+        if self.bad_messages[key] != 1:
+            # Not the first, or, at 0, one of those that are no longer told apart.
             return
         if error.reason == NO_HELLO:
             # A node that was taken for lost, or has not heard that the router is another: the
