@@ -42,8 +42,10 @@ export class Chat {
   async send() {
     const text = $("chat-input").value.trim();
     if (!text) return;
+    // Clear begins another conversation; what still comes belongs to this one.
+    const said = this.said;
     $("chat-input").value = "";
-    this.said.push({ role: "user", content: text });
+    said.push({ role: "user", content: text });
     this.add("user", text);
     const body = this.add("assistant", "");
     this.stop = new AbortController();
@@ -56,7 +58,7 @@ export class Chat {
     try {
       const wanted = {
         model: this.model,
-        messages: this.said,
+        messages: said,
         max_tokens: Math.max(1, Number($("chat-max").value) || 256),
         stream: true,
         stream_options: { include_usage: true },
@@ -82,8 +84,8 @@ export class Chat {
       say($("chat-status"), stopped ? `Stopped. ${told(begun, first, tokens)}` : fault.message);
       if (!stopped) body.classList.add("broken");
     } finally {
-      if (answer) this.said.push({ role: "assistant", content: answer });
-      else this.said.pop();
+      if (answer) said.push({ role: "assistant", content: answer });
+      else said.pop();
       this.stop = null;
       say($("chat-go"), "Send");
     }
