@@ -17,7 +17,6 @@ from helix_mq.doctor.ports import (
     check_port,
     check_scheme,
     collect_port,
-    is_loopback,
     split_endpoint,
 )
 from helix_mq.doctor.reach import check_reach, collect_reach
@@ -26,6 +25,7 @@ from helix_mq.errors import ConfigError
 from helix_mq.models.resolve import default_cache
 from helix_mq.settings import load
 from helix_mq.transport import ClientSecurity
+from helix_mq.transport.endpoints import is_loopback
 from nodes.doctor_device import (
     check_attention,
     check_device,

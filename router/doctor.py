@@ -16,13 +16,13 @@ from helix_mq.doctor.ports import (
     check_port,
     check_scheme,
     collect_port,
-    is_loopback,
     split_endpoint,
 )
 from helix_mq.doctor.reach import check_reach, collect_reach
 from helix_mq.errors import ConfigError
 from helix_mq.models.resolve import default_cache
 from helix_mq.settings import load
+from helix_mq.transport.endpoints import is_loopback
 from router.gateway.tls import TlsFiles
 from router.settings import HttpSection, RouterSettings
 

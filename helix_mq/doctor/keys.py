@@ -9,8 +9,9 @@ from pathlib import Path
 from helix_mq import keys
 from helix_mq.credentials import VARIABLE, credential_name
 from helix_mq.doctor.findings import Finding, ok, problem, warning
-from helix_mq.doctor.ports import is_loopback, split_endpoint
+from helix_mq.doctor.ports import split_endpoint
 from helix_mq.errors import ConfigError
+from helix_mq.transport.endpoints import is_loopback
 from helix_mq.transport.security import check_key
 
 CHECK = "keys"

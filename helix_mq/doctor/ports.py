@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from helix_mq.doctor.findings import Finding, ok, problem, warning
+from helix_mq.transport.endpoints import is_loopback
 
 CHECK = "ports"
 
@@ -48,15 +48,6 @@ def split_endpoint(endpoint: str) -> tuple[str, int] | None:
     if not colon or not (port == "*" or port.isdecimal()):
         return None
     return host.strip("[]"), 0 if port == "*" else int(port)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def is_wildcard(host: str) -> bool:

@@ -9,10 +9,11 @@ import socket
 from dataclasses import dataclass
 
 from helix_mq.doctor.findings import Finding, ok, problem, warning
-from helix_mq.doctor.ports import is_loopback, split_endpoint
+from helix_mq.doctor.ports import split_endpoint
 from helix_mq.errors import ConfigError
 from helix_mq.transport import ClientSecurity, LinkPhase, LinkState, ZmqTransport
 from helix_mq.transport.api import Delivery
+from helix_mq.transport.endpoints import is_loopback
 
 CHECK = "reachability"
 CONNECT_S = 3.0
