@@ -91,6 +91,9 @@ class Streams:
     def on_up(self) -> None:
         """A new connection: the router gets every stream again, from where it broke off."""
         self.connected = True
+        # First something small: until a peer's first message is whole it may be anybody, and one
+        # that sends a lot without one is cut. A large Submit over a slow link would be taken so.
+        self._send(client.Keepalive(0))
         for stream in self._open.values():
             self._restart(stream)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import helix_mq
 from helix_mq import errors
+from helix_mq.clock import VirtualClock
 from helix_mq.errors import (
     CallerError,
     CapacityError,
@@ -26,6 +27,7 @@ from helix_mq.packing import pack, unpack
 from helix_mq.sdk.errors import failed, rebuilt
 from helix_mq.sdk.options import ClientOptions
 from helix_mq.sdk.stream_state import StreamState
+from helix_mq.sdk.streams import Streams
 from helix_mq.sdk.submission import submit_prompt
 
 SUBMIT = submit_prompt(1, "x", {"max_tokens": 8})
@@ -165,3 +167,20 @@ def test_importing_the_package_loads_no_client() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="Klient"):
         _ = helix_mq.Klient  # type: ignore[attr-defined]
+
+
+def test_a_new_connection_begins_with_something_small() -> None:
+    """A router cuts who sends a lot before its first message is whole."""
+    sent: list[object] = []
+
+    def send(message: object) -> bool:
+        sent.append(message)
+        return True
+
+    streams = Streams(send, VirtualClock(), max_streams=2)
+    streams.open(submit_prompt(1, "x" * 2_000_000, {"max_tokens": 8}))
+    for _ in range(2):
+        streams.on_up()
+        assert [type(message) for message in sent] == [wire.Keepalive, wire.Submit]
+        streams.on_down()
+        sent.clear()

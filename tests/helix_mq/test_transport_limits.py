@@ -75,8 +75,10 @@ class Wire:
         sink.close()
 
 
-async def test_a_first_message_may_be_large_and_take_its_time(transport: ZmqTransport) -> None:
-    """It is read as soon as it is whole, and a peer on a slow link is no attacker."""
+async def test_who_has_said_something_small_may_send_large_messages(
+    transport: ZmqTransport,
+) -> None:
+    """Only who has not said anything yet is suspected of sending too much."""
     up = Inbox[Delivery]()
     listener = await transport.listen("tcp://127.0.0.1:0", up)
     async with Wire(port_of(listener)) as wire:
