@@ -31,15 +31,16 @@ from router.suspects import Suspects
 from solver.problem import Problem
 
 TELLING = 1.5
-"""A slowdown that has changed by this factor since it was last told of is worth a line, and a look
-for a better placement."""
+"""A slowdown that has changed by this factor is worth a look for a better placement, and a line."""
+TELLING_AGAIN = 1.1
+"""The line is said if by this factor the slowdown, or the node's flow, is another than was said."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Told:
     slowdown: float
-    before: float
-    """Tokens/s of the flow through the node."""
+    flow: float
+    """Tokens/s through the node: before, while it is to be told; after, once it was."""
 
 
 class FlowKeeper:
@@ -74,6 +75,7 @@ class FlowKeeper:
         self._rates = LiveRates(config)
         self._said: dict[NodeId, float] = {}
         self._to_tell: dict[NodeId, _Told] = {}
+        self._told: dict[NodeId, _Told] = {}
 
     # -- the flow -------------------------------------------------------------
 
@@ -130,11 +132,17 @@ class FlowKeeper:
         self._to_tell.clear()
 
     def _tell(self, node: NodeId, told: _Told, after: float, change: ClusterChange) -> None:
-        goes = "falls" if after < told.before else "rises"
+        last = self._told.get(node, _Told(1.0, told.flow))
+        if f"{told.flow:.0f}" == f"{after:.0f}" or not (
+            _differ(told.slowdown, last.slowdown) or _differ(after, last.flow)
+        ):
+            return
+        self._told[node] = _Told(told.slowdown, after)
+        goes = "falls" if after < told.flow else "rises"
         change.note(
             logging.WARNING if told.slowdown >= TELLING else logging.INFO,
             f"takes {told.slowdown:.1f}x as long per step as it measured: its flow {goes} from "
-            f"{told.before:.0f} to {after:.0f} tokens/s",
+            f"{told.flow:.0f} to {after:.0f} tokens/s",
             node,
             "slow",
         )
@@ -204,7 +212,7 @@ class FlowKeeper:
         """The process is gone; the next one of this name begins anew."""
         self.suspects.forget(node)
         self._link_speeds.forget(node)
-        for table in (self._speeds, self._said, self._to_tell):
+        for table in (self._speeds, self._said, self._to_tell, self._told):
             table.pop(node, None)
 
     def tick(self, now_s: float, change: ClusterChange) -> None:
@@ -230,7 +238,7 @@ class FlowKeeper:
             self._said[node] = slowdown
             self._moves.replanner.changed(now_s)
             if self._flow is not None:
-                before = self._to_tell[node].before if node in self._to_tell else None
+                before = self._to_tell[node].flow if node in self._to_tell else None
                 passing = self._flow.by_node().get(node, 0.0)
                 self._to_tell[node] = _Told(slowdown, passing if before is None else before)
 
@@ -243,3 +251,8 @@ class FlowKeeper:
             change.note(logging.INFO, "no longer suspect: it is heard again", node, "heard")
         if newly or cleared:
             change.flow_changed = True
+
+
+def _differ(one: float, other: float) -> bool:
+    """By TELLING_AGAIN or more."""
+    return max(one, other) >= TELLING_AGAIN * min(one, other)

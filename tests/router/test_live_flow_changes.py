@@ -74,6 +74,19 @@ def test_a_slow_node_loses_its_share_and_is_named() -> None:
     assert all(text.startswith("a: ") for text in told)
 
 
+def test_a_slowdown_that_moves_no_flow_is_not_told() -> None:
+    nodes = Replicas("a", "b", solve_apart=True)
+    nodes.second()
+    as_before = nodes.core.flow
+    for slowdown in (3.0, 1.0) * 2:
+        nodes.slowdown["a"] = slowdown
+        for _ in range(10):
+            nodes.second()
+            nodes.handle(ev.FlowSolved(nodes.wanted()[-1].number, as_before))
+    assert len(nodes.wanted()) > 4
+    assert not [text for text in nodes.notes() if "as long per step" in text]
+
+
 def test_a_flow_that_is_solved_apart_comes_later_and_the_old_one_serves_meanwhile() -> None:
     nodes = Replicas("a", "b", solve_apart=True)
     nodes.second()
