@@ -87,12 +87,15 @@ async def examine(config: Path | None, kind: str | None, options: DoctorOptions)
         try:
             found += await chosen[0].settings(config, options)
         except ConfigError as e:
+            # Files that leave the model to the command line are as they should be.
+            missing = e.param == "model" and options.model is None
             found.append(
                 problem(
                     "settings",
                     str(e),
                     "this process will not start",
-                    f"mend that line of {config}, or the variable HELIX_MQ_...",
+                    f"mend that line of {config}, or the variable HELIX_MQ_..."
+                    + (", or give --model" if missing else ""),
                 )
             )
     return found

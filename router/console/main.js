@@ -201,7 +201,7 @@ function showFiltered() {
   const nodes = state.nodes.filter((node) => matches(node, words));
   const none = state.nodes.length
     ? "No node matches the filter."
-    : "No node has joined. Nodes connect to the router's control endpoint; helix-mq doctor says why one does not.";
+    : "No node is here. Nodes connect to the router's control endpoint; helix-mq doctor says why one does not.";
   say($("flow-empty"), nodes.length ? "" : none);
   $("flow-empty").hidden = nodes.length > 0;
   $("drawing").hidden = nodes.length === 0;

@@ -52,7 +52,8 @@ def _asked(body: bytes) -> _Asked:
         return msgspec.json.decode(body, type=_Asked)
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise InvalidRequest(
-            f'the body is no question ({e}): send {{"gpu": "L4", "region": "eu-west"}}'
+            f'the body is no question ({e}): send {{"gpu": "L4"}}, or {{"gpu": "L4", '
+            '"region": "eu-west"} where nodes name regions'
         ) from None
 
 

@@ -109,6 +109,12 @@ def test_a_node_whose_router_is_not_there(tmp_path: Path, tiny_folder: Path) -> 
     key = keys.save_key(tmp_path, "a", KeyPair.new())
     _, text = run("-c", str(path), "--key", str(key), "--json")
     assert str(key) in levels(text)["keys", "ok"]
+    path.write_text(f'router = "{router}"\n')
+    _, text = run("-c", str(path), "--json")
+    assert "model: missing" in levels(text)["settings", "problem"]
+    assert "or give --model" in text
+    _, text = run("-c", str(path), "--json", "--model", str(tiny_folder))
+    assert "6 layers" in levels(text)["model", "ok"]
     path.write_text(f'model = "{tmp_path}"\nrouter = "{router}"\n')
     _, text = run("-c", str(path), "--json")
     assert "config.json" in levels(text)["model", "problem"]
