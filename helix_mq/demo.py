@@ -27,6 +27,7 @@ Say = Callable[[str], None]
 NODE_SHARES = {"alpha": 0.40, "beta": 0.40, "gamma": 0.33}
 """Of the model's layers per node: unequal, and more than 1 together, so that slices overlap."""
 
+_ROUTER = "router"
 _STOP_GRACE_S = 15.0
 
 
@@ -117,7 +118,7 @@ class DemoCluster:
         # A router that is killed and started again goes on with what it had accepted.
         journal = f'[journal]\npath = "{self._folder / "journal.db"}"\n'
         router.write_text(router_toml(self.plan) + journal)
-        await self._spawn("router", "router", "--config", str(router))
+        await self._spawn(_ROUTER, "router", "--config", str(router))
         for name, (first, end) in self.plan.slices.items():
             path = self._folder / f"{name}.toml"
             path.write_text(node_toml(self.plan, name))
@@ -170,20 +171,28 @@ class DemoCluster:
                 raise LocalError(f"{name} ended with code {child.returncode}:\n    {words}")
 
     async def wait_for_a_death(self) -> None:
-        """Returns only by raising LocalError when a child ends."""
-        waits = [asyncio.create_task(child.wait()) for child in self._children.values()]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waits:
-                task.cancel()
-        self._check_children()
+        """Returns only by raising LocalError: a process has died, or no node is left. A node that
+        was let go, as `helix-mq node drain` does, is said and forgotten."""
+        while True:
+            waits = [asyncio.create_task(child.wait()) for child in self._children.values()]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in waits:
+                    task.cancel()
+            for name in [n for n, c in self._children.items() if c.returncode == 0]:
+                if name != _ROUTER:
+                    del self._children[name]
+                    self._say(f"  {name} has left the cluster")
+            self._check_children()
+            if self._children.keys() == {_ROUTER}:
+                raise LocalError("all nodes have left: start the demo again")
 
     async def stop(self) -> None:
         """Stops nodes, then the router; kills what does not go."""
-        names = [n for n in self._children if n != "router"]
+        names = [n for n in self._children if n != _ROUTER]
         await self._stop(names)
-        await self._stop(["router"])
+        await self._stop([_ROUTER])
 
     async def _stop(self, names: list[str]) -> None:
         children = [self._children.pop(n) for n in names if n in self._children]
