@@ -181,15 +181,20 @@ class RequireKey:
                 headers = Headers(scope=scope)
                 _check_path(scope["path"])
                 caller = scope[_CALLER] = self._keys.check(headers)
-                if needs_operator(scope["method"], scope["path"]):
-                    if self._keys.demanded:
+                operates = needs_operator(scope["method"], scope["path"])
+                if self._keys.demanded:
+                    if operates:
                         _check_operator(caller)
-                    elif scope["method"] not in _SAFE_METHODS:
-                        _check_local(scope, headers)
+                elif operates or (scope["path"] in _ASKS_ONLY and not _only_reads(scope)):
+                    _check_local(scope, headers)
             except HelixError as e:
                 await error_response(e)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _only_reads(scope: Scope) -> bool:
+    return scope["method"] in _SAFE_METHODS
 
 
 def _check_path(path: str) -> None:
@@ -211,18 +216,25 @@ def _check_local(scope: Scope, headers: Headers) -> None:
     """Without keys: from this machine only, and not by a web page of somebody else's.
 
     A page that a browser on this machine shows can post here; its origin is not ours then, or, if
-    its name was made to point here, no address of this machine.
+    its name was made to point here, no address of this machine. What it only reads comes without an
+    origin if the name is its own: that name must be this machine's too.
     """
     client = scope.get("client")
     if client is not None and not is_loopback(client[0]):
         raise Forbidden(
-            "without API keys the cluster is operated from the router's own machine only: make a "
-            "key with `helix-mq keys api new NAME --operator` and set http.keys_file"
+            "without API keys the cluster is operated, and its requests are seen, from the "
+            "router's own machine only: make a key with `helix-mq keys api new NAME --operator` "
+            "and set http.keys_file"
         )
-    origin = headers.get("origin")
+    origin, host = headers.get("origin"), headers.get("host", "")
     if origin is None:
+        if _only_reads(scope) and not is_loopback(_hostname(host)):
+            raise Forbidden(
+                f"without API keys what runs is shown under an address of this machine only, not "
+                f"under {host[:100]!r}: ask 127.0.0.1, or make a key with "
+                "`helix-mq keys api new NAME --operator` and set http.keys_file"
+            )
         return
-    host = headers.get("host", "")
     if origin.partition("://")[2] != host or not is_loopback(_hostname(host)):
         raise Forbidden(f"a web page of {origin[:100]!r} may not operate this cluster")
 

@@ -223,7 +223,27 @@ class TestOperating:
         async with await asgi(service, HttpSection(), client) as http:
             answer = await http.post("/v1/helix/replan", headers=headers)
             assert answer.status_code == status
+            asked = await http.post("/v1/helix/whatif", headers=headers, json={})
+            assert asked.status_code == status
             assert (await http.get("/v1/models", headers=headers)).status_code == 200
+
+    @pytest.mark.parametrize("path", ["/v1/helix/requests", "/v1/helix/requests/1.a/trace"])
+    @pytest.mark.parametrize(
+        ("client", "headers", "status"),
+        [
+            ("127.0.0.1", {"host": "127.0.0.1:8000"}, 404),
+            ("::1", {"host": "[::1]:8000", "origin": "http://[::1]:8000"}, 404),
+            ("10.0.0.7", {"host": "127.0.0.1:8000"}, 403),
+            ("127.0.0.1", {"host": "127.0.0.1:8000", "origin": "https://evil.example"}, 403),
+            # What a page of a name that was made to point here reads comes without an origin.
+            ("127.0.0.1", {"host": "evil.example:8000"}, 403),
+        ],
+    )
+    async def test_without_keys_requests_are_shown_here_only(
+        self, service: EchoService, path: str, client: str, headers: dict[str, str], status: int
+    ) -> None:
+        async with await asgi(service, HttpSection(), client) as http:
+            assert (await http.get(path, headers=headers)).status_code == status
 
 
 async def asgi(
