@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,11 +17,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from helix_mq.clock import SystemClock
 from helix_mq.errors import ConfigError
+from helix_mq.ids import RequestId
 from router.settings import TelemetrySection
-from router.spans import start_spans
+from router.spans import PER_TURN, SpanExport, start_spans
+from router.trace_book import TracePicture
 from tests.cluster import cluster, greedy
 
 
@@ -113,6 +118,35 @@ async def test_a_span_per_request_with_a_child_per_hop(tiny_folder: Path) -> Non
         assert hop["helix_mq.decode.compute_seconds"] > 0
     lengths = sorted((r.end_time_unix_nano - r.start_time_unix_nano) / 1e9 for r in done)
     assert lengths == pytest.approx(sorted(r.finish.total_s for r in results), abs=1e-3)
+
+
+async def test_spans_of_many_requests_are_made_between_the_loops_other_work(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = 0
+    made: list[int] = []
+    spans = SpanExport._spans
+
+    async def turning() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def noted(self: SpanExport, request: RequestId, trace: TracePicture) -> None:
+        made.append(turn)
+        spans(self, request, trace)
+
+    monkeypatch.setattr(SpanExport, "_spans", noted)
+    async with cluster(tiny_folder, {"a": "0:6"}) as c:
+        provider, exporter = TracerProvider(), InMemorySpanExporter()
+        export = SpanExport(provider, exporter, c.app.traces, SystemClock())
+        await asyncio.gather(*(c.run(greedy((i, 2), 2)) for i in range(20)))
+        beside = asyncio.create_task(turning())
+        await export.close()
+        beside.cancel()
+    assert len(made) == 20
+    assert max(Counter(made).values()) <= PER_TURN
 
 
 def _attributes(span: Span) -> dict[str, object]:
