@@ -27,6 +27,40 @@ def mark_of(fd: int) -> int:
     return found.st_ino if stat.S_ISSOCK(found.st_mode) else NO_MARK
 
 
+def mark_at(fd: int, endpoint: str) -> int:
+    """The mark of a connection that was made to `endpoint`, a bound one, under its number `fd`.
+
+    NO_MARK where the number is somebody else's by now: what tells of a connection comes after it.
+    """
+    mark = mark_of(fd)
+    if mark == NO_MARK:
+        return NO_MARK
+    try:
+        borrowed = socket.socket(fileno=fd)
+    except OSError:
+        return NO_MARK
+    try:
+        name = borrowed.getsockname()
+    except OSError:
+        return NO_MARK
+    finally:
+        borrowed.detach()
+    # Should the number have changed hands between the two looks, the mark fits nobody any more.
+    return mark if _is_at(name, endpoint) else NO_MARK
+
+
+def _is_at(name: object, endpoint: str) -> bool:
+    """By the port alone, as one that is bound to all addresses is reached at any of them."""
+    scheme, _, address = endpoint.partition("://")
+    if scheme == "tcp":
+        port = address.rpartition(":")[2]
+        return isinstance(name, tuple) and len(name) > 1 and str(name[1]) == port
+    if isinstance(name, bytes):
+        # An abstract one of Linux.
+        name = name.replace(b"\0", b"@", 1).decode(errors="replace")
+    return name == address
+
+
 def cut(fd: int, mark: int) -> bool:
     """Shuts the connection down, both ways. False: it was not there any more."""
     if mark == NO_MARK:

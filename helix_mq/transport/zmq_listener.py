@@ -15,7 +15,7 @@ import zmq
 
 from helix_mq.transport.api import Delivery, DisconnectHandler, Handler, Parts
 from helix_mq.transport.backlog import weigh
-from helix_mq.transport.cutting import cut, mark_of
+from helix_mq.transport.cutting import NO_MARK, cut, mark_at
 from helix_mq.transport.limits import Limits
 from helix_mq.transport.monitor import Monitor, SocketEvent, SocketEventKind
 from helix_mq.transport.pump import SLICE_MESSAGES, SLICE_S, Pump
@@ -182,7 +182,7 @@ class ZmqListener:
         else:
             # The last words of a connection that is gone.
             self._leaving.append(peer)
-        mark = self._silent.pop(fd) or mark_of(fd)
+        mark = self._silent.pop(fd) or mark_at(fd, self.endpoint)
         known = _Peer(fd, mark, user, LargeInFlight(self._limits.backlog_bytes))
         self._peers[peer] = known
         return known
@@ -200,11 +200,13 @@ class ZmqListener:
 
     def _accepted(self, fd: int) -> None:
         self._fds[fd] = None
+        # That it has ended may be told next, and its number be another's already.
+        mark = mark_at(fd, self.endpoint)
         if len(self._fds) > self._limits.max_connections:
             self._counters.handshake_failed(TOO_MANY)
-            cut(fd, mark_of(fd))
-        else:
-            self._silent.add(fd)
+            cut(fd, mark)
+        elif mark != NO_MARK:
+            self._silent.add(fd, mark)
 
     def _on_event(self, event: SocketEvent) -> None:
         match event.kind:
