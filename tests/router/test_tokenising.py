@@ -231,6 +231,7 @@ async def test_large_bodies_are_read_in_a_thread(monkeypatch: pytest.MonkeyPatch
         object(),  # type: ignore[arg-type]
         object(),  # type: ignore[arg-type]
         generate.OpenRequests(),
+        object(),  # type: ignore[arg-type]
         max_body_bytes=1 << 20,
         timings=generate.Timings(),
     )
