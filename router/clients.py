@@ -30,12 +30,12 @@ from helix_mq.sdk.errors import failed
 from helix_mq.transport import Delivery, Limits, Listener, Transport
 from router.client_book import ClientBook, ClientBounds, ClientStatistics, Peer
 from router.client_faults import reference_of
+from router.client_requests import generation_of
 from router.client_streams import ClientStream
 from router.journal_records import EndedStream
-from router.preparing import check_model, check_token_ids, decide_sampling
 from router.restore_clients import KeptStreams, RunningStream
 from router.security import RouterSecurity
-from router.service import EventStream, Finished, Generation, Origin, Service
+from router.service import EventStream, Finished, Origin, Service
 
 log = logging.getLogger(__name__)
 
@@ -99,13 +99,16 @@ class ClientSockets:
         self._security.on_revoked(lambda _: self._drop_revoked())
         self._drop_revoked()
 
+    def stop_taking(self) -> None:
+        """The router is about to close: with a journal, requests are left to the one after it."""
+        self._closing = True
+
     async def close(self) -> None:
         """Tells every open stream, then closes the socket. Streams that the router keeps over a
         restart are not ended: their clients come back for them."""
-        self._closing = True
-        stopping = NotServing("the router is shutting down", retry_after_s=5.0)
+        self.stop_taking()
         for stream in self._book.streams() if self._kept is None else ():
-            stream.fail(stopping, self._clock.now_s())
+            stream.fail(_stopping(), self._clock.now_s())
             self._flush(stream)
         tasks = list(self._tasks.values())
         if self._sweeper is not None:
@@ -170,10 +173,12 @@ class ClientSockets:
         if kept is not None:
             self._load(kept, peer, submit.reference, None)
             return
+        if self._closing and self._kept is not None:
+            return  # it is said again to the router that comes after this one
         stream = ClientStream(peer.id, peer.user, submit.reference, self._clock.now_s())
         try:
             if self._closing:
-                raise NotServing("the router is shutting down", retry_after_s=5.0)
+                raise _stopping()
             self._book.add(peer, stream)
         except HelixError as e:
             self._send(peer.id, failed(submit.reference, e))
@@ -243,7 +248,7 @@ class ClientSockets:
 
     async def _run(self, stream: ClientStream, submit: client.Submit) -> None:
         service = self._service
-        generation = await self._generation(submit, stream.user or "")
+        generation = await generation_of(service, submit, stream.user or "")
         if stream.cancelled:
             prompt = len(generation.prompt_ids)
             never_ran = Finished("cancelled", prompt, 0, 0.0, 0.0, 0.0, 0)
@@ -268,7 +273,8 @@ class ClientSockets:
         try:
             await work()
         except HelixError as e:
-            stream.fail(e, self._clock.now_s())
+            if not (self._closing and self._kept is not None and isinstance(e, NotServing)):
+                stream.fail(e, self._clock.now_s())
         except Exception:
             log.exception("a fault while serving stream %s", stream.name)
             fault = LocalError("an internal error; the router's log says more")
@@ -277,42 +283,6 @@ class ClientSockets:
             self._tasks.pop(stream.name, None)
             if stream.ended:
                 self._flush(stream)
-
-    async def _generation(self, submit: client.Submit, owner: str) -> Generation:
-        service = self._service
-        if submit.model:
-            check_model(service, submit.model)
-        service.check_room(owner, submit.priority, submit.deadline_s)
-        ids = await self._prompt_ids(submit)
-        sampling = decide_sampling(
-            service, submit.sampling, len(ids), seeded=submit.seeded, limited=submit.limited
-        )
-        return Generation(
-            tuple(ids),
-            sampling,
-            submit.stop,
-            submit.deadline_s,
-            submit.priority,
-            owner,
-            continues_text=submit.messages is None,
-        )
-
-    async def _prompt_ids(self, submit: client.Submit) -> list[int] | tuple[int, ...]:
-        given = (submit.prompt, submit.messages, submit.token_ids)
-        if sum(one is not None for one in given) != 1:
-            raise InvalidRequest(
-                "give exactly one of prompt, messages and token_ids", param="prompt"
-            )
-        if submit.messages is not None:
-            if not submit.messages:
-                raise InvalidRequest("messages is empty", param="messages")
-            turns = [(m.role, m.content) for m in submit.messages]
-            return await self._service.tokenize_chat(turns)
-        if submit.prompt is not None:
-            return await self._service.tokenize(submit.prompt, special=True)
-        ids = submit.token_ids or ()
-        check_token_ids(ids, self._service.vocab_size, "prompt")
-        return ids
 
     def _stop(self, stream: ClientStream) -> None:
         """Has it cancelled, now or as soon as it is submitted."""
@@ -398,3 +368,7 @@ class ClientSockets:
         reference = reference_of(delivery)
         if reference is not None:
             self._send(delivery.peer, failed(reference, error))
+
+
+def _stopping() -> NotServing:
+    return NotServing("the router is shutting down", retry_after_s=5.0)

@@ -203,6 +203,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         await stop.wait()
     finally:
         app.closing = True
+        sdk.stop_taking()
         await gateway.stop()
         await sdk.close()
         await app.close()
