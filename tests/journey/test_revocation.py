@@ -77,13 +77,14 @@ async def test_a_revoked_node_is_out_at_once_and_its_requests_go_on(
     async with secured(tiny_folder, tmp_path, NAMES, TWO_ENDS) as c:
         await c.ready()
         await c.until(lambda: len(c.app.core.cluster.membership.serving()) == 3, "all are ready")
-        prompts = [tuple(range(i, i + 9)) for i in range(4)]
+        # Flows follow measured speeds: of a few, all might go the other way.
+        prompts = [tuple(range(i, i + 9)) for i in range(16)]
         wanted = await tokens(c, prompts)
         reroutes: list[int] = []
         runs = asyncio.create_task(tokens(c, prompts, reroutes))
         worker = c.daemons["b"].worker
         assert worker is not None
-        await c.until(lambda: worker.statistics().open_requests > 1, "some go through b")
+        await c.until(lambda: worker.statistics().open_requests > 0, "some go through b")
 
         started_s = time.monotonic()
         assert revoke_key(tmp_path / "allow.toml", "b")
