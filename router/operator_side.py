@@ -3,6 +3,7 @@ edges ask about the cluster's state."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from helix_mq.clock import Clock
@@ -23,7 +24,7 @@ from router.trace_book import TracePicture
 from router.trace_desk import TraceDesk
 
 
-class OperatorSide:
+class OperatorSide(ABC):
     """Part of RouterApp, which has all of these; see router.operating.Operator, and the standings
     of router.service.Service."""
 
@@ -34,8 +35,9 @@ class OperatorSide:
     _plane: DataPlane
     _clock: Clock
 
+    @abstractmethod
     def apply(self, event: ev.Event) -> None:
-        raise NotImplementedError
+        """Lets the core decide about an event, and carries out what it wants."""
 
     def standing(self) -> Standing:
         return standing(self.core.cluster)
