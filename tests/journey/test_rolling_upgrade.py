@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -22,9 +20,9 @@ import openai
 import pytest
 
 import helix_mq
-from helix_mq.demo import free_ports
 from helix_mq.errors import HelixError
 from helix_mq.sdk.options import ClientOptions
+from tests.live_processes import LiveProcesses
 
 pytestmark = [pytest.mark.journey, pytest.mark.timeout(300)]
 
@@ -34,53 +32,15 @@ WAIT_S = 60
 PROMPT = [{"role": "user", "content": "Count."}]
 
 
-@dataclass
-class Processes:
-    folder: Path
-    model: Path
-    ports: list[int]
-    children: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.ports[3]}"
-
-    @property
-    def clients(self) -> str:
-        return f"tcp://127.0.0.1:{self.ports[0]}"
-
-    def write_settings(self) -> None:
-        clients, control, data, http = self.ports
-        (self.folder / "router.toml").write_text(
-            f'model = "{self.model}"\nmodel_name = "tiny"\nclients = "tcp://127.0.0.1:{clients}"\n'
-            f'control = "tcp://127.0.0.1:{control}"\ndata = "tcp://127.0.0.1:{data}"\n'
-            f'[http]\nport = {http}\n[journal]\npath = "{self.folder / "journal.db"}"\n'
-            "[placement.nodes]\n" + "".join(f'{n} = "{layers}"\n' for n, layers in NODES.items())
-        )
-        for name in NODES:
-            (self.folder / f"{name}.toml").write_text(
-                f'name = "{name}"\nrouter = "tcp://127.0.0.1:{control}"\nmodel = "{self.model}"\n'
-                'memory = "64MiB"\ndtype = "float32"\nthreads = 1\nheartbeat_s = 0.2\n'
-                "[measure]\nat_start = false\n"
-            )
-
-    async def start(self, name: str) -> None:
-        kind = "router" if name == "router" else "node"
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.children[name] = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "helix_mq", kind),
-                *("--config", str(self.folder / f"{name}.toml")),
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
+class Processes(LiveProcesses):
+    """Each is stopped and started again."""
 
     async def stop(self, name: str) -> None:
         """As `systemctl stop` does."""
         child = self.children.pop(name)
         child.send_signal(signal.SIGTERM)
         async with asyncio.timeout(WAIT_S):
-            assert await child.wait() == 0, (self.folder / f"{name}.log").read_text()[-3000:]
+            assert await child.wait() == 0, self.log(name)
 
     async def all_ready(self) -> set[int]:
         """Waits for it; the incarnations of the nodes."""
@@ -95,18 +55,13 @@ class Processes:
 
 @contextlib.asynccontextmanager
 async def processes(folder: Path, model: Path) -> AsyncIterator[Processes]:
-    these = Processes(folder, model, free_ports(4))
-    these.write_settings()
+    these = Processes(folder, model, NODES, "heartbeat_s = 0.2\n[measure]\nat_start = false\n")
     try:
-        for name in ("router", *NODES):
-            await these.start(name)
+        await these.start_all()
         await these.all_ready()
         yield these
     finally:
-        for child in these.children.values():
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
+        await these.kill_all()
 
 
 @dataclass

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +18,9 @@ import httpx
 import pytest
 
 import helix_mq
-from helix_mq.demo import free_ports
 from helix_mq.sdk.options import ClientOptions, RequestOptions
 from helix_mq.sdk.results import Token
+from tests.live_processes import LiveProcesses
 
 pytestmark = [pytest.mark.journey, pytest.mark.timeout(420)]
 
@@ -31,48 +29,8 @@ KILLS = 20
 OPTIONS = ClientOptions(connect_timeout_s=30, reconnect_timeout_s=60, keepalive_s=0.5)
 
 
-@dataclass
-class Live:
-    """A router that is killed and started again at the same place, and its nodes."""
-
-    folder: Path
-    model: Path
-    ports: list[int]
-    children: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
-
-    @property
-    def clients(self) -> str:
-        return f"tcp://127.0.0.1:{self.ports[0]}"
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.ports[3]}"
-
-    def write_settings(self) -> None:
-        clients, control, data, http = self.ports
-        (self.folder / "router.toml").write_text(
-            f'model = "{self.model}"\nmodel_name = "tiny"\nclients = "tcp://127.0.0.1:{clients}"\n'
-            f'control = "tcp://127.0.0.1:{control}"\ndata = "tcp://127.0.0.1:{data}"\n'
-            f"[http]\nport = {http}\n"
-            f'[journal]\npath = "{self.folder / "journal.db"}"\n'
-            "[placement.nodes]\n" + "".join(f'{n} = "{layers}"\n' for n, layers in SLICES.items())
-        )
-        for name in SLICES:
-            (self.folder / f"{name}.toml").write_text(
-                f'name = "{name}"\nrouter = "tcp://127.0.0.1:{control}"\nmodel = "{self.model}"\n'
-                'memory = "64MiB"\ndtype = "float32"\nthreads = 1\nheartbeat_s = 0.1\n'
-            )
-
-    async def start(self, name: str) -> None:
-        kind = "router" if name == "router" else "node"
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.children[name] = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "helix_mq", kind),
-                *("--config", str(self.folder / f"{name}.toml")),
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
+class Live(LiveProcesses):
+    """The router is killed and started again."""
 
     async def kill_router(self) -> None:
         router = self.children.pop("router")
@@ -91,27 +49,16 @@ class Live:
                         return answer
                 await asyncio.sleep(0.02)
 
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
-
-    async def stop(self) -> None:
-        for child in self.children.values():
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
-
 
 @contextlib.asynccontextmanager
 async def live(folder: Path, model: Path) -> AsyncIterator[Live]:
-    cluster = Live(folder, model, free_ports(4))
-    cluster.write_settings()
+    cluster = Live(folder, model, SLICES, "heartbeat_s = 0.1\n")
     try:
-        for name in ("router", *SLICES):
-            await cluster.start(name)
+        await cluster.start_all()
         await cluster.answers("/ready")
         yield cluster
     finally:
-        await cluster.stop()
+        await cluster.kill_all()
 
 
 @dataclass
