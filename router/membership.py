@@ -96,6 +96,11 @@ class Membership:
     def serving(self) -> list[Member]:
         return [m for _, m in sorted(self._members.items()) if m.serves]
 
+    def all_can(self, nodes: Iterable[NodeId], feature: str) -> bool:
+        """Whether the programs of all these nodes have the feature, as they registered."""
+        members = [self._members.get(node) for node in nodes]
+        return all(m is not None and feature in m.register.features for m in members)
+
     def live_placement(self, without: Collection[NodeId] = ()) -> Placement:
         """What the ready nodes hold, together."""
         return Placement(

@@ -12,6 +12,7 @@ Endpoint = Annotated[str, msgspec.Meta(max_length=256)]
 PublicKey = Annotated[str, msgspec.Meta(max_length=40)]
 Region = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9._-]*\Z")]
 Digest = Annotated[str, msgspec.Meta(max_length=128)]
+Feature = Annotated[str, msgspec.Meta(max_length=32)]
 
 
 class SliceRef(msgspec.Struct, array_like=True, frozen=True):
@@ -66,6 +67,8 @@ class Register(msgspec.Struct, array_like=True, frozen=True):
     """What its device has measured with this model; None where it has not."""
     region: Region = ""
     """Where it stands, by its own settings; empty where they do not say."""
+    features: Annotated[tuple[Feature, ...], msgspec.Meta(max_length=64)] = ()
+    """What its program can do that older ones cannot; the router asks no more of it than that."""
 
 
 class RegisterAgain(msgspec.Struct, array_like=True, frozen=True):

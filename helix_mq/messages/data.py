@@ -11,6 +11,17 @@ from helix_mq.sampling import SamplingParams
 
 SAMPLE = 1
 """Row flag: the row's last token is the sequence's last, so the last hop samples after it."""
+VERIFY = 2
+"""Row flag, with SAMPLE: the tokens after the row's first are drafts. The last hop samples after
+each, up to and with the first whose sample is not the next draft."""
+DIRECT = 4
+"""Row flag: the last hop hands each sampled token to the first hop itself, and tells the router."""
+
+BLOCK_TOKENS = 64
+"""Tokens of a prefix block: a beginning of a prompt is shared in whole blocks."""
+BLOCK_NAME_BYTES = 16
+MAX_BLOCK_BYTES = 32 * 1024
+"""Of one row: names for 131,072 tokens."""
 
 MAX_ROWS = 8192
 MAX_FRAME_TOKENS = 1 << 17
@@ -48,6 +59,9 @@ class Row(msgspec.Struct, array_like=True, frozen=True):
     deadline_ms: U63
     """Unix time in ms after which nobody needs the result; 0 for none."""
     spec: SampleSpec | None = None
+    blocks: Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCK_BYTES)] = b""
+    """Names of the prefix blocks that end within the row, from its position on: BLOCK_NAME_BYTES
+    each. A sequence's first row may begin at the end of a block that every hop has kept."""
 
 
 class FrameHeader(msgspec.Struct, array_like=True, frozen=True):
@@ -81,6 +95,8 @@ class TokenItem(msgspec.Struct, array_like=True, frozen=True):
     token: U31
     logprob: Annotated[float, msgspec.Meta(le=1e-3, ge=-1e30)] | None = None
     top: Annotated[tuple[TopLogprob, ...], msgspec.Meta(max_length=20)] = ()
+    more: bool = False
+    """The next token of the sequence was sampled in the same pass and follows at once."""
 
 
 class Tokens(msgspec.Struct, array_like=True, frozen=True):

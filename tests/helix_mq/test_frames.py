@@ -23,7 +23,7 @@ ROUTE = Route((Hop(NodeId("a"), LayerRange(0, 3)), Hop(NodeId("b-1.x"), LayerRan
 
 def token_frame(*, history: bool = False) -> tuple[data.FrameHeader, list[memoryview]]:
     spec = data.SampleSpec(SamplingParams(seed=7, repetition_penalty=1.1), 3, 3 if history else 0)
-    row = data.Row(5, 0, 0, 3, 0, 0, data.SAMPLE, 99, spec)
+    row = data.Row(5, 0, 0, 3, 0, 0, data.SAMPLE, 99, spec, bytes(range(16)))
     header = data.FrameHeader(1, "@router", "int32", 1, (row,), (pack_route(ROUTE),))
     ids = memoryview(np.array([1, 2, 3], np.int32)).cast("B")
     return header, [ids, ids] if history else [ids]
@@ -97,6 +97,7 @@ EXAMPLES: list[msgspec.Struct] = [
     ),
     control.TraceWanted(5, 7),
     data.Tokens(1, "n", (data.TokenItem(1, 0, 5, 7, -0.5, (data.TopLogprob(7, -0.5),)),)),
+    data.Tokens(1, "n", (data.TokenItem(1, 0, 5, 7, more=True), data.TokenItem(1, 0, 6, 8))),
     data.Refused(1, "n", (data.RefusedItem(1, 0, "kv_exhausted", "full"),)),
     data.Release((data.ReleaseItem(1, 0),)),
     data.LinkHello("n", 1, 2),

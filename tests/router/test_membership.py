@@ -66,6 +66,15 @@ def test_iteration_is_by_name_whatever_the_order_of_joining() -> None:
     assert "b" not in members
 
 
+def test_a_feature_is_asked_only_of_nodes_that_all_registered_it() -> None:
+    membership = Membership(6)
+    membership.join(replace(register("a", 1), features=("verify", "direct")), 0.0)
+    membership.join(replace(register("b", 1), features=("verify",)), 0.0)
+    assert membership.all_can([NodeId("a"), NodeId("b")], "verify")
+    assert not membership.all_can([NodeId("a"), NodeId("b")], "direct")
+    assert not membership.all_can([NodeId("a"), NodeId("c")], "verify")
+
+
 def test_what_is_missing_is_said_with_its_reasons() -> None:
     members = Membership(6)
     assert members.missing_text() == "layers 0-5 are on no live node"
