@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.shaped_tcp import ShapedTcp
 from helix_mq.clock import VirtualClock
 from helix_mq.frames import encode
 from helix_mq.link_probe import (
@@ -29,7 +30,6 @@ from helix_mq.messages.data import LinkHello, LinkProbe
 from helix_mq.outlink import OutLinkStatistics
 from helix_mq.transport import ZmqTransport
 from tests.helix_mq.plane_ends import End, Net
-from tests.shaped_tcp import ShapedTcp
 
 
 def measure(rate: float, trip_s: float, seconds: float) -> tuple[LinkProbes, int, float]:
