@@ -26,7 +26,8 @@ from nodes.device import DeviceThread
 from nodes.health import NodeState, status_text, stuck_text
 from nodes.identity import NodeIdentity
 from nodes.inbox import check_sender
-from nodes.loading import Loaded
+from nodes.loader import Load
+from nodes.loading import Loaded, load
 from nodes.metrics import NodeFigures
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
@@ -50,7 +51,9 @@ class NodeDaemon:
         transport: Transport,
         security: NodeSecurity,
         clock: Clock,
+        load: Load = load,
     ) -> None:
+        """`load`: what makes slices; a bench's may run them slower than this machine does."""
         self.settings = settings
         self.rejection: HelixError | None = None
         self.up = asyncio.Event()
@@ -77,6 +80,7 @@ class NodeDaemon:
             links=self._plane,
             say=self._say,
             on_broken=self._on_broken,
+            load=load,
         )
         self._control: Connection | None = None
         self._control_up = False

@@ -16,7 +16,10 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 import torch
 
 from helix_mq.errors import LocalError
-from nodes.loading import Loaded, LoadRequest, Report, load
+from nodes.loading import Loaded, LoadHost, LoadRequest, Report, load
+
+Load = Callable[[LoadRequest, Report, LoadHost], Loaded]
+"""What makes a slice of a request; `nodes.loading.load` in a node that serves."""
 
 
 class Unwanted(LocalError):
@@ -39,8 +42,9 @@ class _Host:
 
 
 class Loader:
-    def __init__(self, device: Executor) -> None:
+    def __init__(self, device: Executor, load: Load = load) -> None:
         self._device = device
+        self._load = load
         self._unwanted = threading.Event()
         self._running: asyncio.Future[Loaded] | None = None
 
@@ -55,13 +59,13 @@ class Loader:
 
         def job() -> Loaded:
             if not beside:
-                return load(request, report, host)
+                return self._load(request, report, host)
             # Sets this thread's own number, and that of threads which use torch for the first
             # time while it lasts; the device thread has had its own since it first computed.
             threads = torch.get_num_threads()
             torch.set_num_threads(max(1, threads // 4))
             try:
-                return load(request, report, host)
+                return self._load(request, report, host)
             finally:
                 torch.set_num_threads(threads)
 

@@ -176,7 +176,16 @@ def kv_pages_within(request: LoadRequest, config: ModelConfig, page_tokens: int)
     return pages
 
 
-def load(request: LoadRequest, report: Report, host: LoadHost | None = None) -> Loaded:
+EngineMaker = Callable[[str, ModelSlice, KvCache], Engine]
+"""From the node's name, a slice and its cache."""
+
+
+def load(
+    request: LoadRequest,
+    report: Report,
+    host: LoadHost | None = None,
+    engine: EngineMaker = Engine,
+) -> Loaded:
     """Loads, allocates, warms up. Raises ConfigError, NoRoom or ModelFormatError in words, and
     what `host` raises."""
     host = host or Alone()
@@ -187,7 +196,7 @@ def load(request: LoadRequest, report: Report, host: LoadHost | None = None) -> 
     profile = measure_profile(model, cache, host)
     decodes = measure_decodes(model, cache, host)
     return Loaded(
-        engine=Engine(request.node, model, cache),
+        engine=engine(request.node, model, cache),
         request=request,
         layers=request.layers,
         config=model.config,

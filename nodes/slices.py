@@ -23,8 +23,8 @@ from helix_mq.layers import LayerRange
 from helix_mq.messages import control
 from nodes.holdings import Changed, Held, Holdings
 from nodes.identity import NodeIdentity
-from nodes.loader import Loader, Unwanted, release_memory
-from nodes.loading import Loaded, LoadRequest
+from nodes.loader import Load, Loader, Unwanted, release_memory
+from nodes.loading import Loaded, LoadRequest, load
 from nodes.serving import ServingSlice, make_worker
 from nodes.settings import NodeSettings
 from nodes.steps import Links, WorkerStatistics
@@ -53,6 +53,7 @@ class Slices:
         links: Links,
         say: Callable[[msgspec.Struct], None],
         on_broken: Callable[[BaseException], None],
+        load: Load = load,
     ) -> None:
         self._settings = settings
         self._identity = identity
@@ -61,7 +62,7 @@ class Slices:
         self._links = links
         self._say = say
         self._on_broken = on_broken
-        self._loader = Loader(device)
+        self._loader = Loader(device, load)
         self._holdings: Holdings[ServingSlice] = Holdings()
         self._orders: deque[Order] = deque()
         self._ordered = asyncio.Event()
