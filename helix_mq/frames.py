@@ -19,9 +19,11 @@ from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages import KIND_OF, KINDS, WIRE_VERSION, Kind
 from helix_mq.messages.data import (
     DTYPES,
+    MAX_DRAFTS,
     MAX_FRAME_TOKENS,
     MAX_PADDING_BYTES,
     SAMPLE,
+    VERIFY,
     FrameHeader,
     LinkProbe,
     Row,
@@ -102,6 +104,8 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
                     f"sequence of {row.position + row.count}",
                     reason="history",
                 )
+        if row.flags & VERIFY or row.drafts:
+            _check_drafts(row)
         first_hop_wants_ids = row.hop == 0
         if first_hop_wants_ids != (header.dtype == "int32"):
             raise FrameError(
@@ -116,6 +120,29 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
     got = [buffer.nbytes for buffer in buffers]
     if got != expected:
         raise FrameError(f"buffers of {got} bytes, the header says {expected}", reason="length")
+
+
+def _check_drafts(row: Row) -> None:
+    """A row with drafts is a decode with a few tokens more, and hops after the first are told
+    which."""
+    if not row.flags & VERIFY:
+        raise FrameError(f"request {row.request}: drafts in a row without VERIFY", reason="drafts")
+    if not row.flags & SAMPLE or row.position == 0:
+        raise FrameError(
+            f"request {row.request}: drafts in a row at {row.position} that is no decode",
+            reason="drafts",
+        )
+    if not 2 <= row.count <= 1 + MAX_DRAFTS:
+        raise FrameError(
+            f"request {row.request}: {row.count - 1} drafts, expected 1 to {MAX_DRAFTS}",
+            reason="drafts",
+        )
+    if len(row.drafts) != (row.count - 1 if row.hop else 0):
+        raise FrameError(
+            f"request {row.request}: {len(row.drafts)} drafts named for hop {row.hop} of a row of "
+            f"{row.count}",
+            reason="drafts",
+        )
 
 
 def check_padding(buffers: Sequence[memoryview]) -> None:
@@ -172,7 +199,7 @@ def split_frame(
     """The frame as frames of at most `max_bytes` of payload, or of one token, each; only views.
 
     A row that is cut keeps its flags and sampling parameters with its last part. Positions stay in
-    order over the frames.
+    order over the frames. A row with drafts is never cut: a frame with one may be longer by that.
     """
     payload = memoryview(buffers[0]).cast("B")
     if payload.nbytes <= max_bytes:
@@ -196,7 +223,8 @@ def split_frame(
     for row in header.rows:
         done = 0
         while done < row.count:
-            count = min(row.count - done, most - held)
+            whole = bool(row.flags & VERIFY)
+            count = row.count if whole else min(row.count - done, most - held)
             last = done + count == row.count
             rows.append(
                 msgspec.structs.replace(
@@ -211,7 +239,7 @@ def split_frame(
                 history_at += 4 * row.spec.history_tokens
             held += count
             done += count
-            if held == most:
+            if held >= most:
                 close()
     if rows:
         close()

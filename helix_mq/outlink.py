@@ -18,7 +18,7 @@ from helix_mq.frames import Buffer, encode, frame_bytes, split_frame
 from helix_mq.link_probe import PADDING_BYTES, SLOWEST_BYTES_PER_S, LinkProbes
 from helix_mq.link_queue import LinkQueue
 from helix_mq.messages.control import LinkReport
-from helix_mq.messages.data import SAMPLE, FrameHeader, Grant, LinkEcho, LinkProbe
+from helix_mq.messages.data import FrameHeader, Grant, LinkEcho, LinkProbe
 from helix_mq.pacing import QUEUE_S, LinkPacer
 from helix_mq.transport import Connection
 
@@ -72,8 +72,8 @@ class OutLinkStatistics:
 
 
 def is_urgent(header: FrameHeader) -> bool:
-    """True if every row is one token of a running request, as far as a header tells."""
-    return all(row.count == 1 and row.flags & SAMPLE and row.position for row in header.rows)
+    """True if every row is a decode, as far as a header tells."""
+    return all(row.is_decode for row in header.rows)
 
 
 class OutLink:

@@ -13,7 +13,8 @@ SAMPLE = 1
 """Row flag: the row's last token is the sequence's last, so the last hop samples after it."""
 VERIFY = 2
 """Row flag, with SAMPLE: the tokens after the row's first are drafts. The last hop samples after
-each, up to and with the first whose sample is not the next draft."""
+each, up to and with the first whose sample is not the next draft. A first hop has the drafts among
+the row's token ids, the hops after it in `Row.drafts`."""
 DIRECT = 4
 """Row flag: the last hop hands each sampled token to the first hop itself, and tells the router."""
 
@@ -23,6 +24,8 @@ BLOCK_NAME_BYTES = 16
 MAX_BLOCK_BYTES = 32 * 1024
 """Of one row: names for 131,072 tokens."""
 
+MAX_DRAFTS = 16
+"""In one row: it counts as a decode, which neither waits for credit nor is cut."""
 MAX_ROWS = 8192
 MAX_FRAME_TOKENS = 1 << 17
 MAX_WIDTH = 1 << 16
@@ -62,6 +65,15 @@ class Row(msgspec.Struct, array_like=True, frozen=True):
     blocks: Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCK_BYTES)] = b""
     """Names of the prefix blocks that end within the row, from its position on: BLOCK_NAME_BYTES
     each. A sequence's first row may begin at the end of a block that every hop has kept."""
+    drafts: Annotated[tuple[U31, ...], msgspec.Meta(max_length=MAX_DRAFTS)] = ()
+    """Token ids that a VERIFY row has after its first, for hops that see activations only."""
+
+    @property
+    def is_decode(self) -> bool:
+        """The next token of a running request, with or without drafts behind it; as far as a
+        header tells."""
+        one = self.count == 1 or bool(self.flags & VERIFY)
+        return one and bool(self.flags & SAMPLE) and self.position > 0
 
 
 class FrameHeader(msgspec.Struct, array_like=True, frozen=True):

@@ -35,6 +35,15 @@ def activation_frame() -> tuple[data.FrameHeader, list[memoryview]]:
     return header, [memoryview(np.arange(12, dtype=np.float32)).cast("B")]
 
 
+def drafts_frame(**fields: object) -> tuple[data.FrameHeader, list[memoryview]]:
+    """A decode with two drafts on its way to a second hop, as activations."""
+    flags = data.SAMPLE | data.VERIFY
+    row = data.Row(6, 2, 40, 3, 0, 1, flags, 0, drafts=(7, 8))
+    row = msgspec.structs.replace(row, **fields)
+    header = data.FrameHeader(1, "a", "float32", 4, (row,), (pack_route(ROUTE),))
+    return header, [memoryview(np.zeros(4 * row.count, np.float32)).cast("B")]
+
+
 EXAMPLES: list[msgspec.Struct] = [
     control.Register("n", 1, "tcp://h:1", "", "cpu", 1 << 30, 4, "d", "0.1", None),
     control.Register(
@@ -159,6 +168,47 @@ def test_buffers_are_not_copied() -> None:
     message = decode(parts)
     assert message.buffers[0].obj is buffers[0].obj
     assert frame_bytes(parts) == sum(len(bytes(p)) for p in parts)
+
+
+def test_drafts_come_back_equal() -> None:
+    header, buffers = drafts_frame()
+    assert decode(encode(header, buffers)).header == header
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"flags": data.VERIFY},
+        {"flags": data.SAMPLE},
+        {"position": 0},
+        {"count": 1, "drafts": ()},
+        {"count": 1},
+        {"count": 4},
+        {"drafts": ()},
+        {"count": 2 + data.MAX_DRAFTS, "drafts": tuple(range(data.MAX_DRAFTS))},
+        {"count": 5000},
+    ],
+)
+def test_drafts_that_are_none_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(FrameError) as caught:
+        decode(encode(*drafts_frame(**fields)))
+    assert caught.value.reason == "drafts"
+
+
+def test_a_first_hop_has_drafts_among_its_token_ids_only() -> None:
+    row = data.Row(6, 2, 40, 3, 0, 0, data.SAMPLE | data.VERIFY, 0)
+    ids = [memoryview(np.array([1, 2, 3], np.int32)).cast("B")]
+    header = data.FrameHeader(1, "@router", "int32", 1, (row,), (pack_route(ROUTE),))
+    assert decode(encode(header, ids)).header == header
+    with pytest.raises(FrameError) as caught:
+        decode(encode(row_changed(header, drafts=(2, 3)), ids))
+    assert caught.value.reason == "drafts"
+
+
+def test_more_drafts_than_the_wire_has_room_for() -> None:
+    with pytest.raises(FrameError) as caught:
+        decode(encode(*drafts_frame(drafts=tuple(range(data.MAX_DRAFTS + 1)))))
+    assert caught.value.reason == "bad_field"
 
 
 def changed(header: data.FrameHeader, **fields: object) -> data.FrameHeader:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from helix_mq.frames import check_frame, pack_route, split_frame
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
-from helix_mq.messages.data import SAMPLE, FrameHeader, Row, SampleSpec
+from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Row, SampleSpec
 from helix_mq.sampling import SamplingParams
 
 WIDTH = 8
@@ -57,3 +57,22 @@ def test_pieces_are_frames_and_put_together_the_whole(
     assert ended == {r: bool(row.flags & SAMPLE) for r, row in whole.items()}
     specs = {row.request: row.spec for piece, _ in pieces for row in piece.rows if row.spec}
     assert specs == {r: row.spec for r, row in whole.items() if row.spec}
+
+
+@given(st.lists(st.integers(0, 16), min_size=1, max_size=6), st.integers(1, 600))
+def test_a_row_with_drafts_is_never_cut(drafts: list[int], max_bytes: int) -> None:
+    rows = [
+        Row(
+            request, 0, 30, 1 + n, 0, 1, SAMPLE | VERIFY if n else SAMPLE, 7,
+            drafts=tuple(range(n)),
+        )
+        for request, n in enumerate(drafts)
+    ]  # fmt: skip
+    total = sum(row.count for row in rows)
+    values = np.arange(total * WIDTH, dtype=np.float32).data.cast("B")
+    pieces = split_frame(
+        FrameHeader(1, "a", "float32", WIDTH, tuple(rows), (ROUTE,)), (values,), max_bytes
+    )
+    for piece, parts in pieces:
+        check_frame(piece, [memoryview(part) for part in parts])
+    assert [row for piece, _ in pieces for row in piece.rows] == rows

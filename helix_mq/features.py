@@ -1,0 +1,13 @@
+"""What programs of this release can do that older ones could not; nodes say it as they register.
+
+A router asks for a feature only where every node of a route has it, so that releases can be mixed
+while a cluster is brought from one to the next.
+"""
+
+from __future__ import annotations
+
+VERIFY = "verify"
+"""Rows with drafts are verified in one pass; see `helix_mq.messages.data.VERIFY`."""
+
+FEATURES: tuple[str, ...] = (VERIFY,)
+"""Of this program."""
