@@ -5,7 +5,9 @@ from __future__ import annotations
 import typer
 
 from bench.chaos.cli import chaos
+from bench.offline_cli import OWN_OPTIONS, planner, simulator
 from bench.overload import overload
+from bench.report.cli import report
 from bench.serve.cli import serve
 from bench.serve.compare import compare
 
@@ -18,4 +20,7 @@ def register(app: typer.Typer) -> None:
     group.command(name="overload")(overload)
     group.command(name="serve")(serve)
     group.command(name="compare")(compare)
+    group.command(name="planner", context_settings=OWN_OPTIONS)(planner)
+    group.command(name="simulator", context_settings=OWN_OPTIONS)(simulator)
+    group.command(name="report")(report)
     app.add_typer(group)

@@ -1,8 +1,8 @@
 """The planner against the published system: targets, heuristics, scale.
 
-    python -m bench.planner targets    [--data ../shared/reference] [--time-limit 60] [--out FILE]
-    python -m bench.planner heuristics [--data ...] [--out FILE]
-    python -m bench.planner scale      [--sizes ...] [--methods ...], as bench.planner_scale
+    helix-mq bench planner targets    [--data ../shared/reference] [--time-limit 60] [--out FILE]
+    helix-mq bench planner heuristics [--data ...] [--out FILE]
+    helix-mq bench planner scale|roofline|serving --help
 
 `targets`: our best placement of the published clusters beside the published ones, their solver's
 figures, and what we require of ourselves. `heuristics`: each published heuristic again, by our
@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import planner_scale
+from bench import planner_roofline, planner_scale, planner_serving
 from bench.planner_common import machine_summary, write_results
 from solver.flow import max_flow
 from solver.problem import ProblemError
@@ -199,20 +200,30 @@ def _show_again(row: Repeated) -> str:
     )
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["scale"]:
-        del sys.argv[1]
-        planner_scale.main()
+PARTS: dict[str, Callable[[Sequence[str]], None]] = {
+    "scale": planner_scale.main,
+    "roofline": planner_roofline.main,
+    "serving": planner_serving.main,
+}
+"""What is measured in modules of its own."""
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    given = sys.argv[1:] if given is None else given
+    if given and given[0] in PARTS:
+        PARTS[given[0]](given[1:])
         return
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="helix-mq bench planner",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("targets", "heuristics", "scale"))
+    parser.add_argument("what", choices=("targets", "heuristics", *PARTS))
     parser.add_argument("--data", type=Path, default=Path("../shared/reference"))
     parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     rows: list[Reached | Repeated] = []
     if arguments.what == "targets":
         for target in TARGETS:
@@ -226,7 +237,7 @@ def main() -> None:
         for again in repeated if not arguments.json else ():
             print(_show_again(again))
     body: dict[str, object] = {
-        "command": f"python -m bench.planner {arguments.what}",
+        "command": f"helix-mq bench planner {arguments.what}",
         "time_limit_s": arguments.time_limit,
         "machine": machine_summary(),
         "rows": [asdict(row) for row in rows],

@@ -1,6 +1,6 @@
 """How far the roofline is from published measurements, and tables made of it from published ones.
 
-    python -m bench.planner_roofline [--data ../shared/reference] [--out FILE.json]
+    helix-mq bench planner roofline [--data ../shared/reference] [--out FILE.json]
 
 Step times of one layer, for two models on seven machine types, prefill and decode by batch size;
 then throughput and KV room by layers held, against the tables in all published cluster files that
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -348,7 +348,7 @@ def report(data: Path) -> dict[str, object]:
             f"{limit.ours}, with weights in half of the memory {limit.half_of_memory}"
         )
     return {
-        "command": "python -m bench.planner_roofline",
+        "command": "helix-mq bench planner roofline",
         "machine": machine_summary(),
         "step_times": [asdict(row) for row in rows],
         "medians": medians(found),
@@ -359,11 +359,11 @@ def report(data: Path) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="helix-mq bench planner roofline", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/reference"))
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     try:
         body = report(arguments.data)
     except (ConfigError, OSError) as e:

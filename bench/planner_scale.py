@@ -1,6 +1,6 @@
 """How the planner's cost grows with the cluster: synthetic clusters of 24 to 1,000 nodes.
 
-    python -m bench.planner_scale [--sizes 24,50,...] [--methods auto] [--out FILE]
+    helix-mq bench planner scale [--sizes 24,50,...] [--methods auto] [--out FILE]
 
 Each size is planned in a process of its own, so that its peak memory is its own; a uniform network
 and one of regions joined by slow links. Results go to bench/results/planner-scale.json, the plot
@@ -16,6 +16,7 @@ import random
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -152,16 +153,18 @@ def plot(points: list[ScalePoint], path: Path) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="helix-mq bench planner scale",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--methods", default="auto", help=f"any of {','.join(METHODS)}")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--regions", default="1,4")
     parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=Path("bench/results/planner-scale.json"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     points = []
     context = multiprocessing.get_context("spawn")
     for regions in map(int, arguments.regions.split(",")):
@@ -172,7 +175,7 @@ def main() -> None:
                     point = pool.apply(measure, task)
                 points.append(point)
                 print(json.dumps(asdict(point)), flush=True)
-    command = "python -m bench.planner_scale " + " ".join(sys.argv[1:])
+    command = "helix-mq bench planner scale " + " ".join(sys.argv[1:] if given is None else given)
     body: dict[str, object] = {
         "command": command.strip(),
         "machine": machine_summary(),

@@ -1,6 +1,6 @@
 """How far the planner's serving estimate is from the published simulator's offline runs.
 
-    python -m bench.planner_serving [--data ../shared/reference] [--out FILE.json]
+    helix-mq bench planner serving [--data ../shared/reference] [--out FILE.json]
 
 Placements are the published ones, step times its profiles, workload its means. Also says whether
 the estimate orders each pair of placements on one cluster as the runs do, which is all that a
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,11 +95,11 @@ def ordered_alike(rows: list[Row]) -> tuple[int, int, int]:
     return len(pairs), by_estimate, by_flow
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="helix-mq bench planner serving", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/reference"))
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     rows = compare(arguments.data)
     print(f"{'case':32} {'max flow':>9} {'estimate':>9} {'measured':>9} {'error':>7}")
     for row in rows:
@@ -110,6 +111,7 @@ def main() -> None:
     print(f"of {pairs} pairs on one cluster {by_estimate} are in order; by max flow {by_flow}")
     if arguments.out is not None:
         body: dict[str, object] = {
+            "command": "helix-mq bench planner serving",
             "machine": machine_summary(),
             "rows": [{**asdict(row), "error": row.error} for row in rows],
             "pairs": {"all": pairs, "by_estimate": by_estimate, "by_max_flow": by_flow},

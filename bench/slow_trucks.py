@@ -1,6 +1,6 @@
 """Why deep pipelines disappoint, and what cures it: one thing changed at a time.
 
-    python -m bench.slow_trucks [--data ../shared/reference] [--duration 600] [--out FILE.json]
+    helix-mq bench simulator trucks [--data ../shared/reference] [--duration 600] [--out FILE.json]
 
 Each published setup is kept full with the published sequence of requests, on our placement with the
 largest max flow and with the published step times, by the production router and batcher. `whole`
@@ -243,8 +243,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="helix-mq bench simulator trucks", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/reference"))
     parser.add_argument("--duration", type=float, default=600.0)
     parser.add_argument("--warmup", type=float, default=60.0)
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="of 'SETUP PLACEMENT VARIANT', a part")
     parser.add_argument("--plot", type=Path, help="of all in --out: .svg or .png")
     parser.add_argument("--out", type=Path, help="merged with what is there")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     outcomes = []
     with ProcessPoolExecutor(arguments.processes) as pool:
         every = jobs(arguments.data, arguments.duration, arguments.warmup)
@@ -265,7 +265,7 @@ def main() -> None:
         plot(merged(arguments.out, outcomes), arguments.plot)
     if arguments.out is not None:
         body: dict[str, object] = {
-            "command": f"python -m bench.slow_trucks --duration {arguments.duration:g}",
+            "command": f"helix-mq bench simulator trucks --duration {arguments.duration:g}",
             "machine": machine_summary(),
             "rows": merged(arguments.out, outcomes),
         }

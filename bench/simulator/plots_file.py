@@ -7,6 +7,7 @@ matplotlib is optional and imported only when something is drawn.
 from __future__ import annotations
 
 import importlib.util
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,11 @@ def check_path(path: Path) -> None:
 def new_figure(path: Path, width_in: float, height_in: float) -> Figure:
     """An empty figure that lays itself out. ConfigError as `check_path`."""
     check_path(path)
+    return blank(width_in, height_in)
+
+
+def blank(width_in: float, height_in: float) -> Figure:
+    """As new_figure(), for no file yet."""
     from matplotlib.figure import Figure
 
     size = (width_in, min(height_in, MAX_HEIGHT_IN))
@@ -70,6 +76,17 @@ def save(figure: Figure, path: Path) -> None:
             raise ConfigError(
                 f"plot={path}: cannot be written: {e.strerror or e}", param="plot"
             ) from None
+
+
+def as_svg(figure: Figure) -> bytes:
+    """What save() would write to an .svg."""
+    from matplotlib import rc_context
+
+    _settle(figure)
+    with rc_context({"svg.hashsalt": "helix-mq", "svg.fonttype": "none"}):
+        buffer = BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def _settle(figure: Figure) -> None:

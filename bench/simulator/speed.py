@@ -1,6 +1,6 @@
 """How fast the native simulation is, and whether its memory stays flat.
 
-`python -m bench.simulator.speed --data DIR` runs the case that the published simulator's speed is
+`helix-mq bench simulator speed --data DIR` runs the case that the published simulator's speed is
 known for: single24 · 70B · offline · max flow, 660 simulated seconds, on one core. `--scale` runs
 1,000 nodes and 100,000 requests instead. Results are printed, and written where `--out` says.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,16 +134,16 @@ def _figures(result: SimResult, memory: PeakMemory) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.simulator.speed", description=__doc__)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="helix-mq bench simulator speed", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/reference"))
     parser.add_argument("--scale", action="store_true", help="1,000 nodes, 100,000 requests")
     parser.add_argument("--out", type=Path, help="write the results there, as JSON")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     found = scale_case(1000, 100_000, 500.0) if options.scale else published_case(options.data)
     print(json.dumps(found, indent=1))
     if options.out is not None:
-        command = "python -m bench.simulator.speed" + (" --scale" if options.scale else "")
+        command = "helix-mq bench simulator speed" + (" --scale" if options.scale else "")
         write_results(
             options.out, {"machine": machine_summary(), "command": command, "result": found}
         )

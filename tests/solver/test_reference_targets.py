@@ -1,6 +1,6 @@
 """The published clusters: what must be reached there, and each published heuristic reached again.
 
-Only what takes a second or two of one core; `python -m bench.planner targets` measures the rest.
+Only what takes a second or two of one core; `helix-mq bench planner targets` measures the rest.
 """
 
 from __future__ import annotations

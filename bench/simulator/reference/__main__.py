@@ -1,4 +1,4 @@
-"""`python -m bench.simulator.reference CASE`: published cases in compatibility mode.
+"""`helix-mq bench simulator reference CASE`: published cases in compatibility mode.
 
 `--all` runs every case and writes ours beside the published and the measured figures.
 """
@@ -20,9 +20,7 @@ RESULTS = Path("bench/results/simulator-fidelity.json")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.simulator.reference", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="helix-mq bench simulator reference", description=__doc__)
     parser.add_argument("case", nargs="?", help=f"one of {', '.join(CASES)}")
     parser.add_argument("--data", type=Path, default=Path("../shared/reference"))
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -48,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _compare(data: Path, out: Path, processes: int) -> None:
     comparisons = compare_all(data, processes=processes, progress=_print_comparison)
-    results = report(comparisons, f"python -m bench.simulator.reference --all --out {out.name}")
+    results = report(comparisons, f"helix-mq bench simulator reference --all --out {out.name}")
     write_results(out, results)
     print(
         f"{results['within_target']} of {results['cases']} cases within the targets, "

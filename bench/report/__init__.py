@@ -1,0 +1,1 @@
+"""`helix-mq bench report`: result files as one page."""

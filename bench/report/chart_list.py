@@ -1,0 +1,129 @@
+"""The charts of each benchmark, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """`kind`: the benchmark, or the beginning of its name in whole words. `rows`: where the rows
+    are in its file; `x`, `ys`, `group`: their columns, `a.b` for one in a group, `a+b` for two put
+    together. `members` (label, ending) makes rows of figures
+    whose names are a y and an ending."""
+
+    kind: str
+    title: str
+    rows: str
+    x: str
+    ys: tuple[str, ...]
+    group: str = ""
+    bars: bool = False
+    xlabel: str = ""
+    ylabel: str = ""
+    log_x: bool = False
+    log_y: bool = False
+    members: tuple[tuple[str, str], ...] = ()
+
+
+CHARTS: tuple[Chart, ...] = (
+    Chart(
+        "planner targets",
+        "max flow: published, ours, bound",
+        "rows",
+        "cluster",
+        (
+            "published_milp_tokens_per_s",
+            "best_published_tokens_per_s",
+            "objective_tokens_per_s",
+            "upper_bound_tokens_per_s",
+        ),
+        bars=True,
+        ylabel="tokens/s",
+    ),
+    Chart(
+        "planner heuristics",
+        "published heuristics, and ours of the same name",
+        "rows",
+        "cluster+method",
+        ("published_placement_tokens_per_s", "ours_tokens_per_s"),
+        bars=True,
+        ylabel="tokens/s",
+    ),
+    Chart(
+        "planner scale",
+        "gap to the bound by size of the cluster",
+        "points",
+        "nodes",
+        ("gap",),
+        group="method+regions",
+        xlabel="nodes",
+        ylabel="gap",
+        log_x=True,
+    ),
+    Chart(
+        "planner scale",
+        "time to plan",
+        "points",
+        "nodes",
+        ("plan_s",),
+        group="method+regions",
+        xlabel="nodes",
+        ylabel="s",
+        log_x=True,
+        log_y=True,
+    ),
+    Chart(
+        "planner serving",
+        "serving throughput: measured by the reference, estimated",
+        "rows",
+        "case",
+        ("measured_tokens_per_s", "estimated_tokens_per_s"),
+        bars=True,
+        ylabel="decode tokens/s",
+    ),
+    Chart(
+        "simulator reference",
+        "decode throughput against the published simulator, share off",
+        "results",
+        "case",
+        ("decode_tokens_per_s.error",),
+        bars=True,
+        ylabel="difference",
+    ),
+    Chart(
+        "simulator trucks",
+        "decode throughput by what is changed",
+        "rows",
+        "setup+placement+variant",
+        ("decode_tokens_per_s",),
+        bars=True,
+        ylabel="tokens/s",
+    ),
+    Chart(
+        "overload",
+        "tokens of good answers per second, phase by phase",
+        "phases",
+        "times_capacity",
+        ("good_tokens_per_s", "served_tokens_per_s"),
+        bars=True,
+        xlabel="arrivals, times what the cluster serves",
+        ylabel="tokens/s",
+    ),
+    Chart(
+        "serve",
+        "latencies",
+        "",
+        "name",
+        ("mean", "p50", "p90", "p99"),
+        bars=True,
+        ylabel="ms",
+        log_y=True,
+        members=(
+            ("TTFT", "_ttft_ms"),
+            ("TPOT", "_tpot_ms"),
+            ("ITL", "_itl_ms"),
+            ("E2E", "_e2el_ms"),
+        ),
+    ),
+)
