@@ -26,8 +26,9 @@ class BatchError(LocalError):
 class RowSpec:
     """`count` consecutive tokens of one sequence, the first of them at `position`.
 
-    layers: the part of the slice that this row runs. wants_logits: logits of the last token; only
-    for rows that run the model's last layer.
+    layers: the part of the slice that this row runs. wants_logits: of its last `logit_tokens`
+    tokens; only for rows that run the model's last layer. More than one only behind a position: a
+    sequence's first row attends to itself and cannot be cut.
     """
 
     seq: SeqKey
@@ -35,12 +36,18 @@ class RowSpec:
     count: int
     layers: LayerRange
     wants_logits: bool = False
+    logit_tokens: int = 1
 
     def __post_init__(self) -> None:
         if self.position < 0 or self.count < 1:
             raise BatchError(
                 f"row of {self.seq!r}: position={self.position}, count={self.count}; position must "
                 "be at least 0 and count at least 1"
+            )
+        if not (self.logit_tokens == 1 or (1 < self.logit_tokens <= self.count and self.position)):
+            raise BatchError(
+                f"row of {self.seq!r} wants logits of {self.logit_tokens} of its {self.count} "
+                f"tokens at {self.position}"
             )
 
 
@@ -60,7 +67,8 @@ class SliceBatch:
 @dataclass(frozen=True, slots=True)
 class SliceOutput:
     """hidden: [tokens of the rows that leave before the model's last layer, hidden_size] in the
-    compute dtype, in row order. logits: float32 [rows that want them, vocab_size], in row order."""
+    compute dtype, in row order. logits: float32 [logit_tokens of the rows that want them,
+    vocab_size], in row order."""
 
     hidden: torch.Tensor
     logits: torch.Tensor

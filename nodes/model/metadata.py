@@ -16,6 +16,7 @@ from nodes.model.attention.base import AttentionRows
 from nodes.model.batch import RowSpec
 from nodes.model.segments import Segment
 
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 
@@ -29,6 +30,37 @@ class SegmentIndex:
     positions: I64
     slots: I64
     fresh_pages: I64
+
+
+@dataclass(frozen=True, slots=True)
+class LastTokens:
+    """Of a segment that ends the model, the tokens whose logits are wanted. int32 [rows that want
+    some]: rows as numbers in the segment and in the batch, and how many of their last tokens."""
+
+    rows: I32
+    batch_rows: I32
+    counts: I32
+
+    @property
+    def tokens(self) -> int:
+        return int(self.counts.sum())
+
+    def numbers(self, starts: I32) -> I64:
+        """Those tokens' numbers in a segment whose rows begin at `starts` and at the next's."""
+        ends = starts[1:][self.rows].astype(np.int64)
+        if len(ends) == self.tokens:
+            return ends - 1
+        past = np.cumsum(self.counts)
+        return np.arange(past[-1]) + np.repeat(ends - past, self.counts)
+
+
+def last_of(rows: Sequence[RowSpec], segment: Sequence[int]) -> LastTokens:
+    """Of the batch rows of a segment, in its order."""
+    wanting = [
+        (at, i, rows[i].logit_tokens) for at, i in enumerate(segment) if rows[i].wants_logits
+    ]
+    chosen = np.array(wanting, np.int32).reshape(-1, 3)
+    return LastTokens(chosen[:, 0], chosen[:, 1], chosen[:, 2])
 
 
 def index_segment(segment: Segment, rows: Sequence[RowSpec], cache: KvCache) -> SegmentIndex:

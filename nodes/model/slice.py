@@ -25,7 +25,7 @@ from nodes.model.attention.choose import AUTO, AttentionChoice, choose_attention
 from nodes.model.batch import BatchError, SliceBatch, SliceOutput
 from nodes.model.checks import check_batch
 from nodes.model.layers import Block
-from nodes.model.metadata import SegmentIndex, index_segment
+from nodes.model.metadata import LastTokens, SegmentIndex, index_segment, last_of
 from nodes.model.rope import inverse_frequencies, rotation
 from nodes.model.segments import Segment, split
 from nodes.model.stream import HiddenStream
@@ -122,10 +122,10 @@ class ModelSlice:
             if segment.layers.end < self.config.num_layers:
                 stream.put(segment.rows, self._run(x, segment, index, cache, None))
                 continue
-            wanted = [p for p, i in enumerate(segment.rows) if rows[i].wants_logits]
+            wanted = last_of(rows, segment.rows)
             x = self._run(x, segment, index, cache, wanted)
-            if wanted:
-                logits = self._logits(x, [segment.rows[p] for p in wanted])
+            if len(wanted.rows):
+                logits = self._logits(x, np.repeat(wanted.batch_rows, wanted.counts).tolist())
         leaving = [i for i, r in enumerate(rows) if r.layers.end < self.config.num_layers]
         hidden = stream.take(leaving) if leaving else self._empty_hidden()
         return SliceOutput(hidden, logits)
@@ -136,10 +136,10 @@ class ModelSlice:
         segment: Segment,
         index: SegmentIndex,
         cache: KvCache,
-        wanted: Sequence[int] | None,
+        wanted: LastTokens | None,
     ) -> torch.Tensor:
-        """The stream after the segment's layers: of all tokens, or of the last token of each row
-        number in `wanted` where that is given (then the segment ends the model)."""
+        """The stream after the segment's layers: of all tokens, or of those `wanted` where that is
+        given (then the segment ends the model)."""
         backend = self.attention.backend
         windows = {self.config.window_of(layer) for layer in _numbers(segment.layers)}
         plans: dict[int | None, AttentionPlan] = {
@@ -155,22 +155,21 @@ class ModelSlice:
             query, keys, values = self._block.project(x, weights, turn)
             cache.write(slots[at], keys, values)
             last = layer == segment.layers.end - 1
-            if last and wanted is not None and len(wanted) < len(x):
-                if not wanted:
+            if last and wanted is not None and wanted.tokens < len(x):
+                if not wanted.tokens:
                     return x[:0]
                 # What follows the KV write in the model's last layer serves only the logits.
-                chosen = np.array(wanted, np.int32)
-                tail = self._on_device(index.attention.starts[1:][chosen].astype(np.int64) - 1)
+                tail = self._on_device(wanted.numbers(index.attention.starts))
                 x, query = x[tail], query[tail]
-                tail_rows = index.attention.last_tokens(chosen)
+                tail_rows = index.attention.last_tokens(wanted.rows, wanted.counts)
                 plan = backend.plan(tail_rows, self.config.window_of(layer), cache)
                 plan_layer = 0
             x = self._block.finish(x, weights, plan.attend(plan_layer, query, keys, values))
         return x
 
     def _logits(self, x: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
-        """float32 logits of x [rows, hidden]; `order` says which batch row each is, the result is
-        in the batch's order."""
+        """float32 logits of x [tokens, hidden]; `order` says of which batch row each is, the result
+        is in the batch's order."""
         weights = self._weights
         assert weights.final_norm is not None
         assert weights.head is not None

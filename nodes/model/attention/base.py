@@ -59,10 +59,12 @@ class AttentionRows:
     def num_tokens(self) -> int:
         return int(self.starts[-1])
 
-    def last_tokens(self, rows: I32) -> AttentionRows:
-        """Only the last query of each of `rows`, in the segment's last layer."""
+    def last_tokens(self, rows: I32, counts: I32) -> AttentionRows:
+        """Only the last so many queries of each of `rows`, in the segment's last layer."""
+        starts = np.zeros(len(rows) + 1, dtype=np.int32)
+        np.cumsum(counts, out=starts[1:])
         return AttentionRows(
-            starts=np.arange(len(rows) + 1, dtype=np.int32),
+            starts=starts,
             kv_lens=self.kv_lens[rows],
             tables=self.tables[-1:, rows],
         )
