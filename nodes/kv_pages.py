@@ -3,7 +3,8 @@
 The unit is a layer-page: room for `page_tokens` tokens of one layer. All layers of a node draw from
 one free list, so a sequence that runs k of the node's layers takes exactly k pages per
 `page_tokens` tokens, whatever part of the slice it uses. `ensure` gives all that was asked or
-nothing.
+nothing. Pages with the beginnings of prompts may be shared, and stay after their sequences for as
+long as nothing else needs them (`nodes.prefix_pages`): those count as free.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy.typing as npt
 
 from helix_mq.errors import KvExhausted
 from helix_mq.layers import LayerRange
+from helix_mq.prefix_blocks import BlockNames
+from nodes.prefix_pages import PrefixPages
 
 SeqKey = Hashable
 """Names a sequence on this node; any hashable value."""
@@ -27,13 +30,15 @@ DEFAULT_PAGE_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
-    """One moment of a pool. `peak_used_pages` is the most that were ever in use."""
+    """One moment of a pool. `peak_used_pages` is the most that were ever in use; `cached_pages`,
+    of those free, hold beginnings of prompts."""
 
     total_pages: int
     free_pages: int
     page_tokens: int
     sequences: int
     peak_used_pages: int
+    cached_pages: int = 0
 
     @property
     def used_pages(self) -> int:
@@ -41,14 +46,19 @@ class PoolStatistics:
 
 
 class _Sequence:
-    """Pages of one sequence: `table[layer, i]` holds tokens i*page_tokens... of that layer."""
+    """Pages of one sequence: `table[layer, i]` holds tokens i*page_tokens... of that layer.
 
-    __slots__ = ("layers", "num_layers", "pages", "table")
+    The first `shared` of its pages, in each layer, others may read. `names`: of its units.
+    """
+
+    __slots__ = ("layers", "names", "num_layers", "pages", "shared", "table")
 
     def __init__(self, layers: LayerRange) -> None:
         self.layers = layers
         self.num_layers = len(layers)
         self.pages = 0
+        self.shared = 0
+        self.names: list[bytes] = []
         self.table: PageTable = np.empty((len(layers), 0), np.int32)
 
     def reserve(self, pages: int) -> None:
@@ -74,13 +84,15 @@ class LayerPagePool:
         self._free = total_pages
         self._least_free = total_pages
         self._sequences: dict[SeqKey, _Sequence] = {}
+        self._prefixes = PrefixPages(total_pages, page_tokens)
 
     def __contains__(self, seq: SeqKey) -> bool:
         return seq in self._sequences
 
     @property
     def free_pages(self) -> int:
-        return self._free
+        """Those that `ensure` can give, cached beginnings of prompts among them."""
+        return self._free + self._prefixes.idle_pages
 
     def pages_for(self, layers: int, tokens: int) -> int:
         """Pages that a sequence of `tokens` tokens takes when it runs `layers` layers here."""
@@ -92,6 +104,50 @@ class LayerPagePool:
             raise ValueError(f"sequence {seq!r} is already open")
         self._sequences[seq] = _Sequence(layers)
 
+    def resume(self, seq: SeqKey, layers: LayerRange, tokens: int, name: bytes) -> bool:
+        """Opens `seq` with the pages of the first `tokens` of its prompt, a prefix of this name.
+        False, having done nothing, when they are not all here."""
+        chain = self._prefixes.chain(name, tokens, layers)
+        if not chain:
+            return False
+        self.open(seq, layers)
+        sequence = self._sequences[seq]
+        sequence.table = self._prefixes.take(chain, layers)
+        sequence.names = chain
+        sequence.pages = sequence.shared = sequence.table.shape[1]
+        self._least_free = min(self._least_free, self.free_pages)
+        return True
+
+    def shared_tokens(self, seq: SeqKey) -> int:
+        """Tokens from the start of `seq` that others may read: they must not be written again."""
+        return self._sequences[seq].shared * self.page_tokens
+
+    def name(self, seq: SeqKey, blocks: BlockNames) -> None:
+        """Says what the blocks of the next tokens of `seq` are called."""
+        names, unit = self._sequences[seq].names, self._prefixes.unit_tokens
+        for tokens, name in blocks.ends():
+            if tokens == (len(names) + 1) * unit:
+                names.append(name)
+
+    def publish(self, seq: SeqKey, tokens: int) -> None:
+        """The first `tokens` of `seq` are computed: whoever has the same prompt may share them, as
+        far as they have names."""
+        sequence, prefixes = self._sequences[seq], self._prefixes
+        units = min(tokens // prefixes.unit_tokens, len(sequence.names))
+        pages = units * prefixes.unit_pages
+        if pages <= sequence.shared:
+            return
+        start = sequence.shared // prefixes.unit_pages
+        table = sequence.table[:, sequence.shared : pages]
+        self._push(prefixes.publish(sequence.names[:units], start, sequence.layers, table))
+        sequence.shared = pages
+
+    def distrust(self, seq: SeqKey) -> None:
+        """Nobody else is to share what `seq` has, e.g. since it holds no numbers."""
+        sequence = self._sequences[seq]
+        self._push(self._prefixes.distrust(sequence.names))
+        del sequence.names[sequence.shared // self._prefixes.unit_pages :]
+
     def ensure(self, seq: SeqKey, tokens: int) -> None:
         """Makes room for `tokens` tokens in every layer of `seq`; never takes room away.
 
@@ -101,13 +157,18 @@ class LayerPagePool:
         have, need = sequence.pages, -(-tokens // self.page_tokens)
         if need <= have:
             return
-        pages, layers, free = need - have, sequence.num_layers, self._free
+        pages, layers = need - have, sequence.num_layers
         count = pages * layers
-        if count > free:
-            raise KvExhausted(
-                f"{tokens} tokens in {sequence.layers} need {count} more KV pages, "
-                f"{self._free} of {self.total_pages} are free"
-            )
+        idle = self._prefixes.idle_pages
+        if count > self._free:
+            if count > self._free + idle:
+                raise KvExhausted(
+                    f"{tokens} tokens in {sequence.layers} need {count} more KV pages, "
+                    f"{self.free_pages} of {self.total_pages} are free"
+                )
+            self._push(self._prefixes.evict(count - self._free))
+            idle = self._prefixes.idle_pages
+        free = self._free
         if need > sequence.table.shape[1]:
             sequence.reserve(need)
         taken = self._stack[free - count : free][::-1]
@@ -118,8 +179,8 @@ class LayerPagePool:
             sequence.table[:, have:need] = taken.reshape(layers, pages)
         sequence.pages = need
         self._free = free = free - count
-        if free < self._least_free:
-            self._least_free = free
+        if free + idle < self._least_free:
+            self._least_free = free + idle
 
     def sequences(self) -> tuple[SeqKey, ...]:
         """The open sequences, oldest first."""
@@ -135,72 +196,86 @@ class LayerPagePool:
 
     def table(self, seq: SeqKey) -> PageTable:
         """int32 [layers, pages]: row i is layer `layers.first + i`. A view: do not write or keep
-        it across `ensure` or `free`."""
+        it across `ensure` or `free`. Others may have the first of them, too."""
         sequence = self._sequences[seq]
         return sequence.table[:, : sequence.pages]
 
     def free(self, seq: SeqKey) -> int:
-        """Gives back all pages of `seq` and forgets it; returns how many pages that was."""
+        """Forgets `seq` and gives back its pages, but for what others share; returns how many it
+        had."""
         sequence = self._sequences.pop(seq)
         ids = sequence.table[:, : sequence.pages]
-        self._stack[self._free : self._free + ids.size] = ids[::-1, ::-1].ravel()
-        self._free += ids.size
+        self._push(ids[::-1, sequence.shared :][:, ::-1].ravel())
+        if sequence.shared:
+            self._push(self._prefixes.leave(ids[:, : sequence.shared]))
         return ids.size
+
+    def _push(self, ids: PageTable) -> None:
+        """These are free from now on."""
+        self._stack[self._free : self._free + ids.size] = ids
+        self._free += ids.size
 
     def resize(self, total_pages: int) -> tuple[PageTable, PageTable]:
         """Has `total_pages` from now on. Pages with ids beyond that move to free ones below:
-        contents are to be copied from the first result's pages (int32 [n]) to the second's.
+        contents are to be copied from the first result's pages (int32 [n]) to the second's. With
+        fewer pages, nothing is shared with those that come later.
 
         ValueError, having changed nothing, when more pages are in use.
         """
-        used = self.total_pages - self._free
+        used = self.total_pages - self.free_pages
         if not max(1, used) <= total_pages < 1 << 31:
             raise ValueError(f"{total_pages} pages are too few: {used} are in use")
+        if total_pages < self.total_pages:
+            self._push(self._prefixes.clear())
         free = self._stack[: self._free]
         room = np.sort(free[free < total_pages])[::-1]
-        sources: list[PageTable] = []
-        targets: list[PageTable] = []
-        for sequence in self._sequences.values():
-            table = sequence.table[:, : sequence.pages]
-            beyond = table >= total_pages
-            count = int(beyond.sum())
-            if count:
-                sources.append(table[beyond])
-                targets.append(room[len(room) - count :])
-                table[beyond] = targets[-1]
-                room = room[: len(room) - count]
+        held = self.used()
+        sources = held[held >= total_pages]
+        targets = room[len(room) - len(sources) :]
+        room = room[: len(room) - len(sources)]
+        if len(sources):
+            place = np.arange(self.total_pages, dtype=np.int32)
+            place[sources] = targets
+            for sequence in self._sequences.values():
+                table = sequence.table[:, : sequence.pages]
+                table[:] = place[table]
+        self._prefixes.resize(total_pages, sources, targets)
         added = np.arange(total_pages - 1, self.total_pages - 1, -1, dtype=np.int32)
         self._free = len(added) + len(room)
         self._stack = np.zeros(total_pages, np.int32)
         # New ids at the bottom: low ones are handed out first.
         self._stack[: self._free] = np.concatenate([added, room])
         self._least_free = max(0, total_pages - (self.total_pages - self._least_free))
-        self._least_free = min(self._least_free, self._free)
+        self._least_free = min(self._least_free, self.free_pages)
         self.total_pages = total_pages
-        nothing = [np.empty(0, np.int32)]
-        return np.concatenate(sources or nothing), np.concatenate(targets or nothing)
+        return sources, targets
 
     def used(self) -> PageTable:
-        """int32 [pages]: the ids that sequences hold."""
+        """int32 [pages], rising: the ids that sequences hold or prefixes are cached in."""
         held = [self.table(seq).ravel() for seq in self._sequences]
-        return np.concatenate(held) if held else np.empty(0, np.int32)
+        return np.unique(np.concatenate([self._prefixes.listed(), *held]))
 
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(
             total_pages=self.total_pages,
-            free_pages=self._free,
+            free_pages=self.free_pages,
             page_tokens=self.page_tokens,
             sequences=len(self._sequences),
             peak_used_pages=self.total_pages - self._least_free,
+            cached_pages=self._prefixes.idle_pages,
         )
 
     def check(self) -> None:
-        """AssertionError if any page is lost, or in two places."""
-        held = [self.table(seq).ravel() for seq in self._sequences]
-        everything = np.sort(np.concatenate([self._stack[: self._free], *held]))
+        """AssertionError if any page is lost, in two places, or shared by more than are counted."""
+        sequences = self._sequences.values()
+        alone = [s.table[:, s.shared : s.pages].ravel() for s in sequences]
+        shared = [s.table[:, : s.shared] for s in sequences]
+        common = [np.unique(np.concatenate([self._prefixes.listed(), *map(np.ravel, shared)]))]
+        everything = np.sort(np.concatenate([self._stack[: self._free], *common, *alone]))
         expected = np.arange(self.total_pages, dtype=np.int32)
         if not np.array_equal(everything, expected):
             ids, counts = np.unique(everything, return_counts=True)
             twice = ids[counts > 1][:8].tolist()
             lost = np.setdiff1d(expected, ids)[:8].tolist()
             raise AssertionError(f"KV pages in two places: {twice}; lost: {lost}")
+        self._prefixes.check(shared)
