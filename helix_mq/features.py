@@ -9,5 +9,8 @@ from __future__ import annotations
 VERIFY = "verify"
 """Rows with drafts are verified in one pass; see `helix_mq.messages.data.VERIFY`."""
 
-FEATURES: tuple[str, ...] = (VERIFY,)
+DIRECT = "direct"
+"""A last hop hands tokens to the first hop itself; see `helix_mq.messages.data.DIRECT`."""
+
+FEATURES: tuple[str, ...] = (VERIFY, DIRECT)
 """Of this program."""

@@ -17,6 +17,7 @@ import helix_mq
 from helix_mq.clock import Clock
 from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import ConfigError, FrameError, HelixError
+from helix_mq.features import FEATURES
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER
 from helix_mq.messages import control, data
@@ -242,6 +243,7 @@ class NodeDaemon:
                 heartbeat_s=self.settings.heartbeat_s,
                 times=self._identity.times,
                 region=self.settings.region,
+                features=FEATURES,
             )
         )
 
@@ -362,10 +364,14 @@ class NodeDaemon:
             self._refuse(header, "overloaded", f"too much waits on {self.settings.name}")
         else:
             try:
-                worker.on_frame(header, message.buffers, lambda: link.consumed(nbytes))
+                strange = worker.on_frame(header, message.buffers, lambda: link.consumed(nbytes))
             except FrameError as e:
                 self._plane.count_bad(sender, e)
                 self._refuse(header, "bad_frame", str(e)[:1024])
+            else:
+                if strange:
+                    reason = f"{strange} tokens returned by who is not their requests' last hop"
+                    self._plane.count_bad(sender, FrameError(reason, reason="identity"))
 
     def _refuse(self, header: data.FrameHeader, code: str, reason: str) -> None:
         items = tuple(data.RefusedItem(r.request, r.attempt, code, reason) for r in header.rows)

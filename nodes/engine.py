@@ -18,7 +18,15 @@ import torch
 
 from helix_mq.errors import KvExhausted, LocalError
 from helix_mq.ids import ROUTER
-from helix_mq.messages.data import SAMPLE, FrameHeader, RefusedItem, Row, TokenItem, TopLogprob
+from helix_mq.messages.data import (
+    DIRECT,
+    SAMPLE,
+    FrameHeader,
+    RefusedItem,
+    Row,
+    TokenItem,
+    TopLogprob,
+)
 from helix_mq.slice_room import KEPT_PER_USED_PAGE
 from nodes.batching import SeqKey, Work
 from nodes.inbox import Payload
@@ -207,7 +215,7 @@ class Engine:
                     count=work.count,
                     route=routes.setdefault(payload.route_blob, len(routes)),
                     hop=payload.hop + 1,
-                    flags=SAMPLE if work.sample else 0,
+                    flags=(SAMPLE if work.sample else 0) | (DIRECT if payload.direct else 0),
                     deadline_ms=payload.deadline_ms,
                     spec=spec,
                 )

@@ -8,7 +8,7 @@ that fails is ever executed. Credit goes back to the sender when a frame's last 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,15 @@ from helix_mq.errors import FrameError
 from helix_mq.frames import unpack_route
 from helix_mq.ids import ROUTER, Attempt, RequestId
 from helix_mq.layers import LayerRange, Route
-from helix_mq.messages.data import DTYPES, SAMPLE, FrameHeader, RefusedItem, Row, SampleSpec
+from helix_mq.messages.data import (
+    DIRECT,
+    DTYPES,
+    SAMPLE,
+    FrameHeader,
+    RefusedItem,
+    Row,
+    SampleSpec,
+)
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey, Work
 from nodes.ledger import Ledger, Verdict
@@ -62,6 +70,8 @@ class Payload:
     deadline_ms: int
     spec: SampleSpec | None
     history: IntArray | None
+    direct: bool = False
+    """The sequence's tokens go from its last hop to its first, not by way of the router."""
 
     @property
     def is_tokens(self) -> bool:
@@ -83,6 +93,7 @@ def cut_payload(payload: Payload, start: int, stop: int) -> Payload:
         payload.deadline_ms,
         payload.spec,
         payload.history,
+        payload.direct,
     )
 
 
@@ -97,29 +108,44 @@ class NodeView:
     hidden_size: int
     vocab_size: int
     max_context: int
+    eos_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The outcome of one frame: work to queue, refusals to report, older attempts to close."""
+    """The outcome of one frame: work to queue, refusals to report, older attempts to close.
+
+    `strange`: tokens handed back by who is not the last hop of a sequence that is open here. They
+    are nobody's to refuse to the router, and the frame's other rows are none the worse.
+    """
 
     work: list[Work[Payload]]
     refused: list[RefusedItem]
     superseded: list[SeqKey]
+    strange: int = 0
 
 
 def check_sender(header: FrameHeader) -> None:
     """Raises FrameError when a row does not come from the hop before, or from the router to a first
-    hop. Such a frame is nobody's to refuse to the router: its rows may name others' requests."""
+    hop, or from the last hop where that may hand tokens back. Such a frame is nobody's to refuse to
+    the router: its rows may name others' requests."""
     routes = [unpack_route(blob) for blob in header.routes]
     for row in header.rows:
-        due = routes[row.route].hops[row.hop - 1].node if row.hop else ROUTER
-        if due != header.sender:
+        route = routes[row.route]
+        due = route.hops[row.hop - 1].node if row.hop else ROUTER
+        if due != header.sender and not (_is_return(row) and route.hops[-1].node == header.sender):
             raise FrameError(
                 f"request {row.request}: a row for hop {row.hop} from {header.sender}, due from "
                 f"{due}",
                 reason="identity",
             )
+
+
+def _is_return(row: Row) -> bool:
+    """The decode of a token that a last hop has sampled. Whether it may is for the ledger to say:
+    a frame names whatever route its sender likes."""
+    returned = bool(row.flags & DIRECT and row.flags & SAMPLE)
+    return returned and not row.hop and row.position > 0 and row.count == 1 and row.spec is None
 
 
 def accept_frame(
@@ -135,7 +161,7 @@ def accept_frame(
     Raises FrameError when the frame as a whole does not fit the model (width, token ids); the
     frame is consumed in every case.
     """
-    out = Accepted([], [], [])
+    out, strange = Accepted([], [], []), 0
     total = sum(row.count for row in header.rows)
     use = FrameUse(total, on_consumed)
     try:
@@ -156,6 +182,10 @@ def accept_frame(
             history_at = end
         route_blob = header.routes[row.route]
         route = unpack_route(route_blob)
+        if not row.hop and header.sender != ROUTER and not _returns(ledger, row, header.sender):
+            use.take(row.count)
+            strange += not ledger.is_over(_seq(row))
+            continue
         refusal = _judge(view, ledger, header.epoch, row, route, now_ms, out.superseded)
         if refusal is not None:
             use.take(row.count)
@@ -182,10 +212,16 @@ def accept_frame(
                     row.deadline_ms,
                     row.spec,
                     history,
+                    bool(row.flags & DIRECT),
                 ),
             )
         )
-    return out
+    return replace(out, strange=strange) if strange else out
+
+
+def _returns(ledger: Ledger, row: Row, sender: str) -> bool:
+    """Whether the sender is the last hop of a sequence that the router opened here as direct."""
+    return ledger.returned_by(_seq(row)) == sender
 
 
 def _check_whole(view: NodeView, header: FrameHeader, buffers: tuple[memoryview, ...]) -> None:
@@ -257,7 +293,7 @@ def _judge(
         return _refuse(
             row, "deadline", f"the request's deadline has passed by the clock of {view.node}"
         )
-    seq = SeqKey(RequestId(row.request), Attempt(row.attempt))
+    seq = _seq(row)
     verdict = ledger.judge(seq, row.position, hop.layers)
     if verdict is Verdict.FULL:
         return _refuse(row, verdict, f"{len(ledger)} sequences are open on {view.node}")
@@ -269,8 +305,14 @@ def _judge(
         latest_ms = now_ms + MAX_SEQUENCE_MS
         deadline_ms = min(row.deadline_ms or latest_ms, latest_ms)
         superseded.extend(ledger.open(seq, hop.layers, deadline_ms))
+        if row.flags & DIRECT and not row.hop:
+            ledger.expect_from(seq, route.hops[-1].node)
     ledger.advance(seq, row.count, epoch)
     return None
+
+
+def _seq(row: Row) -> SeqKey:
+    return SeqKey(RequestId(row.request), Attempt(row.attempt))
 
 
 def _highest_id(sampling: SamplingParams) -> int:

@@ -44,6 +44,8 @@ class OpenSequence:
     deadline_ms: int
     epoch: int = 0
     """The newest its rows came under."""
+    returned_by: str = ""
+    """The last hop, where that hands tokens to this node itself."""
 
 
 class Ledger:
@@ -61,13 +63,17 @@ class Ledger:
     def sequences(self) -> list[SeqKey]:
         return list(self._open)
 
-    def judge(self, seq: SeqKey, position: int, layers: LayerRange) -> Verdict:
-        """What to do with a row of `seq` starting at `position`; changes nothing."""
+    def is_over(self, seq: SeqKey) -> bool:
+        """It was closed, or a newer attempt has been seen."""
         dead = self._tombstones.get(seq.request)
         if dead is not None and seq.attempt <= dead:
-            return Verdict.STALE
+            return True
         newest = self._newest.get(seq.request)
-        if newest is not None and seq.attempt < newest:
+        return newest is not None and seq.attempt < newest
+
+    def judge(self, seq: SeqKey, position: int, layers: LayerRange) -> Verdict:
+        """What to do with a row of `seq` starting at `position`; changes nothing."""
+        if self.is_over(seq):
             return Verdict.STALE
         known = self._open.get(seq)
         if known is None:
@@ -95,6 +101,15 @@ class Ledger:
         known = self._open[seq]
         known.next_position += count
         known.epoch = max(known.epoch, epoch)
+
+    def expect_from(self, seq: SeqKey, last_hop: str) -> None:
+        """Tokens of the open `seq` may come from its last hop, too."""
+        self._open[seq].returned_by = last_hop
+
+    def returned_by(self, seq: SeqKey) -> str:
+        """Who besides the router may send tokens of `seq`; empty for nobody."""
+        known = self._open.get(seq)
+        return known.returned_by if known is not None else ""
 
     def epoch(self, seq: SeqKey) -> int:
         """The newest epoch that rows of the open `seq` came under."""

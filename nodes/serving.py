@@ -70,6 +70,7 @@ def make_worker(
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
             max_context=config.max_context,
+            eos_ids=config.eos_ids,
         ),
         loaded.engine,
         options=WorkerOptions(

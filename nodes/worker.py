@@ -32,7 +32,16 @@ from helix_mq.messages.data import (
 from nodes.batching import Batcher, SeqKey
 from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
 from nodes.ledger import Ledger
-from nodes.steps import Batch, Links, StepEngine, StepResult, WorkerOptions, WorkerStatistics
+from nodes.returning import NO_RETURN, Returns
+from nodes.steps import (
+    Batch,
+    Links,
+    OutFrame,
+    StepEngine,
+    StepResult,
+    WorkerOptions,
+    WorkerStatistics,
+)
 from nodes.tracing import Tracer
 
 log = logging.getLogger(__name__)
@@ -74,6 +83,7 @@ class Worker:
         self._ledger = Ledger()
         self._batcher: Batcher[Payload] = Batcher(cut_payload, options.limits)
         self._next_hop: dict[SeqKey, str] = {}
+        self._returns = Returns(view.node, view.eos_ids)
         self._frees: list[SeqKey] = []
         self._refusals: deque[RefusedItem] = deque(maxlen=MAX_ROWS)
         self._busy = False
@@ -129,13 +139,15 @@ class Worker:
         header: FrameHeader,
         buffers: tuple[memoryview, ...],
         on_consumed: Callable[[], None],
-    ) -> None:
-        """A frame from a peer; raises FrameError when it does not fit this model at all."""
+    ) -> int:
+        """A frame from a peer; raises FrameError when it does not fit this model at all. Gives the
+        number of rows that its sender had no business to send."""
         now_ms = int(self._clock.wall_s() * 1000)
         accepted = accept_frame(self.view, self._ledger, header, buffers, on_consumed, now_ms)
         for work in accepted.work:
             self._next_hop[work.seq] = work.next_hop
             self._batcher.add(work)
+            self._returns.note(work)
             if not work.position:
                 self.tracer.open(work.seq)
         if accepted.work:
@@ -145,6 +157,7 @@ class Worker:
             self._close(seq)
         self._refuse(accepted.refused)
         self._wake.set()
+        return accepted.strange
 
     def on_release(self, release: Release) -> None:
         for item in release.items:
@@ -159,6 +172,8 @@ class Worker:
             self._say_refused(list(self._refusals))
         lost = [s for s, hop in self._next_hop.items() if hop == peer and s in self._ledger]
         self._give_up(lost, "link_lost", f"the link {self.view.node} > {peer} broke")
+        # What was to go there is lost; of those that are closed by now nothing is left here.
+        self._give_up(self._returns.to(peer), NO_RETURN, f"{self.view.node} > {peer} broke")
 
     def close_all(self) -> None:
         """Gives every sequence up, e.g. when a router that lost sight of this node assigns anew.
@@ -301,8 +316,29 @@ class Worker:
             seq = SeqKey(RequestId(token.request), Attempt(token.attempt))
             if seq in self._ledger:
                 tokens.setdefault(self._ledger.epoch(seq), []).append(token)
+        self._tell(tokens)
+
+    def _tell(self, tokens: dict[int, list[TokenItem]]) -> None:
+        """Sends new tokens, by epoch: to first hops where they return by themselves, and to the
+        router."""
+        stuck = [
+            frame
+            for epoch, items in tokens.items()
+            for frame in self._returns.frames(items, epoch)
+            if not self._return(frame)
+        ]
         for epoch, items in tokens.items():
             self._links.send(ROUTER, Tokens(epoch, self.view.node, tuple(items)), ())
+        for frame in stuck:
+            lost = [s for s in sorted(frame.sequences) if s in self._ledger]
+            self._give_up(lost, NO_RETURN, f"{self.view.node} has no link to {frame.peer}")
+
+    def _return(self, frame: OutFrame) -> bool:
+        """Hands tokens to their first hop; False if there is no way to it."""
+        if frame.peer != self.view.node:
+            return self._links.send(frame.peer, frame.header, frame.buffers)
+        self.on_frame(frame.header, tuple(map(memoryview, frame.buffers)), lambda: None)
+        return True
 
     def _fail(self, batch: Batch, code: str, reason: str) -> None:
         self._give_up([w.seq for w in batch], code, reason)
@@ -326,6 +362,7 @@ class Worker:
         for work in self._batcher.remove(seq):
             work.payload.use.take(work.count)
         self._next_hop.pop(seq, None)
+        self._returns.forget(seq)
         self.tracer.close(seq)
         if not self._ledger.close(seq):
             return

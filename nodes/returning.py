@@ -1,0 +1,114 @@
+"""The way back of tokens that do not pass the router: from the last hop to the first. Pure.
+
+The last hop makes of each token it samples the next decode row and sends it to the first hop; the
+router gets the token beside. So it is the last hop that sees when a text has ended, as far as token
+ids tell; stop strings, cancelled requests and deadlines are the router's, whose release ends the
+loop a few tokens late. What was computed beyond the end is nobody's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from helix_mq.ids import ROUTER, Attempt, RequestId
+from helix_mq.messages.data import DIRECT, SAMPLE, FrameHeader, Row, TokenItem
+from helix_mq.sampling import SamplingParams
+from nodes.batching import SeqKey, Work
+from nodes.inbox import Payload
+from nodes.steps import OutFrame
+
+NO_RETURN = "no_return"
+"""Code of refusals: the last hop does not get through to the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Returned:
+    """A sequence that ends here and begins on `first`; `prompt_tokens` of them are not output."""
+
+    first: str
+    route_blob: bytes
+    deadline_ms: int
+    sampling: SamplingParams
+    prompt_tokens: int
+
+
+class Returns:
+    """The direct sequences whose last hop is this node; as many as are open here at most."""
+
+    def __init__(self, node: str, eos_ids: Iterable[int]) -> None:
+        self._node = node
+        self._eos_ids = frozenset(eos_ids)
+        self._known: dict[SeqKey, _Returned] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def note(self, work: Work[Payload]) -> None:
+        """A row has come; the one with the sampling parameters says what is needed."""
+        payload = work.payload
+        if payload.direct and work.next_hop == ROUTER and payload.spec is not None:
+            self._known[work.seq] = _Returned(
+                payload.route.hops[0].node,
+                payload.route_blob,
+                payload.deadline_ms,
+                payload.spec.sampling,
+                payload.spec.prompt_tokens,
+            )
+
+    def forget(self, seq: SeqKey) -> None:
+        self._known.pop(seq, None)
+
+    def to(self, first: str) -> list[SeqKey]:
+        """Sequences whose tokens go to that node."""
+        return [seq for seq, known in self._known.items() if known.first == first]
+
+    def frames(self, tokens: Iterable[TokenItem], epoch: int) -> list[OutFrame]:
+        """Decode rows of the newest tokens, a frame per first hop; none for texts that ended."""
+        groups: dict[str, list[tuple[TokenItem, _Returned]]] = defaultdict(list)
+        for token in tokens:
+            known = self._known.get(_seq(token))
+            if known is None or token.more:
+                continue
+            output_tokens = token.position + 1 - known.prompt_tokens
+            if not ends(known.sampling, self._eos_ids, token.token, output_tokens):
+                groups[known.first].append((token, known))
+        return [self._frame(first, epoch, groups[first]) for first in sorted(groups)]
+
+    def _frame(self, first: str, epoch: int, group: list[tuple[TokenItem, _Returned]]) -> OutFrame:
+        routes: dict[bytes, int] = {}
+        rows = tuple(
+            Row(
+                request=token.request,
+                attempt=token.attempt,
+                position=token.position,
+                count=1,
+                route=routes.setdefault(known.route_blob, len(routes)),
+                hop=0,
+                flags=SAMPLE | DIRECT,
+                deadline_ms=known.deadline_ms,
+            )
+            for token, known in group
+        )
+        header = FrameHeader(epoch, self._node, "int32", 1, rows, tuple(routes))
+        ids = np.array([token.token for token, _ in group], dtype="<i4")
+        sequences = frozenset(_seq(token) for token, _ in group)
+        return OutFrame(first, header, (ids.data.cast("B"),), sequences)
+
+
+def ends(
+    sampling: SamplingParams, eos_ids: Collection[int], token: int, output_tokens: int
+) -> bool:
+    """Whether a text ends with this token, its `output_tokens`-th, whatever the text says."""
+    return (
+        output_tokens >= sampling.max_tokens
+        or (token in eos_ids and not sampling.ignore_eos)
+        or token in sampling.stop_token_ids
+    )
+
+
+def _seq(token: TokenItem) -> SeqKey:
+    return SeqKey(RequestId(token.request), Attempt(token.attempt))
