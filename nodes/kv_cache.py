@@ -38,7 +38,10 @@ _COPY_BYTES = 64 << 20
 
 @dataclass(slots=True)
 class KvCache:
-    """keys, values: [total_pages, ...page], in the compute dtype; `...page` as `layout` says."""
+    """keys, values: [total_pages + 1, ...page], in the compute dtype; `...page` as `layout` says.
+
+    The last page is nobody's: rows that only fill a batch up write there.
+    """
 
     pool: LayerPagePool
     layout: KvLayout
@@ -65,8 +68,8 @@ class KvCache:
             page = (config.num_kv_heads, page_tokens, config.head_dim)
         # zeros, not empty: no page may hold a NaN at first (see clear_pages). On the CPU it is
         # free, since the operating system hands out zero pages lazily.
-        keys = torch.zeros((total_pages, *page), dtype=dtype, device=device)
-        values = torch.zeros((total_pages, *page), dtype=dtype, device=device)
+        keys = torch.zeros((total_pages + 1, *page), dtype=dtype, device=device)
+        values = torch.zeros((total_pages + 1, *page), dtype=dtype, device=device)
         return cls(LayerPagePool(total_pages, page_tokens), layout, keys, values)
 
     @staticmethod
@@ -87,9 +90,7 @@ class KvCache:
         """
         if total_pages < self.pool.total_pages:
             raise ValueError(f"cannot grow from {self.pool.total_pages} to {total_pages} pages")
-        used = torch.from_numpy(self.pool.used().astype(np.int64)).to(self.keys.device)
-        self.keys = _larger(self.keys, total_pages, used)
-        self.values = _larger(self.values, total_pages, used)
+        self.enlarge(total_pages, self.pool.used().astype(np.int64))
         # Growing moves no page.
         self.pool.resize(total_pages)
 
@@ -99,10 +100,20 @@ class KvCache:
 
         By way of main memory: a device that is full has no room for both pools.
         """
-        sources, targets = (
-            torch.from_numpy(ids.astype(np.int64)) for ids in self.pool.resize(total_pages)
-        )
-        used = torch.from_numpy(self.pool.used().astype(np.int64))
+        sources, targets = (ids.astype(np.int64) for ids in self.pool.resize(total_pages))
+        self.cut(total_pages, sources, targets, self.pool.used().astype(np.int64))
+
+    def enlarge(self, total_pages: int, used_pages: I64) -> None:
+        """The tensors' part of grow(); the pool stays as it is."""
+        used = torch.from_numpy(used_pages).to(self.keys.device)
+        self.keys = _larger(self.keys, total_pages + 1, used)
+        self.values = _larger(self.values, total_pages + 1, used)
+
+    def cut(self, total_pages: int, from_pages: I64, to_pages: I64, used_pages: I64) -> None:
+        """The tensors' part of shrink(): `from_pages` move to `to_pages`, then `used_pages` are
+        kept, all int64 [n]."""
+        sources, targets = torch.from_numpy(from_pages), torch.from_numpy(to_pages)
+        used = torch.from_numpy(used_pages)
         self.keys = _moved(self.keys, sources, targets)
         self.values = _moved(self.values, sources, targets)
         for name in ("keys", "values"):
@@ -112,12 +123,17 @@ class KvCache:
             # The last references: the old pool must go before the new one comes.
             setattr(self, name, kept)
             del pages
-            fewer = torch.zeros((total_pages, *shape), dtype=dtype, device=device)
+            fewer = torch.zeros((total_pages + 1, *shape), dtype=dtype, device=device)
             setattr(self, name, fewer.index_copy_(0, used.to(device), kept.to(device)))
 
     @property
     def page_tokens(self) -> int:
         return self.pool.page_tokens
+
+    @property
+    def spare_page(self) -> int:
+        """Id of the page that is nobody's."""
+        return len(self.keys) - 1
 
     @property
     def kv_heads(self) -> int:
