@@ -22,12 +22,12 @@ from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
 from helix_mq.models.config import ModelConfig
 from router import events as ev
 from router.admission_desk import AdmissionDesk
+from router.affected import Affected, crossing_links, crossing_node, sent_over
 from router.change import ClusterChange
 from router.cluster_core import ClusterCore
 from router.core_settings import CoreSettings as CoreSettings
 from router.core_settings import CoreStatistics
 from router.kv_books import KvBooks
-from router.link_watch import Edge, edges_of
 from router.outstaying import review
 from router.refusals import AvoidedNodes, Expired, GiveUp, MoveOn, judge
 from router.request_checks import check_fits, deadline_error
@@ -37,6 +37,7 @@ from router.schedulers import new_scheduler
 from router.service import Broken, Generation, StreamEvent
 from router.sessions import Session, State
 from router.text import TextStream
+from router.token_return import ReturnWays
 
 REMEMBERED_RELEASES = 1024
 """Per node: what may have been on its way when a link broke, and is said again."""
@@ -75,6 +76,9 @@ class Core:
         self._sessions: dict[RequestId, Session] = {}
         self._released: dict[NodeId, deque[ReleaseItem]] = {}
         self._avoided = AvoidedNodes()
+        self._ways = ReturnWays(
+            settings.token_return, cluster.membership, cluster.links, cluster.flows.round_trip_s
+        )
         self._effects: list[ev.Effect] = []
         self._may_start = False
         """Something has happened that may let a waiting request start. Tokens come far more often
@@ -136,7 +140,7 @@ class Core:
             self._avoided.forget(node)
             self._books.drop_node(node)
             self._released.pop(node, None)
-            self._reroute_node(node, "is gone")
+            self._reroute(crossing_node(self._sessions.values(), node, "is gone"))
             self._desk.prefills.forget(node)
         for node in change.moved:
             # What is on its former slice has been booked on a pool that is to go.
@@ -144,7 +148,7 @@ class Core:
         for node, ready in change.ready:
             self._books.set_node(node, ready.kv_pages, ready.page_tokens)
         if change.closed:
-            self._reroute_links(frozenset(change.closed))
+            self._reroute(crossing_links(self._sessions.values(), frozenset(change.closed)))
         self._weights_stale |= change.flow_changed
         if change.gone or change.ready or change.moved or change.flow_changed:
             self._widest, self._may_start = None, True
@@ -238,7 +242,9 @@ class Core:
             if route is not None:
                 self._desk.start(session, route, self._clock.now_s())
                 self._books.reserve(request, route, tokens)
-                self._effects.append(session.start(route, self.cluster.epoch, self._clock.now_s()))
+                now_s, direct = self._clock.now_s(), self._ways.direct(route)
+                row = session.start(route, self.cluster.epoch, now_s, direct=direct)
+                self._effects.append(row)
             elif tokens > self._widest_tokens():
                 # It waits for a node that is gone; those behind it need not.
                 too_long.append(session)
@@ -267,6 +273,8 @@ class Core:
     def _token(self, node: str, item: TokenItem) -> None:
         session = self._sessions.get(RequestId(item.request))
         if session is None or not session.expects(node, item):
+            if session is not None and session.missed(node, item):
+                self._reroute(iter([(session, f"tokens of {node} were lost")]))
             return
         if max(item.token, *(top.token for top in item.top), 0) >= self.vocab_size:
             # It has no text, and sent on it would cost the other rows of its frame theirs.
@@ -277,7 +285,7 @@ class Core:
         assert session.route is not None
         if not session.prefilling:
             self._scheduler.on_token(session.route, now_s - session.sent_s)
-        self.cluster.links.worked(session.route)
+        self.cluster.links.worked(session.route, direct=session.direct)
         delta, finish, stop = session.take(item, now_s)
         self._effects.append(ev.Emit(session.request, delta))
         self._may_start |= self._desk.token(session, now_s)
@@ -285,7 +293,8 @@ class Core:
             self._end(session, session.finished(finish, now_s, stop))
             return
         self._books.grow(session.request, session.route, session.length_tokens + 1)
-        self._effects.append(session.decode_row())
+        if not session.direct:
+            self._effects.append(session.decode_row())
 
     def _refused(self, node: str, item: RefusedItem) -> None:
         session = self._sessions.get(RequestId(item.request))
@@ -311,19 +320,10 @@ class Core:
         if session is not None:
             self._end(session, session.finished("cancelled", self._clock.now_s()))
 
-    def _reroute_node(self, node: NodeId, why: str) -> None:
-        for session in list(self._sessions.values()):
-            if session.route is not None and node in session.route.nodes:
-                self._note(logging.WARNING, f"re-routed: {node} {why}", session)
-                self._requeue(session)
-
-    def _reroute_links(self, closed: frozenset[Edge]) -> None:
-        for session in list(self._sessions.values()):
-            crossed = closed.intersection(edges_of(session.route)) if session.route else ()
-            if crossed:
-                source, target = min(crossed)
-                self._note(logging.WARNING, f"re-routed: no link {source} > {target}", session)
-                self._requeue(session)
+    def _reroute(self, affected: Affected) -> None:
+        for session, why in list(affected):
+            self._note(logging.WARNING, f"re-routed: {why}", session)
+            self._requeue(session)
 
     def _link_lost(self, node: NodeId) -> None:
         """The router's own link broke: rows and releases that were in it may be lost.
@@ -332,10 +332,7 @@ class Core:
         """
         for item in self._released.get(node, ()):
             self._effects.append(ev.SendRelease(node, item))
-        for session in list(self._sessions.values()):
-            if session.route is not None and session.route.hops[0].node == node:
-                self._note(logging.WARNING, f"re-routed: link to {node} broke", session)
-                self._requeue(session)
+        self._reroute(sent_over(self._sessions.values(), node))
 
     def _requeue(self, session: Session) -> None:
         self._release(session)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from router.admission_gate import AdmissionSettings
 from router.schedulers_base import Scheduling
+from router.token_return import TokenReturn
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class CoreSettings:
     default_deadline_s: float = 600.0
     scheduling: Scheduling = Scheduling()
     admission: AdmissionSettings = AdmissionSettings()
+    token_return: TokenReturn = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,6 +220,8 @@ class SendRow:
     deadline_ms: int
     spec: SampleSpec | None = None
     history: tuple[int, ...] = ()
+    direct: bool = False
+    """The last hop sends the decodes that follow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,6 +208,10 @@ class FlowKeeper:
             source, [x for x in reports if x.peer == ROUTER or x.peer in known], now_s
         )
 
+    def round_trip_s(self, source: NodeId, target: NodeId) -> float:
+        """Of a link, as last measured; 0 where it is not known."""
+        return self._link_speeds.round_trip_s(source, target)
+
     def forget(self, node: NodeId) -> None:
         """The process is gone; the next one of this name begins anew."""
         self.suspects.forget(node)

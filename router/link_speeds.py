@@ -132,6 +132,11 @@ class LinkSpeeds:
                 found = True
         return found
 
+    def round_trip_s(self, source: NodeId, target: NodeId) -> float:
+        """As last reported; 0 where it is not known."""
+        link = self._links.get((source, target))
+        return link.round_trip_s if link is not None else 0.0
+
     def measured(self) -> Mapping[Edge, LinkMeasured]:
         """Of the links of which anything is known."""
         return {

@@ -95,10 +95,10 @@ class LinkWatch:
         self.closed = self.closed.difference(opened)
         return opened
 
-    def worked(self, route: Route) -> None:
+    def worked(self, route: Route, *, direct: bool = False) -> None:
         """A token came round a route: what broke on it before is forgiven."""
         if self._troubles:
-            for edge in edges_of(route):
+            for edge in edges_of(route, direct=direct):
                 if edge not in self.closed:
                     self._troubles.pop(edge, None)
 
@@ -118,10 +118,13 @@ class LinkWatch:
         return ", ".join(named)
 
 
-def edges_of(route: Route) -> list[Edge]:
-    """From the router along the hops and back to it."""
-    nodes = (ROUTER, *route.nodes, ROUTER)
-    return list(pairwise(nodes))
+def edges_of(route: Route, *, direct: bool = False) -> list[Edge]:
+    """From the router along the hops and back to it; for direct return also from the last hop to
+    the first."""
+    edges = list(pairwise((ROUTER, *route.nodes, ROUTER)))
+    if direct and len(route.hops) > 1:
+        edges.append((route.hops[-1].node, route.hops[0].node))
+    return edges
 
 
 def _who(node: NodeId) -> str:

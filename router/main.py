@@ -124,6 +124,7 @@ def core_settings(settings: RouterSettings, config: ModelConfig) -> CoreSettings
             max_wait_s=admission.max_wait_s,
             refuse_hopeless=admission.refuse_hopeless,
         ),
+        token_return=settings.token_return,
     )
 
 

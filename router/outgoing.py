@@ -15,6 +15,7 @@ import numpy as np
 from helix_mq.frames import Buffer, pack_route
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.messages.data import (
+    DIRECT,
     MAX_FRAME_TOKENS,
     MAX_ROWS,
     SAMPLE,
@@ -105,7 +106,7 @@ def build_frame(rows: Sequence[SendRow], epoch: int) -> tuple[FrameHeader, list[
             count=len(row.token_ids),
             route=routes.setdefault(pack_route(row.route), len(routes)),
             hop=0,
-            flags=SAMPLE,
+            flags=SAMPLE | DIRECT if row.direct else SAMPLE,
             deadline_ms=row.deadline_ms,
             spec=row.spec,
         )

@@ -20,6 +20,9 @@ _GIVE_UP_CODES = frozenset({"wrong_model", "context"})
 _LINK_CODES = frozenset({"link_lost", "no_peer"})
 """Refusals that are about the way to the next hop and not about who refuses."""
 
+_NO_RETURN = "no_return"
+"""A last hop does not get through to the first; only said where tokens go that way."""
+
 _NO_NUMBERS = "logits_not_finite"
 _TRIES_FOR_NUMBERS = 3
 """Another route may compute in a wider dtype; the same one would overflow again and again."""
@@ -71,6 +74,8 @@ def judge(session: Session, node: NodeId, item: RefusedItem) -> GiveUp | Expired
         if session.reroutes >= _TRIES_FOR_NUMBERS - 1:
             return GiveUp(LocalError(f"{node} refused the request: {item.reason}"))
         return MoveOn()
+    if item.code == _NO_RETURN and session.direct and node == session.route.nodes[-1]:
+        return MoveOn(link=(node, session.route.nodes[0]))
     after = session.route.nodes[session.route.nodes.index(node) + 1 :]
     if item.code in _LINK_CODES and after:
         return MoveOn(link=(node, after[0]))

@@ -55,10 +55,13 @@ class Session:
     started_s: float | None = None
     first_token_s: float | None = None
     sent_s: float = 0.0
-    """When its last row was sent: a decode goes out with the token before it."""
+    """When its last row was sent: a decode goes out with the token before it. Of a direct one, when
+    its last token came: as far apart as its rows."""
     routed_tokens: int = 0
     """What it had to prefill when it was given its present route."""
     reroutes: int = 0
+    direct: bool = False
+    """Its last hop hands each token to the first itself, and tells the router."""
     squeezed: bool = False
     """It once ran out of pages: from then on it reserves all it may ever need."""
 
@@ -91,10 +94,10 @@ class Session:
             raise AssertionError(f"request {self.request}: {self.state} -> {state}")
         self.state = state
 
-    def start(self, route: Route, epoch: Epoch, now_s: float) -> SendRow:
+    def start(self, route: Route, epoch: Epoch, now_s: float, *, direct: bool = False) -> SendRow:
         """Goes on a route: the prompt, with all tokens emitted so far, as one row to prefill."""
         self.move(State.RUNNING)
-        self.route, self.epoch, self.sent_s = route, epoch, now_s
+        self.route, self.epoch, self.sent_s, self.direct = route, epoch, now_s, direct
         if self.started_s is None:
             self.started_s = now_s
         tokens = (*self.generation.prompt_ids, *self.output)
@@ -112,6 +115,7 @@ class Session:
                 self.generation.sampling, self.prompt_tokens, len(tokens) if needs_history else 0
             ),
             history=tokens if needs_history else (),
+            direct=direct,
         )
 
     def requeue(self) -> None:
@@ -128,6 +132,17 @@ class Session:
             and self.route is not None
             and item.attempt == self.attempt
             and item.position == self.length_tokens
+            and self.route.hops[-1].node == node
+        )
+
+    def missed(self, node: str, item: TokenItem) -> bool:
+        """True if tokens before this one were lost on their way here: those of a direct sequence
+        come whether the last one did or not, and nothing would ever send it again."""
+        return (
+            self.direct
+            and self.route is not None
+            and item.attempt == self.attempt
+            and item.position > self.length_tokens
             and self.route.hops[-1].node == node
         )
 

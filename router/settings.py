@@ -12,6 +12,7 @@ from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
 from helix_mq.settings import ProcessSettings, Section
 from router.schedulers_base import Method
+from router.token_return import TokenReturn
 
 
 def parse_range(text: str) -> LayerRange:
@@ -188,6 +189,11 @@ class RouterSettings(ProcessSettings):
     )
     link_down_after_s: float = Field(
         3.0, gt=0, le=600, description="how long a data link may be unconnected and still be used"
+    )
+    token_return: TokenReturn = Field(
+        "auto",
+        description="the way of a new token to the first hop: by the router, direct from the last "
+        "hop, or direct where that is measurably shorter",
     )
     window: ByteSize = Field(ByteSize(64 * 1024 * 1024), description="credit per incoming link")
     http: HttpSection = HttpSection()

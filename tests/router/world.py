@@ -279,7 +279,9 @@ class World:
 
     def _book_row(self, row: ev.SendRow) -> None:
         assert row.route.num_layers == CONFIG.num_layers
-        assert not self.core.cluster.links.closed.intersection(edges_of(row.route))
+        assert not self.core.cluster.links.closed.intersection(
+            edges_of(row.route, direct=row.direct)
+        )
         for hop in row.route.hops:
             layers = self._served(hop.node, row.epoch)
             assert layers is not None, f"row sent to {hop.node}, which does not serve"
