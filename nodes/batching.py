@@ -50,10 +50,12 @@ class Work(msgspec.Struct, Generic[P], frozen=True):
     """The last of these tokens is the sequence's last."""
     payload: P
     """Opaque; cut by the `cut` function given to the batcher."""
+    drafts: tuple[int, ...] = ()
+    """Token ids of a decode behind its first, which are guessed; it is never cut."""
 
     @property
     def is_decode(self) -> bool:
-        return self.count == 1 and self.sample and self.position > 0
+        return self.count == 1 + len(self.drafts) and self.sample and self.position > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ class Batcher(Generic[P]):
         line = self._decodes
         batch = [line.popitem(last=False)[1] for _ in range(min(most, len(line)))]
         self._waiting_rows -= len(batch)
-        self._waiting_tokens -= len(batch)
+        self._waiting_tokens -= sum(work.count for work in batch)
         if self._behind:
             for work in batch:
                 self._follow(work.seq)

@@ -21,6 +21,7 @@ from helix_mq.ids import ROUTER
 from helix_mq.messages.data import (
     DIRECT,
     SAMPLE,
+    VERIFY,
     FrameHeader,
     RefusedItem,
     Row,
@@ -32,7 +33,8 @@ from nodes.batching import SeqKey, Work
 from nodes.inbox import Payload
 from nodes.kv_cache import KvCache
 from nodes.model.batch import RowSpec, SliceBatch
-from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState, sample
+from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState
+from nodes.model.sampler_drafts import Ending, sample_endings
 from nodes.model.slice import ModelSlice
 from nodes.steps import Batch, OutFrame, StepResult
 
@@ -151,7 +153,8 @@ class Engine:
                 position=w.position,
                 count=w.count,
                 layers=w.layers,
-                wants_logits=w.sample and w.next_hop == ROUTER,
+                wants_logits=_ends_here(w),
+                logit_tokens=1 + len(w.drafts) if _ends_here(w) else 1,
             )
             for w in works
         ]
@@ -166,25 +169,27 @@ class Engine:
         self, works: Batch, logits: torch.Tensor
     ) -> tuple[list[TokenItem], list[RefusedItem]]:
         """Tokens of the rows that end here; refusals of those whose logits are no numbers."""
-        ending = [w for w in works if w.sample and w.next_hop == ROUTER]
+        ending = [w for w in works if _ends_here(w)]
         if not ending:
             return [], []
-        if logits.shape[0] != len(ending):
+        if logits.shape[0] != sum(1 + len(w.drafts) for w in ending):
             raise LocalError(f"the slice gave no logits for {len(ending)} ending rows")
-        try:
-            return self._tokens(ending, logits), []
-        except LogitsNotFinite as e:
-            # One request's overflow must not cost the others of the step theirs.
-            bad = set(e.rows)
-            refused = [_refuse(ending[i], e.code, f"{self._node}: {e.message}") for i in e.rows]
-            fine = [i for i in range(len(ending)) if i not in bad]
-            return self._tokens([ending[i] for i in fine], logits[fine]) if fine else [], refused
-
-    def _tokens(self, ending: Batch, logits: torch.Tensor) -> list[TokenItem]:
-        states = [self._samplers[w.seq] for w in ending]
-        positions = [w.position + w.count for w in ending]
-        results = sample(logits, states, positions)
-        return [_token_item(w, p, r) for w, p, r in zip(ending, positions, results, strict=True)]
+        ends = [
+            Ending(self._samplers[w.seq], w.position + w.count - len(w.drafts), w.drafts)
+            for w in ending
+        ]
+        tokens: list[TokenItem] = []
+        refused: list[RefusedItem] = []
+        for work, end, found in zip(ending, ends, sample_endings(logits, ends), strict=True):
+            last = len(found) - 1
+            tokens += [
+                _token_item(work, end.position + i, result, more=i < last)
+                for i, result in enumerate(found)
+            ]
+            if not found:
+                fault = LogitsNotFinite((0,))
+                refused.append(_refuse(work, fault.code, f"{self._node}: {fault.message}"))
+        return tokens, refused
 
     def _frames(self, works: Batch, on_host: torch.Tensor) -> list[OutFrame]:
         groups: dict[_FrameKey, list[Work[Payload]]] = defaultdict(list)
@@ -215,9 +220,12 @@ class Engine:
                     count=work.count,
                     route=routes.setdefault(payload.route_blob, len(routes)),
                     hop=payload.hop + 1,
-                    flags=(SAMPLE if work.sample else 0) | (DIRECT if payload.direct else 0),
+                    flags=(SAMPLE if work.sample else 0)
+                    | (VERIFY if work.drafts else 0)
+                    | (DIRECT if payload.direct else 0),
                     deadline_ms=payload.deadline_ms,
                     spec=spec,
+                    drafts=work.drafts,
                 )
             )
         header = FrameHeader(
@@ -273,7 +281,12 @@ def _hidden(works: Batch) -> torch.Tensor | None:
     return torch.cat(parts)
 
 
-def _token_item(work: Work[Payload], position: int, result: Sampled) -> TokenItem:
+def _ends_here(work: Work[Payload]) -> bool:
+    """Its route ends here, and its tokens are to be sampled after."""
+    return work.sample and work.next_hop == ROUTER
+
+
+def _token_item(work: Work[Payload], position: int, result: Sampled, *, more: bool) -> TokenItem:
     return TokenItem(
         request=work.seq.request,
         attempt=work.seq.attempt,
@@ -281,6 +294,7 @@ def _token_item(work: Work[Payload], position: int, result: Sampled) -> TokenIte
         token=result.token,
         logprob=result.logprob,
         top=tuple(TopLogprob(token, logprob) for token, logprob in result.top_logprobs),
+        more=more,
     )
 
 

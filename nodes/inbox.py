@@ -21,6 +21,7 @@ from helix_mq.messages.data import (
     DIRECT,
     DTYPES,
     SAMPLE,
+    VERIFY,
     FrameHeader,
     RefusedItem,
     Row,
@@ -214,9 +215,15 @@ def accept_frame(
                     history,
                     bool(row.flags & DIRECT),
                 ),
+                drafts=_drafts(row, piece) if row.flags & VERIFY else (),
             )
         )
     return replace(out, strange=strange) if strange else out
+
+
+def _drafts(row: Row, piece: memoryview) -> tuple[int, ...]:
+    """Token ids behind a row's first: a first hop has them as its tokens."""
+    return row.drafts or tuple(np.frombuffer(piece, dtype=np.int32)[1:].tolist())
 
 
 def _returns(ledger: Ledger, row: Row, sender: str) -> bool:
@@ -307,7 +314,8 @@ def _judge(
         superseded.extend(ledger.open(seq, hop.layers, deadline_ms))
         if row.flags & DIRECT and not row.hop:
             ledger.expect_from(seq, route.hops[-1].node)
-    ledger.advance(seq, row.count, epoch)
+    drafts = row.count - 1 if row.flags & VERIFY else 0
+    ledger.advance(seq, row.position, row.count, epoch, drafts)
     return None
 
 

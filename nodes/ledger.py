@@ -42,6 +42,8 @@ class OpenSequence:
     layers: LayerRange
     next_position: int
     deadline_ms: int
+    drafts: int = 0
+    """Of its last row: the next one may begin before those of them that were wrong."""
     epoch: int = 0
     """The newest its rows came under."""
     returned_by: str = ""
@@ -82,8 +84,9 @@ class Ledger:
             return Verdict.OPEN if len(self._open) < MAX_OPEN else Verdict.FULL
         if known.layers != layers:
             return Verdict.WRONG_LAYERS
-        if position != known.next_position:
-            # A repeated row is as wrong as a missing one: it would write its KV twice.
+        if not 0 <= known.next_position - position <= known.drafts:
+            # A repeated row is as wrong as a missing one: it would write its KV twice. Only drafts
+            # that were wrong are written over.
             return Verdict.OUT_OF_ORDER
         return Verdict.CONTINUE
 
@@ -97,9 +100,13 @@ class Ledger:
         self._open[seq] = OpenSequence(layers, 0, deadline_ms)
         return older
 
-    def advance(self, seq: SeqKey, count: int, epoch: int = 0) -> None:
+    def advance(
+        self, seq: SeqKey, position: int, count: int, epoch: int = 0, drafts: int = 0
+    ) -> None:
+        """A row of `seq` may run; the last `drafts` of its tokens may be taken back by the next."""
         known = self._open[seq]
-        known.next_position += count
+        known.next_position = position + count
+        known.drafts = drafts
         known.epoch = max(known.epoch, epoch)
 
     def expect_from(self, seq: SeqKey, last_hop: str) -> None:

@@ -43,7 +43,8 @@ class StepExpectation:
         decodes = prompts = 0
         for row in rows:
             if row.is_decode:
-                decodes += len(row.layers)
+                # Drafts cost what as many requests would.
+                decodes += row.count * len(row.layers)
             else:
                 prompts += row.count * len(row.layers)
         if not prompts:

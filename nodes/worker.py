@@ -328,7 +328,10 @@ class Worker:
             if not self._return(frame)
         ]
         for epoch, items in tokens.items():
-            self._links.send(ROUTER, Tokens(epoch, self.view.node, tuple(items)), ())
+            # Rows with drafts give several tokens each.
+            for start in range(0, len(items), MAX_ROWS):
+                part = tuple(items[start : start + MAX_ROWS])
+                self._links.send(ROUTER, Tokens(epoch, self.view.node, part), ())
         for frame in stuck:
             lost = [s for s in sorted(frame.sequences) if s in self._ledger]
             self._give_up(lost, NO_RETURN, f"{self.view.node} has no link to {frame.peer}")

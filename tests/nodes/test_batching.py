@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,6 +88,19 @@ def test_removing_gives_back_what_waited() -> None:
     assert [w.count for w in gone] == [30, 1]
     statistics = batcher.statistics()
     assert (statistics.waiting_rows, statistics.waiting_tokens) == (1, 5)
+
+
+def test_decodes_with_drafts_are_decodes_and_never_cut() -> None:
+    batcher = Batcher(cut, BatchLimits(prefill_tokens=3))
+    drafts = msgspec.structs.replace(work(1, 50, 9), drafts=tuple(range(8)))
+    batcher.extend([work(2, 0, 100), drafts, work(3, 9, 1)])
+    batch = batcher.next_batch(open_requests=3, depth=1)
+    assert [(w.seq.request, w.count) for w in batch] == [(1, 9), (3, 1), (2, 3)]
+    assert batch[0] is drafts
+    assert batcher.statistics().decode_rows == 2
+    assert batcher.statistics().waiting_tokens == 97
+    batcher.remove(SeqKey(RequestId(2), Attempt(0)))
+    assert batcher.statistics().waiting_tokens == 0
 
 
 @given(

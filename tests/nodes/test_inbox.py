@@ -14,7 +14,7 @@ from helix_mq.errors import FrameError
 from helix_mq.frames import check_frame, pack_route
 from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
 from helix_mq.layers import Hop, LayerRange, Route
-from helix_mq.messages.data import SAMPLE, FrameHeader, Row, SampleSpec
+from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Row, SampleSpec
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey
 from nodes.inbox import Accepted, FrameUse, NodeView, accept_frame, cut_payload
@@ -113,6 +113,30 @@ def test_the_last_hop_answers_the_router() -> None:
     out = accept(token_frame([row(spec=SPEC)], WHOLE))
     assert out.work[0].next_hop == ROUTER
     assert out.work[0].payload.is_tokens
+
+
+def test_drafts_are_taken_from_ids_or_from_the_row_and_taken_back() -> None:
+    verify = SAMPLE | VERIFY
+    ledger = Ledger()
+    accept(token_frame([row(count=3)]), ledger=ledger)
+    out = accept(token_frame([row(position=3, count=4, flags=verify)]), ledger=ledger)
+    assert [(w.drafts, w.is_decode) for w in out.work] == [((1, 2, 3), True)]
+    # One draft was right, two were not: what follows takes their places.
+    out = accept(token_frame([row(position=5, count=1)]), ledger=ledger)
+    assert (len(out.work), out.refused) == (1, [])
+    out = accept(token_frame([row(position=5, count=1)]), ledger=ledger)
+    assert [r.code for r in out.refused] == ["out_of_order"]
+    behind = Ledger()
+    accept(hidden_frame([row(hop=1, count=3)]), ledger=behind)
+    drafts = row(position=3, count=3, hop=1, flags=verify, drafts=(90, 7))
+    assert accept(hidden_frame([drafts]), ledger=behind).work[0].drafts == (90, 7)
+
+
+def test_a_verified_row_ends_within_the_context() -> None:
+    ledger = Ledger()
+    accept(token_frame([row(count=60)]), ledger=ledger)
+    late = row(position=60, count=5, flags=SAMPLE | VERIFY)
+    assert [r.code for r in accept(token_frame([late]), ledger=ledger).refused] == ["context"]
 
 
 def test_histories_are_cut_row_by_row() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from helix_mq.ids import Attempt, RequestId
 from helix_mq.layers import LayerRange
 from nodes.batching import SeqKey
@@ -18,7 +21,7 @@ def test_rows_must_follow_each_other() -> None:
     ledger = Ledger()
     assert ledger.judge(key(1), 0, LAYERS) is Verdict.OPEN
     ledger.open(key(1), LAYERS, 0)
-    ledger.advance(key(1), 7)
+    ledger.advance(key(1), 0, 7)
     assert ledger.judge(key(1), 7, LAYERS) is Verdict.CONTINUE
     assert ledger.judge(key(1), 8, LAYERS) is Verdict.OUT_OF_ORDER
     assert ledger.judge(key(1), 6, LAYERS) is Verdict.OUT_OF_ORDER
@@ -56,3 +59,25 @@ def test_expiry_and_closing_all() -> None:
     assert ledger.close_all() == [key(1), key(2)]
     assert len(ledger) == 0
     assert ledger.judge(key(2), 0, LAYERS) is Verdict.STALE
+
+
+@given(
+    st.integers(0, 40),
+    st.lists(st.tuples(st.integers(0, 16), st.integers(-3, 20)), min_size=1, max_size=20),
+)
+def test_only_the_drafts_of_the_last_row_are_taken_back(
+    prompt: int, rows: list[tuple[int, int]]
+) -> None:
+    """Rows of one token and some drafts, each tried `offset` behind the start of the one before."""
+    ledger = Ledger()
+    ledger.open(key(1), LAYERS, 0)
+    ledger.advance(key(1), 0, 1 + prompt)
+    first, end = 1 + prompt, 1 + prompt
+    for drafts, offset in rows:
+        position = first + offset
+        fits = first <= position <= end
+        expected = Verdict.CONTINUE if fits else Verdict.OUT_OF_ORDER
+        assert ledger.judge(key(1), position, LAYERS) is expected
+        if fits:
+            ledger.advance(key(1), position, 1 + drafts, drafts=drafts)
+            first, end = position + 1, position + 1 + drafts

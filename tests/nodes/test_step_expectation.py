@@ -36,6 +36,8 @@ def test_measured_steps_take_what_was_measured() -> None:
     assert EXPECTED.seconds(decodes(10)) == pytest.approx(2.0e-3)
     assert EXPECTED.seconds(decodes(28)) == pytest.approx(3.8e-3)
     assert EXPECTED.seconds([FakeRow(16, False)]) == pytest.approx(2e-3)
+    with_drafts = FakeRow(10, True)
+    assert EXPECTED.seconds([with_drafts]) == pytest.approx(2.0e-3)
 
 
 def test_a_step_with_both_makes_one_pass() -> None:

@@ -174,7 +174,7 @@ class SimNode:
             self._refuse(seq, verdict)
             return
         older = self.ledger.open(seq, hop.layers, 0) if verdict is Verdict.OPEN else []
-        self.ledger.advance(seq, len(row.token_ids))
+        self.ledger.advance(seq, row.position, len(row.token_ids))
         last = row.hop + 1 == len(row.route.hops)
         self._next_hop[seq] = ROUTER if last else row.route.hops[row.hop + 1].node
         for old in older:
