@@ -52,7 +52,8 @@ class HopTimes(msgspec.Struct, frozen=True):
 
 
 class WireTimes(msgspec.Struct, frozen=True):
-    """A link of the newest route. `decode_s`: per token, null where it cannot be told."""
+    """A link that each decode of the newest route crosses: those from and to the router only where
+    tokens return by it. `decode_s`: per token, null where it cannot be told."""
 
     sender: str
     receiver: str
@@ -94,6 +95,8 @@ class Record:
     submitted_s: float
     """Unix time."""
     attempts: list[tuple[int, Route]] = field(default_factory=list)
+    direct: bool = False
+    """Whether the tokens of the newest attempt go from the last hop to the first by themselves."""
     told: dict[tuple[int, NodeId], HopTrace] = field(default_factory=dict)
     end: Finished | Broken | None = None
     ended_s: float = 0.0
@@ -125,11 +128,20 @@ class TraceBook:
     def get(self, request: RequestId) -> Record | None:
         return self._live.get(request) or self._ended.get(request)
 
-    def routed(self, request: RequestId, attempt: int, route: Route, submitted_s: float) -> None:
+    def routed(
+        self,
+        request: RequestId,
+        attempt: int,
+        route: Route,
+        submitted_s: float,
+        *,
+        direct: bool = False,
+    ) -> None:
         record = self._live.get(request)
         if record is None:
             record = self._live[request] = Record(submitted_s)
         record.attempts.append((attempt, route))
+        record.direct = direct
         if len(record.attempts) > MAX_ATTEMPTS:
             gone, _ = record.attempts.pop(0)
             record.told = {k: v for k, v in record.told.items() if k[0] != gone}
@@ -187,7 +199,7 @@ def trace_picture(
         decodes=run.decodes,
         decode_s=run.decode_s,
         hops=hops,
-        wires=_wires(route, wire_s, round_trip_s),
+        wires=_wires(route, record.direct, wire_s, round_trip_s),
         wire_s=wire_s,
         wire_basis=basis,
         missing=tuple(sorted({h.node for h in hops if not h.known})),
@@ -279,9 +291,10 @@ def _wire(run: _Run, record: Record) -> tuple[float | None, str]:
         # A live request's hops are a token apart: means, not sums, are comparable.
         own_s += _spent(told.decode) / told.decode.steps
     rest_s = run.decode_s / run.decodes - own_s
+    whose = "links and their queues" if record.direct else "links, their queues and the router"
     return max(0.0, rest_s), (
-        "the time between two tokens less what the hops account for: links, their queues and the "
-        "router; told apart by the links' measured round trips where all are known, else evenly"
+        f"the time between two tokens less what the hops account for: {whose}; told apart by the "
+        "links' measured round trips where all are known, else evenly"
     )
 
 
@@ -289,8 +302,15 @@ def _spent(phase: PhaseTimes) -> float:
     return phase.queue_s + phase.compute_s + phase.serialise_s
 
 
-def _wires(route: Route, wire_s: float | None, round_trip_s: RoundTrip) -> tuple[WireTimes, ...]:
-    edges = list(pairwise((ROUTER, *route.nodes, ROUTER)))
+def _wires(
+    route: Route, direct: bool, wire_s: float | None, round_trip_s: RoundTrip
+) -> tuple[WireTimes, ...]:
+    nodes = route.nodes
+    if direct:
+        # A node alone hands its tokens to itself.
+        edges = list(pairwise((*nodes, nodes[0]))) if len(nodes) > 1 else []
+    else:
+        edges = list(pairwise((ROUTER, *nodes, ROUTER)))
     trips = [round_trip_s(*edge) for edge in edges]
     shares = _shares(trips)
     return tuple(
@@ -300,6 +320,8 @@ def _wires(route: Route, wire_s: float | None, round_trip_s: RoundTrip) -> tuple
 
 
 def _shares(trips: Sequence[float]) -> list[float]:
+    if not trips:
+        return []
     total = math.fsum(trips)
     if min(trips) <= 0:
         return [1 / len(trips)] * len(trips)

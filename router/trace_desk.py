@@ -59,7 +59,8 @@ class TraceDesk:
             return
         session = self._core.sessions().get(row.request)
         age_s = self._clock.now_s() - session.arrived_s if session is not None else 0.0
-        self.book.routed(row.request, row.attempt, row.route, self._clock.wall_s() - age_s)
+        submitted_s = self._clock.wall_s() - age_s
+        self.book.routed(row.request, row.attempt, row.route, submitted_s, direct=row.direct)
 
     def emitted(self, emit: Emit) -> None:
         if isinstance(emit.event, Delta):

@@ -52,6 +52,24 @@ def test_the_rest_of_the_time_is_the_wires() -> None:
     assert [w.decode_s for w in even.wires] == pytest.approx([0.04] * 3)
 
 
+def test_tokens_that_return_by_themselves_cross_no_link_of_the_router() -> None:
+    book = TraceBook()
+    book.routed(ONE, 0, ROUTE, 100.0, direct=True)
+    book.told(A, told(1, each_s=0.05))
+    book.told(B, told(1, each_s=0.03))
+    book.ended(ONE, DONE, 103.25)
+    seen = picture(book, {(A, B): 0.02, (B, A): 0.01, (ROUTER, A): 9.0})
+    assert [(w.sender, w.receiver) for w in seen.wires] == [(A, B), (B, A)]
+    assert [w.decode_s for w in seen.wires] == pytest.approx([0.08, 0.04])
+    assert "router" not in seen.wire_basis
+    alone = TraceBook()
+    alone.routed(ONE, 0, OTHER, 100.0, direct=True)
+    alone.told(C, told(1, each_s=0.15))
+    alone.ended(ONE, DONE, 103.25)
+    seen = picture(alone, {})
+    assert (seen.wires, seen.wire_s) == ((), pytest.approx(0.05))
+
+
 def test_what_cannot_be_told_is_said_so() -> None:
     book = TraceBook()
     book.routed(ONE, 0, ROUTE, 100.0)
