@@ -35,6 +35,7 @@ from router.settings import (
     RouterSettings,
     SchedulingSection,
 )
+from router.token_return import TokenReturn
 
 DEADLINE_S = 60.0
 
@@ -175,6 +176,7 @@ async def cluster(
     admission: AdmissionSection | None = None,
     scheduling: SchedulingSection | None = None,
     dead_after_s: float = 3.0,
+    token_return: TokenReturn = "auto",
     journal: JournalSection | None = None,
     wait: bool = True,
     regions: Mapping[str, str] | None = None,
@@ -199,6 +201,7 @@ async def cluster(
         admission=admission or AdmissionSection(),
         scheduling=scheduling or SchedulingSection(),
         dead_after_s=dead_after_s,
+        token_return=token_return,
         journal=journal or JournalSection(),
     )
     app = build_app(settings, folder, transport, SystemClock())
