@@ -1,10 +1,10 @@
 """`python -m bench.serve.check --aiperf PROGRAM`: bench serve beside NVIDIA's aiperf.
 
-Twice: in turns, on a server whose timing is known and which writes down what it really did; and
-both at once, on a real cluster, over the seconds in which both had their requests under way, so
-that whatever else the machine does happens to both. aiperf is a program of its own, installed apart
-from this project (`python -m venv aiperf && aiperf/bin/pip install aiperf`). What came of it is in
-bench/results.
+On a server whose timing is known and which writes down what it really did, in turns; and on a real
+cluster, in turns, or both at once (`--together`) over the seconds in which both had their requests
+under way, so that whatever else the machine does happens to both. aiperf is a program of its own,
+installed apart from this project (`python -m venv aiperf && aiperf/bin/pip install aiperf`). What
+came of it is in bench/results.
 """
 
 from __future__ import annotations
@@ -52,11 +52,14 @@ LONGEST_S = 600.0
 
 
 class Check:
-    def __init__(self, aiperf: Path, rounds: int, cluster_load: Load, folder: Path) -> None:
+    def __init__(
+        self, aiperf: Path, rounds: int, cluster_load: Load, folder: Path, *, together: bool
+    ) -> None:
         self._aiperf = aiperf
         self._rounds = rounds
         self._cluster_load = cluster_load
         self._folder = folder
+        self._together = together
         self._model = write_tiny_model(folder / "model")
 
     async def paced(self) -> dict[str, object]:
@@ -64,11 +67,10 @@ class Check:
         commands: dict[str, str] = {}
         for number in range(self._rounds):
             found: dict[str, Mapping[str, float]] = {}
-            # Each comes first in half of the rounds.
-            for who in ("ours", "aiperf") if number % 2 == 0 else ("aiperf", "ours"):
+            for who in _order(number):
                 truth: dict[str, object] = {}
                 async with _paced(truth) as url:
-                    figures, commands[who] = await self._alone(who, url, number + 1)
+                    figures, commands[who] = await self._alone(who, url, "paced", PACED, number + 1)
                 found[who], found[f"truth_of_{who}"] = figures, of_truth(truth)
                 say(f"paced, round {number + 1}, {who}: {figures}; truth {of_truth(truth)}")
             rounds.append(found)
@@ -92,28 +94,41 @@ class Check:
         async with ChaosCluster(plan, self._folder / "cluster") as cluster:
             await cluster.whole(START_S)
             for number in range(self._rounds):
-                found = await self._together(cluster.url, number + 1, commands)
+                if self._together:
+                    found = await self._both(cluster.url, number + 1, commands)
+                else:
+                    found = {}
+                    for who in _order(number):
+                        # Other prompts for each: what one sent may be kept, and quicker again.
+                        seed = 2 * number + (who == "aiperf") + 1
+                        found[who], commands[who] = await self._alone(
+                            who, cluster.url, "chaos", self._cluster_load, seed
+                        )
                 say(f"cluster, round {number + 1}: {found}")
                 rounds.append(found)
         return {
             "server": "a router and one node, tiny random Llama of 6 layers",
-            "how": "both at once, over the seconds in which both had requests under way",
+            "how": "both at once, over the seconds in which both had requests under way"
+            if self._together
+            else "in turns",
             "commands": commands,
             "rounds": rounds,
             **summary(rounds),
         }
 
-    async def _alone(self, who: str, url: str, seed: int) -> tuple[dict[str, float], str]:
+    async def _alone(
+        self, who: str, url: str, model: str, load: Load, seed: int
+    ) -> tuple[dict[str, float], str]:
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             out = Path(folder) / "result"
             make = aiperf_command if who == "aiperf" else ours_command
-            command = make(url, "paced", PACED, self._model, out, seed)
+            command = make(url, model, load, self._model, out, seed)
             process = await self._start(who, command)
             await _ended(process, command)
             text = self._text(command, out, url)
             return (of_aiperf(out) if who == "aiperf" else of_ours(out)), text
 
-    async def _together(
+    async def _both(
         self, url: str, seed: int, commands: dict[str, str]
     ) -> dict[str, Mapping[str, float]]:
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
@@ -154,6 +169,11 @@ class Check:
         return text.replace(str(out), "OUT").replace(url, "URL")
 
 
+def _order(number: int) -> tuple[str, str]:
+    """Each comes first in half of the rounds."""
+    return ("ours", "aiperf") if number % 2 == 0 else ("aiperf", "ours")
+
+
 @asynccontextmanager
 async def _paced(truth: dict[str, object]) -> AsyncIterator[str]:
     process = await asyncio.create_subprocess_exec(
@@ -185,6 +205,7 @@ def main(
     only: Annotated[str, typer.Option(help="paced or cluster; default: both.")] = "",
     prompt_tokens: Annotated[int, typer.Option(min=1, max=960, help="Of the cluster's.")] = 64,
     requests: Annotated[int, typer.Option(min=1, help="To the cluster.")] = 300,
+    together: Annotated[bool, typer.Option(help="Both at once on the cluster.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
 ) -> None:
     """Measure the same servers with both, and say how far they agree."""
@@ -196,13 +217,14 @@ def main(
         said, _ = await version.communicate()
         with tempfile.TemporaryDirectory(prefix="helix-mq-check-") as folder:
             load = replace(CLUSTER, prompt_tokens=prompt_tokens, requests=requests)
-            check = Check(aiperf.absolute(), rounds, load, Path(folder))
+            check = Check(aiperf.absolute(), rounds, load, Path(folder), together=together)
             servers = {}
             if only != "cluster":
                 servers["paced"] = await check.paced()
             if only != "paced":
                 servers["cluster"] = await check.cluster()
         body: dict[str, object] = {
+            "command": f"python -m bench.serve.check {shlex.join(sys.argv[1:])}",
             "machine": machine_summary(PACKAGES),
             "load_average": os.getloadavg(),
             "aiperf": said.decode().strip(),
