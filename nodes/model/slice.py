@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from helix_mq.errors import ModelFormatError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import Quantisation
 from nodes.kv_cache import KvCache
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.attention.base import AttentionPlan
@@ -64,11 +65,13 @@ class ModelSlice:
         attention: str = AUTO,
         progress: Progress | None = None,
         reader: TensorReader | None = None,
+        quantise: Quantisation = Quantisation.NONE,
     ) -> ModelSlice:
         """Reads the tensors of `layers` and no others; computes in `dtype` on `device`.
 
         ModelFormatError when the folder is not what config.json says or `layers` reach beyond the
-        model; ConfigError when `attention` names a backend that cannot run here.
+        model; ConfigError when `attention` names a backend that cannot run here, or weights cannot
+        be held as `quantise` says.
         """
         folder = Path(folder)
         config = ModelConfig.from_folder(folder)
@@ -79,7 +82,14 @@ class ModelSlice:
             )
         choice = choose_attention(config, device, dtype, attention)
         weights = load_slice(
-            folder, config, layers, device=device, dtype=dtype, progress=progress, reader=reader
+            folder,
+            config,
+            layers,
+            device=device,
+            dtype=dtype,
+            progress=progress,
+            reader=reader,
+            quantise=quantise,
         )
         return cls(config, layers, weights, choice)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +19,11 @@ from helix_mq.errors import ModelFormatError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
 from helix_mq.models.files import ModelFiles
+from helix_mq.models.quantisation import Quantisation, WeightForm
 from helix_mq.models.safetensors_header import TensorEntry
 from helix_mq.models.tensor_names import EMBEDDING, FINAL_NORM, head_name
 from nodes.model.linear import Linear, PlainLinear, can_pack, make_linear
+from nodes.model.quantised import check_quantised, make_quantised
 
 Progress = Callable[[int, int], None]
 """Called with the number of tensors read so far, and of all there are to read."""
@@ -91,38 +94,51 @@ def load_slice(
     dtype: torch.dtype,
     progress: Progress | None = None,
     reader: TensorReader | None = None,
+    quantise: Quantisation = Quantisation.NONE,
 ) -> SliceWeights:
-    """Weights of `layers` on `device` in `dtype`; ModelFormatError where the folder is not whole.
+    """Weights of `layers` on `device` in `dtype`; ModelFormatError where the folder is not whole,
+    ConfigError where they cannot be held as `quantise` says.
 
-    Peak host memory beyond the result is one layer: each is converted, fused and moved in turn.
+    Peak memory beyond the result is one layer, or the head: each is converted, fused, moved and
+    quantised in turn.
     """
+    check_quantised(quantise, device)
     entries = {e.name: e for e in ModelFiles.open(folder).slice_entries(config, layers)}
     source = _Source(entries, reader or SafetensorsReader(), device, dtype, progress)
-    packed = can_pack(device, dtype)
+    make = _linears(device, dtype, quantise)
     embedding = source.tensor(EMBEDDING) if layers.first == 0 else None
-    blocks = tuple(_layer(source, i, packed) for i in range(layers.first, layers.end))
+    blocks = tuple(_layer(source, i, make) for i in range(layers.first, layers.end))
     final_norm, head = None, None
     if layers.end == config.num_layers:
         final_norm = source.tensor(FINAL_NORM)
         tied_here = embedding if config.tie_embeddings else None
         table = source.tensor(head_name(config)) if tied_here is None else tied_here
-        head = make_linear(table, None, packed=packed)
+        if quantise is Quantisation.NONE:
+            head = make(table, None)
+        else:
+            head = make_quantised(table, None, Quantisation.INT8)
     return SliceWeights(
         blocks, embedding, final_norm, head, _nbytes(blocks, embedding, final_norm, head)
     )
 
 
 def held_bytes(
-    config: ModelConfig, layers: LayerRange, *, device: torch.device, dtype: torch.dtype
+    config: ModelConfig,
+    layers: LayerRange,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantise: Quantisation = Quantisation.NONE,
 ) -> int:
     """Memory that load_slice() will hold, to the few per cent that packing may pad.
 
-    More than config.slice_weight_bytes() in one case: a tied head in the slice that holds the
+    More than WeightForm.slice_bytes() in one case: a tied head in the slice that holds the
     embedding is a second, packed copy on CPUs, as a packed table cannot be looked up in.
     """
-    count = config.slice_weight_bytes(layers, dtype.itemsize)
+    count = WeightForm(dtype.itemsize, quantise).slice_bytes(config, layers)
     both_ends = layers.first == 0 and layers.end == config.num_layers
-    if config.tie_embeddings and both_ends and can_pack(device, dtype):
+    plain = quantise is Quantisation.NONE
+    if plain and config.tie_embeddings and both_ends and can_pack(device, dtype):
         count += config.embed_bytes(dtype.itemsize)
     return count
 
@@ -168,14 +184,23 @@ class _Source:
         return whole.to(self._device) if self._device.type != "cpu" else whole.clone()
 
 
-def _layer(source: _Source, layer: int, packed: bool) -> LayerWeights:
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+
+
+def _linears(device: torch.device, dtype: torch.dtype, quantise: Quantisation) -> MakeLinear:
+    """How the products of the layers are made of weight and bias."""
+    if quantise is not Quantisation.NONE:
+        return partial(make_quantised, quantise=quantise)
+    return partial(make_linear, packed=can_pack(device, dtype))
+
+
+def _layer(source: _Source, layer: int, make: MakeLinear) -> LayerWeights:
     at = f"model.layers.{layer}."
 
     def linear(*names: str) -> Linear:
-        return make_linear(
+        return make(
             source.fused(*(f"{at}{n}_proj.weight" for n in names)),
             source.optional(*(f"{at}{n}_proj.bias" for n in names)),
-            packed=packed,
         )
 
     return LayerWeights(
