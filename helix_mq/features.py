@@ -12,5 +12,8 @@ VERIFY = "verify"
 DIRECT = "direct"
 """A last hop hands tokens to the first hop itself; see `helix_mq.messages.data.DIRECT`."""
 
-FEATURES: tuple[str, ...] = (VERIFY, DIRECT)
+PREFIX = "prefix"
+"""Prompts may begin at the end of a block that is kept; see `helix_mq.messages.data.Row.blocks`."""
+
+FEATURES: tuple[str, ...] = (VERIFY, DIRECT, PREFIX)
 """Of this program."""

@@ -29,6 +29,7 @@ from helix_mq.messages.data import (
     Row,
 )
 from helix_mq.packing import U31, Name, pack, unpack
+from helix_mq.prefix_blocks import cut_names, names_fit
 
 Buffer = bytes | bytearray | memoryview
 
@@ -106,6 +107,12 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
                 )
         if row.flags & VERIFY or row.drafts:
             _check_drafts(row)
+        if not names_fit(row.blocks, row.position, row.count):
+            raise FrameError(
+                f"request {row.request}: {len(row.blocks)} bytes of block names in a row of "
+                f"{row.count} at {row.position}",
+                reason="blocks",
+            )
         first_hop_wants_ids = row.hop == 0
         if first_hop_wants_ids != (header.dtype == "int32"):
             raise FrameError(
@@ -233,6 +240,7 @@ def split_frame(
                     count=count,
                     flags=row.flags if last else row.flags & ~SAMPLE,
                     spec=row.spec if last else None,
+                    blocks=cut_names(row.blocks, row.position, done, done + count),
                 )
             )
             if last and row.spec is not None:

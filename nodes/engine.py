@@ -20,6 +20,7 @@ from helix_mq.errors import KvExhausted, LocalError
 from helix_mq.ids import ROUTER
 from helix_mq.messages.data import (
     DIRECT,
+    PREFIX_MISSING,
     SAMPLE,
     VERIFY,
     FrameHeader,
@@ -74,10 +75,21 @@ class Engine:
     def total_pages(self) -> int:
         return self._pool.total_pages
 
+    @property
+    def cached_pages(self) -> int:
+        return self._pool.statistics().cached_pages
+
     def admit(self, work: Work[Payload]) -> RefusedItem | None:
-        seq = work.seq
+        seq, blocks = work.seq, work.payload.blocks
         if seq not in self._pool:
-            self._pool.open(seq, work.layers)
+            if not work.position:
+                self._pool.open(seq, work.layers)
+            elif not self._resume(work):
+                return _refuse(work, PREFIX_MISSING, f"{self._node} has no such prefix any more")
+        elif work.position < self._pool.shared_tokens(seq):
+            return _refuse(work, "out_of_order", f"position {work.position} is others' too")
+        if blocks is not None:
+            self._pool.name(seq, blocks)
         if work.sample and work.next_hop == ROUTER and seq not in self._samplers:
             spec = work.payload.spec
             if spec is None:
@@ -94,6 +106,21 @@ class Engine:
         except KvExhausted as e:
             return _refuse(work, e.code, f"{self._node}: {e.message}")
         return None
+
+    def _resume(self, work: Work[Payload]) -> bool:
+        """Opens a sequence whose first tokens others have computed, if what they left is here."""
+        blocks = work.payload.blocks
+        _, name = next(blocks.ends(), (0, b"")) if blocks is not None else (0, b"")
+        return self._pool.resume(work.seq, work.layers, work.position, name)
+
+    def _share(self, batch: Batch, refused: list[RefusedItem]) -> None:
+        """What a step has computed of prompts, others may go on from; not from what overflowed."""
+        bad = {(item.request, item.attempt) for item in refused}
+        for work in batch:
+            if work.seq in bad:
+                self._pool.distrust(work.seq)
+            elif work.payload.blocks is not None:
+                self._pool.publish(work.seq, work.position + work.count)
 
     def free(self, seq: SeqKey) -> None:
         self._samplers.pop(seq, None)
@@ -134,6 +161,7 @@ class Engine:
             on_host = output.hidden.contiguous().cpu() if onward else None
             computed_s = time.perf_counter()
             frames = self._frames(plan.works, on_host) if on_host is not None else []
+        self._share(batch, refused)
         return StepResult(
             frames=frames,
             tokens=tokens,
@@ -225,6 +253,7 @@ class Engine:
                     | (DIRECT if payload.direct else 0),
                     deadline_ms=payload.deadline_ms,
                     spec=spec,
+                    blocks=payload.blocks.names if payload.blocks is not None else b"",
                     drafts=work.drafts,
                 )
             )

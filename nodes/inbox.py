@@ -18,6 +18,7 @@ from helix_mq.frames import unpack_route
 from helix_mq.ids import ROUTER, Attempt, RequestId
 from helix_mq.layers import LayerRange, Route
 from helix_mq.messages.data import (
+    BLOCK_TOKENS,
     DIRECT,
     DTYPES,
     SAMPLE,
@@ -27,6 +28,7 @@ from helix_mq.messages.data import (
     Row,
     SampleSpec,
 )
+from helix_mq.prefix_blocks import BlockNames
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey, Work
 from nodes.ledger import Ledger, Verdict
@@ -73,6 +75,7 @@ class Payload:
     history: IntArray | None
     direct: bool = False
     """The sequence's tokens go from its last hop to its first, not by way of the router."""
+    blocks: BlockNames | None = None
 
     @property
     def is_tokens(self) -> bool:
@@ -95,6 +98,7 @@ def cut_payload(payload: Payload, start: int, stop: int) -> Payload:
         payload.spec,
         payload.history,
         payload.direct,
+        payload.blocks.cut(start, stop) if payload.blocks is not None else None,
     )
 
 
@@ -214,6 +218,7 @@ def accept_frame(
                     row.spec,
                     history,
                     bool(row.flags & DIRECT),
+                    BlockNames(row.position, row.blocks) if row.blocks else None,
                 ),
                 drafts=_drafts(row, piece) if row.flags & VERIFY else (),
             )
@@ -301,7 +306,8 @@ def _judge(
             row, "deadline", f"the request's deadline has passed by the clock of {view.node}"
         )
     seq = _seq(row)
-    verdict = ledger.judge(seq, row.position, hop.layers)
+    resumes = bool(row.blocks) and row.position % BLOCK_TOKENS == 0
+    verdict = ledger.judge(seq, row.position, hop.layers, resumes=resumes)
     if verdict is Verdict.FULL:
         return _refuse(row, verdict, f"{len(ledger)} sequences are open on {view.node}")
     if verdict is Verdict.WRONG_LAYERS:
@@ -311,7 +317,7 @@ def _judge(
     if verdict is Verdict.OPEN:
         latest_ms = now_ms + MAX_SEQUENCE_MS
         deadline_ms = min(row.deadline_ms or latest_ms, latest_ms)
-        superseded.extend(ledger.open(seq, hop.layers, deadline_ms))
+        superseded.extend(ledger.open(seq, hop.layers, deadline_ms, row.position))
         if row.flags & DIRECT and not row.hop:
             ledger.expect_from(seq, route.hops[-1].node)
     drafts = row.count - 1 if row.flags & VERIFY else 0

@@ -1,7 +1,8 @@
 """Which sequences are open on this node, and which must never be served again. Pure.
 
-A sequence (request, attempt) opens with its first row at position 0 and closes by release, refusal
-or deadline. Closed ones leave a tombstone: rows still on their way when the release overtook them
+A sequence (request, attempt) opens with its first row, at position 0 or at the end of a prefix
+whose pages the engine is asked for before the row runs, and closes by release, refusal or deadline.
+Closed ones leave a tombstone: rows still on their way when the release overtook them
 are refused instead of opening the sequence, and its pages, again.
 """
 
@@ -73,13 +74,16 @@ class Ledger:
         newest = self._newest.get(seq.request)
         return newest is not None and seq.attempt < newest
 
-    def judge(self, seq: SeqKey, position: int, layers: LayerRange) -> Verdict:
-        """What to do with a row of `seq` starting at `position`; changes nothing."""
+    def judge(
+        self, seq: SeqKey, position: int, layers: LayerRange, *, resumes: bool = False
+    ) -> Verdict:
+        """What to do with a row of `seq` starting at `position`; changes nothing. `resumes`: it
+        may be the sequence's first, with what is before it kept from others."""
         if self.is_over(seq):
             return Verdict.STALE
         known = self._open.get(seq)
         if known is None:
-            if position != 0:
+            if position != 0 and not resumes:
                 return Verdict.OUT_OF_ORDER
             return Verdict.OPEN if len(self._open) < MAX_OPEN else Verdict.FULL
         if known.layers != layers:
@@ -90,14 +94,16 @@ class Ledger:
             return Verdict.OUT_OF_ORDER
         return Verdict.CONTINUE
 
-    def open(self, seq: SeqKey, layers: LayerRange, deadline_ms: int) -> list[SeqKey]:
+    def open(
+        self, seq: SeqKey, layers: LayerRange, deadline_ms: int, position: int = 0
+    ) -> list[SeqKey]:
         """Opens `seq`; gives older attempts of the same request, which must be closed now."""
         older = []
         newest = self._newest.get(seq.request)
         if newest is not None and newest < seq.attempt:
             older.append(SeqKey(seq.request, newest))
         self._newest[seq.request] = seq.attempt
-        self._open[seq] = OpenSequence(layers, 0, deadline_ms)
+        self._open[seq] = OpenSequence(layers, position, deadline_ms)
         return older
 
     def advance(

@@ -75,6 +75,7 @@ class _Figures(Collector):
         pages = _gauge("kv_pages", "KV pages.", ("kind",))
         pages.add_metric(["used"], work.kv_total_pages - work.kv_free_pages)
         pages.add_metric(["total"], work.kv_total_pages)
+        pages.add_metric(["cached"], work.kv_cached_pages)
         yield pages
         yield _counter("bad_messages", "Messages that were no good.", value=now.bad_messages)
         yield from _links(now.links)

@@ -312,7 +312,7 @@ class Slices:
                 self._retired,
                 replace(
                     gone, open_requests=0, waiting_rows=0, waiting_tokens=0,
-                    kv_free_pages=0, kv_total_pages=0,
+                    kv_free_pages=0, kv_total_pages=0, kv_cached_pages=0,
                 ),
             )  # fmt: skip
             log.info("%s: freed %s", self._settings.name, held.layers)

@@ -66,6 +66,9 @@ class StepEngine(Protocol):
     @property
     def total_pages(self) -> int: ...
 
+    @property
+    def cached_pages(self) -> int: ...
+
 
 class Links(Protocol):
     """What the worker needs of the data plane; `helix_mq.dataplane.DataPlane` is the real one."""
@@ -102,3 +105,5 @@ class WorkerStatistics:
     layer_tokens: int
     expected_s: float = 0.0
     """What the steps counted in `step_s` should have taken; 0 where that is not known."""
+    kv_cached_pages: int = 0
+    """Of those free: beginnings of prompts are kept in them until their room is needed."""

@@ -145,11 +145,11 @@ class Worker:
         now_ms = int(self._clock.wall_s() * 1000)
         accepted = accept_frame(self.view, self._ledger, header, buffers, on_consumed, now_ms)
         for work in accepted.work:
+            if work.seq not in self._next_hop:
+                self.tracer.open(work.seq)
             self._next_hop[work.seq] = work.next_hop
             self._batcher.add(work)
             self._returns.note(work)
-            if not work.position:
-                self.tracer.open(work.seq)
         if accepted.work:
             accepted.work[0].payload.use.arrived_s = perf_counter()
         # After adding: one frame may hold rows of the older attempt, too.
@@ -392,4 +392,5 @@ class Worker:
             tokens=self._tokens,
             layer_tokens=self._layer_tokens,
             expected_s=self._expected_s,
+            kv_cached_pages=self._engine.cached_pages,
         )

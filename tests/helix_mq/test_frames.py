@@ -23,7 +23,7 @@ ROUTE = Route((Hop(NodeId("a"), LayerRange(0, 3)), Hop(NodeId("b-1.x"), LayerRan
 
 def token_frame(*, history: bool = False) -> tuple[data.FrameHeader, list[memoryview]]:
     spec = data.SampleSpec(SamplingParams(seed=7, repetition_penalty=1.1), 3, 3 if history else 0)
-    row = data.Row(5, 0, 0, 3, 0, 0, data.SAMPLE, 99, spec, bytes(range(16)))
+    row = data.Row(5, 0, 0, 3, 0, 0, data.SAMPLE, 99, spec)
     header = data.FrameHeader(1, "@router", "int32", 1, (row,), (pack_route(ROUTE),))
     ids = memoryview(np.array([1, 2, 3], np.int32)).cast("B")
     return header, [ids, ids] if history else [ids]

@@ -63,6 +63,10 @@ class FakeEngine:
     def free_pages(self) -> int:
         return self.total_pages - sum(self.held.values())
 
+    @property
+    def cached_pages(self) -> int:
+        return 0
+
     def admit(self, work: Work[Payload]) -> RefusedItem | None:
         assert not self.running
         need = work.position + work.count
