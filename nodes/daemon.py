@@ -16,7 +16,7 @@ import msgspec
 import helix_mq
 from helix_mq.clock import Clock
 from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
-from helix_mq.errors import ConfigError, FrameError, HelixError
+from helix_mq.errors import ConfigError, FrameError, HelixError, LocalError
 from helix_mq.features import FEATURES
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER
@@ -392,5 +392,8 @@ class NodeDaemon:
             worker.wake()
 
     def _on_broken(self, fault: BaseException) -> None:
-        log.critical("a step loop died", exc_info=fault)
+        log.critical("%s: a step loop died: %s", self.settings.name, fault, exc_info=fault)
+        # Not drained: what is open here can go on only elsewhere, the sooner the better.
+        self._left.set()
+        self.rejection = LocalError(f"{self.settings.name} stops: {fault}")
         self._stopping.set()

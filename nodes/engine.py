@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -129,6 +130,14 @@ class Engine:
 
     def check(self) -> None:
         self._pool.check()
+
+    def watch(self, lost: Callable[[str], None]) -> None:
+        """See ModelSlice.watch."""
+        self._model.watch(lost)
+
+    def close(self) -> None:
+        """After the last step. Blocks until what the model started has ended."""
+        self._model.close()
 
     def grow(self, total_pages: int) -> None:
         """More KV pages, those in use with what they hold. Device thread, while nothing else

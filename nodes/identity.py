@@ -19,6 +19,8 @@ from helix_mq.messages.control import StepTimes
 from helix_mq.models.config import ModelConfig
 from helix_mq.models.digest import model_digest
 from nodes.model.dtype import choose_dtype
+from nodes.model.parallel.lead import rank_devices
+from nodes.model.parallel.split import check_split
 from nodes.settings import NodeSettings
 
 log = logging.getLogger(__name__)
@@ -46,15 +48,19 @@ def identify(settings: NodeSettings, folder: Path) -> NodeIdentity:
     threads = settings.threads or _default_threads()
     torch.set_num_threads(threads)
     config = ModelConfig.from_folder(folder)
+    ranks = settings.tensor_parallel
+    check_split(config, ranks)
+    devices = torch.cuda.device_count() if device.type == "cuda" else 0
+    ranks_on = rank_devices(device, ranks, devices)
     dtype, reason = choose_dtype(settings.dtype, config, device)
     log.info("computing in %s: %s", str(dtype).removeprefix("torch."), reason)
     return NodeIdentity(
         folder=folder,
         model_digest=model_digest(folder),
         device=device,
-        device_text=_device_text(device, threads),
+        device_text=_device_text(device, threads) + (f" x {ranks}" if ranks > 1 else ""),
         dtype=dtype,
-        memory_bytes=int(settings.memory) if settings.memory else _free_memory(device),
+        memory_bytes=int(settings.memory) if settings.memory else _free_memory(ranks_on),
     )
 
 
@@ -88,8 +94,9 @@ def _device_text(device: torch.device, threads: int) -> str:
     return f"cpu {name} ({threads} thread{'s' if threads > 1 else ''})"
 
 
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _GPU_SHARE)
+def _free_memory(devices: list[torch.device]) -> int:
+    """Of all together; as much of each as the fullest has, since ranks hold the same."""
+    if devices[0].type == "cuda":
+        free = min(torch.cuda.mem_get_info(device)[0] for device in devices)
+        return int(free * _GPU_SHARE) * len(devices)
     return int(psutil.virtual_memory().available * _CPU_SHARE)

@@ -23,8 +23,10 @@ from helix_mq.step_budget import StepProfile, prefill_tokens
 from nodes.engine import Engine
 from nodes.kv_cache import KvCache
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
+from nodes.model.parallel.lead import PartRequest, load_lead
+from nodes.model.parallel.split import node_kv_config, node_weight_bytes
 from nodes.model.slice import ModelSlice
-from nodes.model.weights import held_bytes
+from nodes.model.weights import Progress, held_bytes
 from nodes.step_expectation import StepExpectation
 from nodes.stepping import Span, Stepper
 
@@ -78,6 +80,13 @@ class LoadRequest:
     attention: str
     memory_bytes: int
     others_bytes: int = 0
+    tensor_parallel: int = 1
+
+    def page_bytes(self, config: ModelConfig, page_tokens: int) -> int:
+        """Of one layer-page, over all ranks."""
+        return KvCache.page_bytes(
+            node_kv_config(config, self.tensor_parallel), self.dtype, page_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,7 @@ class Loaded:
     @property
     def held_bytes(self) -> int:
         """Weights and KV pool."""
-        page = KvCache.page_bytes(self.config, self.request.dtype, self.page_tokens)
+        page = self.request.page_bytes(self.config, self.page_tokens)
         return self.weight_bytes + self.kv_pages * page
 
     def kv_pages_beside(self, others_bytes: int) -> int:
@@ -121,7 +130,7 @@ class Loaded:
         try:
             kv_pages_within(request, self.config, self.page_tokens)
         except NoRoom:
-            page = KvCache.page_bytes(self.config, self.request.dtype, self.page_tokens)
+            page = self.request.page_bytes(self.config, self.page_tokens)
             weights = _weight_bytes(request, self.config)
             others = request.others_bytes - self.kv_pages * page
             budget = usable_bytes(request.memory_bytes) - weights - others
@@ -134,6 +143,9 @@ class Loaded:
 
 
 def _weight_bytes(request: LoadRequest, config: ModelConfig) -> int:
+    ranks = request.tensor_parallel
+    if ranks > 1:
+        return node_weight_bytes(config, request.layers, ranks, request.dtype.itemsize)
     return held_bytes(config, request.layers, device=request.device, dtype=request.dtype)
 
 
@@ -144,7 +156,7 @@ def _fitting(request: LoadRequest, config: ModelConfig, page_tokens: int) -> int
     start-up time.
     """
     budget = usable_bytes(request.memory_bytes) - request.others_bytes
-    page = KvCache.page_bytes(config, request.dtype, page_tokens)
+    page = request.page_bytes(config, page_tokens)
     pages = int((budget - _weight_bytes(request, config)) // page)
     per_sequence = len(request.layers) * -(-config.max_context // page_tokens)
     return min(pages, 64 * per_sequence)
@@ -158,7 +170,7 @@ def kv_pages_within(request: LoadRequest, config: ModelConfig, page_tokens: int)
     if request.others_bytes:
         least = len(request.layers) * -(-least_tokens(config) // page_tokens)
         if pages < least:
-            kv_bytes = least * KvCache.page_bytes(config, request.dtype, page_tokens)
+            kv_bytes = least * request.page_bytes(config, page_tokens)
             raise NoRoom(
                 f"{request.layers} take {weights / 2**20:.0f} MiB of weights and at least "
                 f"{kv_bytes / 2**20:.0f} MiB of KV cache; of the "
@@ -192,14 +204,18 @@ def load(
     started_s = time.perf_counter()
     model, cache = load_model(request, report, host=host)
     report("warming up")
-    rate = _measure(model, cache, host)
-    profile = measure_profile(model, cache, host)
-    decodes = measure_decodes(model, cache, host)
+    try:
+        rate = _measure(model, cache, host)
+        profile = measure_profile(model, cache, host)
+        decodes = measure_decodes(model, cache, host)
+    except BaseException:
+        model.close()
+        raise
     return Loaded(
         engine=engine(request.node, model, cache),
         request=request,
         layers=request.layers,
-        config=model.config,
+        config=ModelConfig.from_folder(request.folder),
         page_tokens=cache.page_tokens,
         weight_bytes=model.weight_bytes,
         load_s=time.perf_counter() - started_s,
@@ -232,7 +248,32 @@ def load_model(
     # Before anything is read: a slice that leaves no room for KV is refused at once.
     kv_pages_within(request, config, DEFAULT_PAGE_TOKENS)
     report(f"loading {request.layers}")
-    model = ModelSlice.load(
+    model = _load_slice(request, progress)
+    try:
+        page_tokens = model.page_tokens()
+        pages = kv_pages_within(request, config, page_tokens)
+        if most_pages is not None:
+            pages = min(pages, most_pages(page_tokens))
+        return model, model.new_cache(pages, page_tokens)
+    except BaseException:
+        model.close()
+        raise
+
+
+def _load_slice(request: LoadRequest, progress: Progress) -> ModelSlice:
+    if request.tensor_parallel > 1:
+        return load_lead(
+            PartRequest(
+                request.folder,
+                request.layers,
+                request.device,
+                request.dtype,
+                request.attention,
+                request.tensor_parallel,
+            ),
+            progress,
+        )
+    return ModelSlice.load(
         request.folder,
         request.layers,
         device=request.device,
@@ -240,11 +281,6 @@ def load_model(
         attention=request.attention,
         progress=progress,
     )
-    page_tokens = model.page_tokens()
-    pages = kv_pages_within(request, config, page_tokens)
-    if most_pages is not None:
-        pages = min(pages, most_pages(page_tokens))
-    return model, model.new_cache(pages, page_tokens)
 
 
 def _measure(model: ModelSlice, cache: KvCache, host: LoadHost) -> float:

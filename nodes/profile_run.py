@@ -136,7 +136,7 @@ def subject_of(
     key = ProfileKey(
         model_digest=identity.model_digest,
         dtype=str(dtype).removeprefix("torch."),
-        device=_device_name(identity),
+        device=_device_name(identity) + _times(settings.tensor_parallel),
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         attention=attention.backend.name,
         torch_version=str(torch.__version__),
@@ -153,8 +153,13 @@ def subject_of(
         dtype=dtype,
         attention=settings.attention,
         memory_bytes=identity.memory_bytes,
+        tensor_parallel=settings.tensor_parallel,
     )
     return Subject(request, config, key)
+
+
+def _times(ranks: int) -> str:
+    return f" x {ranks}" if ranks > 1 else ""
 
 
 def _device_name(identity: NodeIdentity) -> str:
@@ -180,9 +185,16 @@ def measured(subject: Subject, max_seconds: float, say: Say) -> Profile:
         say("looking for other load")
         busy_share = min(1.0, psutil.cpu_percent(_LOOK_S) / 100)
     model, cache = load_model(request, say, lambda page: most_pages(layers, longest, context, page))
-    profile = measure(
-        model, cache, context, max_seconds, lambda phase, batch: say(f"{phase}, batch {batch:,}")
-    )
+    try:
+        profile = measure(
+            model,
+            cache,
+            context,
+            max_seconds,
+            lambda phase, batch: say(f"{phase}, batch {batch:,}"),
+        )
+    finally:
+        model.close()
     return replace(profile, busy_share=busy_share)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
+from typing import Any
 
 from helix_mq.clock import Clock
+from helix_mq.errors import LocalError
 from nodes.batching import BatchLimits
 from nodes.inbox import NodeView
 from nodes.loading import Loaded
@@ -28,7 +31,20 @@ class ServingSlice:
     ) -> None:
         self.loaded = loaded
         self.worker = worker
-        self._steps = asyncio.create_task(worker.run(), name=f"steps {node} {loaded.layers}")
+        loop = asyncio.get_running_loop()
+        lost: asyncio.Future[str] = loop.create_future()
+
+        def on_lost(reason: str) -> None:
+            if not lost.done():
+                lost.set_result(reason)
+
+        def from_any_thread(reason: str) -> None:
+            # A loop that has ended has nothing left to stop.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(on_lost, reason)
+
+        loaded.engine.watch(from_any_thread)
+        self._steps = asyncio.create_task(_step(worker, lost), name=f"steps {node} {loaded.layers}")
         self._steps.add_done_callback(on_end)
 
     async def grow(self, kv_pages: int) -> None:
@@ -46,6 +62,21 @@ class ServingSlice:
         self._steps.cancel()
         await asyncio.gather(self._steps, return_exceptions=True)
         self.worker.close_all()
+        await asyncio.to_thread(self.loaded.engine.close)
+
+
+async def _step(worker: Worker, lost: asyncio.Future[str]) -> None:
+    """The worker's steps; raises what ends them, or LocalError when the engine says it is lost."""
+    steps = asyncio.create_task(worker.run())
+    try:
+        either: list[asyncio.Future[Any]] = [steps, lost]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if lost.done():
+            raise LocalError(lost.result())
+        await steps
+    finally:
+        steps.cancel()
+        await asyncio.gather(steps, return_exceptions=True)
 
 
 def make_worker(

@@ -67,6 +67,12 @@ class NodeSettings(ProcessSettings):
     memory: ByteSize | None = Field(
         None, description="for weights and KV cache together; default: most of what is free"
     )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="devices that compute a slice together, from `device` on; see docs/gpu.md",
+    )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the engine")
     heartbeat_s: float = Field(1.0, gt=0, le=60)
     link_down_after_s: float = Field(

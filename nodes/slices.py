@@ -219,6 +219,7 @@ class Slices:
             attention=self._settings.attention,
             memory_bytes=self._identity.memory_bytes,
             others_bytes=sum(h.slice.loaded.held_bytes for h in self._holdings),
+            tensor_parallel=self._settings.tensor_parallel,
         )
 
     async def _make_room(self, request: LoadRequest) -> bool:

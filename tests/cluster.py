@@ -68,6 +68,7 @@ class Cluster:
         heartbeat_s: float = 0.1,
         region: str = "",
         times: StepTimes | None = None,
+        tensor_parallel: int = 1,
     ) -> NodeDaemon:
         settings = NodeSettings(
             name=name,
@@ -79,6 +80,7 @@ class Cluster:
             window=window,
             heartbeat_s=heartbeat_s,
             region=region,
+            tensor_parallel=tensor_parallel,
         )
         identity = NodeIdentity(
             folder=self.folder,
@@ -181,6 +183,7 @@ async def cluster(
     wait: bool = True,
     regions: Mapping[str, str] | None = None,
     times: StepTimes | None = None,
+    tensor_parallel: int = 1,
 ) -> AsyncIterator[Cluster]:
     """A running cluster with one node per entry of `placement` ("first:end").
 
@@ -216,6 +219,7 @@ async def cluster(
                 window=window,
                 region=(regions or {}).get(name, ""),
                 times=times,
+                tensor_parallel=tensor_parallel,
             )
         if wait:
             await running.ready()

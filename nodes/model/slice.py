@@ -7,7 +7,7 @@ are the caller's business and must be there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +113,13 @@ class ModelSlice:
             page_tokens=page_tokens or self.page_tokens(),
             layout=self.attention.backend.layout,
         )
+
+    def watch(self, lost: Callable[[str], None]) -> None:
+        """`lost` will be told, in words and from another thread, when what this slice computes
+        with is gone. Of a slice in one process nothing can go."""
+
+    def close(self) -> None:
+        """Ends what was started to compute this slice."""
 
     @torch.inference_mode()
     def forward(self, batch: SliceBatch, cache: KvCache) -> SliceOutput:

@@ -6,7 +6,7 @@ segment by segment. Each has its own KV cache, of its heads, with the pages that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,10 @@ class Others:
 
     def broken(self, reason: str) -> None:
         """The ranks are out of step, for good."""
+        raise NotImplementedError
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """`listener` is told of the loss of one, past or to come, in words."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -107,6 +111,9 @@ class LeadSlice(ModelSlice):
         self.others.have(Allocate(total_pages=total_pages, page_tokens=pages))
         own = super().new_cache(total_pages, pages)
         return LeadCache(own.pool, own.layout, own.keys, own.values, self.others)
+
+    def watch(self, lost: Callable[[str], None]) -> None:
+        self.others.listen(lost)
 
     def close(self) -> None:
         """Ends the other ranks."""
