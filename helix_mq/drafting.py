@@ -112,7 +112,7 @@ class Drafter:
         length = sum(map(len, parts))
         self._learn(length)
         self._at, self._drafted = length, 0
-        if self._rest or not self._catch_up(parts):
+        if most < 1 or self._rest or not self._catch_up(parts):
             return []
         drafts = self._index.continuation(min(most, self._length, MAX_DRAFTS))
         self._drafted = len(drafts)

@@ -36,6 +36,7 @@ from router.routes import widest_route_tokens
 from router.schedulers import new_scheduler
 from router.service import Broken, Generation, StreamEvent
 from router.sessions import Session, State
+from router.speculation import Speculation, token_fault
 from router.text import TextStream
 from router.token_return import ReturnWays
 
@@ -79,6 +80,7 @@ class Core:
         self._ways = ReturnWays(
             settings.token_return, cluster.membership, cluster.links, cluster.flows.round_trip_s
         )
+        self._speculation = Speculation(settings.speculation, cluster.membership, books)
         self._effects: list[ev.Effect] = []
         self._may_start = False
         """Something has happened that may let a waiting request start. Tokens come far more often
@@ -276,14 +278,12 @@ class Core:
             if session is not None and session.missed(node, item):
                 self._reroute(iter([(session, f"tokens of {node} were lost")]))
             return
-        if max(item.token, *(top.token for top in item.top), 0) >= self.vocab_size:
-            # It has no text, and sent on it would cost the other rows of its frame theirs.
-            reason = f"it sampled token id {item.token} of a vocabulary of {self.vocab_size}"
-            self._refused(node, RefusedItem(item.request, item.attempt, "bad_token", reason))
+        if (fault := token_fault(session, item, self.vocab_size)) is not None:
+            self._refused(node, fault)
             return
         now_s = self._clock.now_s()
         assert session.route is not None
-        if not session.prefilling:
+        if not (session.prefilling or item.more):
             self._scheduler.on_token(session.route, now_s - session.sent_s)
         self.cluster.links.worked(session.route, direct=session.direct)
         delta, finish, stop = session.take(item, now_s)
@@ -292,9 +292,13 @@ class Core:
         if finish is not None:
             self._end(session, session.finished(finish, now_s, stop))
             return
-        self._books.grow(session.request, session.route, session.length_tokens + 1)
+        if item.more:
+            self._speculation.accepted()
+            return
+        drafts = self._speculation.drafts(session, len(self._sessions) - len(self._queue))
+        self._books.grow(session.request, session.route, session.length_tokens + len(drafts) + 1)
         if not session.direct:
-            self._effects.append(session.decode_row())
+            self._effects.append(session.decode_row(drafts))
 
     def _refused(self, node: str, item: RefusedItem) -> None:
         session = self._sessions.get(RequestId(item.request))
@@ -382,6 +386,7 @@ class Core:
             waiting=len(self._queue),
             running=len(self._sessions) - len(self._queue),
             flow_tokens_per_s=self.cluster.flow.tokens_per_s,
+            drafts=self._speculation.statistics(),
         )
 
     def sessions(self) -> Mapping[RequestId, Session]:

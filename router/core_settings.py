@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from router.admission_gate import AdmissionSettings
 from router.schedulers_base import Scheduling
+from router.speculation import DraftStatistics, SpeculationSettings
 from router.token_return import TokenReturn
 
 
@@ -20,6 +21,7 @@ class CoreSettings:
     scheduling: Scheduling = Scheduling()
     admission: AdmissionSettings = AdmissionSettings()
     token_return: TokenReturn = "auto"
+    speculation: SpeculationSettings = SpeculationSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +29,4 @@ class CoreStatistics:
     waiting: int
     running: int
     flow_tokens_per_s: float
+    drafts: DraftStatistics = DraftStatistics()

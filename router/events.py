@@ -209,7 +209,8 @@ class ToNode:
 
 @dataclass(frozen=True, slots=True)
 class SendRow:
-    """Token ids for the first hop of a route: a prompt, or the one token of a decode."""
+    """Token ids for the first hop of a route: a prompt, or the one token of a decode, with what is
+    guessed to follow where it is to `verify` that."""
 
     request: RequestId
     attempt: int
@@ -222,6 +223,7 @@ class SendRow:
     history: tuple[int, ...] = ()
     direct: bool = False
     """The last hop sends the decodes that follow."""
+    verify: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,21 @@ class KvBooks:
         for hop in route.hops:
             self._book(held, hop.node, self.pages_for(hop, tokens))
 
+    def has_room_to_grow(self, request: RequestId, route: Route, tokens: int) -> bool:
+        """True if the request's booking covers so many tokens, or may be raised to that without
+        passing the mark on any hop."""
+        held = self._held.get(request)
+        if held is None:
+            return False
+        if tokens <= self._tokens[request]:
+            return True
+        return all(
+            self._reserved[hop.node] + self.pages_for(hop, tokens) - held[hop.node]
+            <= self._high_water * self._total[hop.node][0]
+            for hop in route.hops
+            if hop.node in held
+        )
+
     def grow(self, request: RequestId, route: Route, tokens: int) -> None:
         """Raises the booking to `tokens` where it is lower."""
         held = self._held.get(request)

@@ -39,6 +39,7 @@ from router.service import Generation
 from router.sessions import State
 from router.settings import RouterSettings
 from router.spans import start_spans
+from router.speculation import SpeculationSettings
 from router.text import TextStream
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,11 @@ def core_settings(settings: RouterSettings, config: ModelConfig) -> CoreSettings
             refuse_hopeless=admission.refuse_hopeless,
         ),
         token_return=settings.token_return,
+        speculation=SpeculationSettings(
+            enabled=settings.speculation.enabled,
+            max_drafts=settings.speculation.max_drafts,
+            drafts_at_once=settings.speculation.drafts_at_once,
+        ),
     )
 
 

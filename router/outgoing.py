@@ -19,6 +19,7 @@ from helix_mq.messages.data import (
     MAX_FRAME_TOKENS,
     MAX_ROWS,
     SAMPLE,
+    VERIFY,
     FrameHeader,
     Release,
     ReleaseItem,
@@ -106,7 +107,7 @@ def build_frame(rows: Sequence[SendRow], epoch: int) -> tuple[FrameHeader, list[
             count=len(row.token_ids),
             route=routes.setdefault(pack_route(row.route), len(routes)),
             hop=0,
-            flags=SAMPLE | DIRECT if row.direct else SAMPLE,
+            flags=SAMPLE | (DIRECT if row.direct else 0) | (VERIFY if row.verify else 0),
             deadline_ms=row.deadline_ms,
             spec=row.spec,
         )

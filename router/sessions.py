@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from helix_mq.drafting import Drafter
 from helix_mq.ids import Attempt, Epoch, RequestId
 from helix_mq.layers import Route
 from helix_mq.messages.data import SampleSpec, TokenItem
@@ -62,6 +63,9 @@ class Session:
     reroutes: int = 0
     direct: bool = False
     """Its last hop hands each token to the first itself, and tells the router."""
+    drafter: Drafter | None = None
+    drafts: tuple[int, ...] = ()
+    """Of the decode under way, those that no token has come for yet."""
     squeezed: bool = False
     """It once ran out of pages: from then on it reserves all it may ever need."""
 
@@ -121,7 +125,7 @@ class Session:
     def requeue(self) -> None:
         """Off its route, to be routed anew under the next attempt."""
         self.move(State.QUEUED)
-        self.route = None
+        self.route, self.drafts = None, ()
         self.attempt = Attempt(self.attempt + 1)
         self.reroutes += 1
 
@@ -150,7 +154,9 @@ class Session:
         """Adds the token; gives its delta, and finish and stop reason if the text ends with it."""
         index = len(self.output)
         self.output.append(item.token)
-        self.sent_s = now_s
+        self.drafts = self.drafts[1:] if item.more else ()
+        if not item.more:
+            self.sent_s = now_s
         if self.first_token_s is None:
             self.first_token_s = now_s
         logprob = None
@@ -173,17 +179,19 @@ class Session:
             finish = "length"
         return Delta(index, item.token, text, logprob), finish, stop
 
-    def decode_row(self) -> SendRow:
-        """The newest token, on its way to the first hop for the next step."""
+    def decode_row(self, drafts: tuple[int, ...] = ()) -> SendRow:
+        """The newest token, on its way to the first hop for the next step, and what may follow."""
         assert self.route is not None
+        self.drafts = drafts
         return SendRow(
             request=self.request,
             attempt=self.attempt,
             position=self.length_tokens - 1,
-            token_ids=(self.output[-1],),
+            token_ids=(self.output[-1], *drafts),
             route=self.route,
             epoch=self.epoch,
             deadline_ms=self.deadline_ms,
+            verify=bool(drafts),
         )
 
     def finished(self, reason: str, now_s: float, stop_reason: str | int | None = None) -> Finished:

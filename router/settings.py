@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ByteSize, Field, StringConstraints, model_v
 from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
+from helix_mq.messages.data import MAX_DRAFTS
 from helix_mq.settings import ProcessSettings, Section
 from router.schedulers_base import Method
 from router.token_return import TokenReturn
@@ -133,6 +134,20 @@ class SchedulingSection(Section):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
+class SpeculationSection(Section):
+    """Tokens guessed from what stands in the text already, and verified in one pass through the
+    pipeline: docs/speculation.md. They change no token, only when it comes."""
+
+    enabled: bool = True
+    max_drafts: int = Field(8, ge=1, le=MAX_DRAFTS, description="guessed tokens per pass")
+    drafts_at_once: int = Field(
+        64,
+        ge=1,
+        le=1_000_000,
+        description="of all running requests together: with more requests there are none",
+    )
+
+
 class JournalSection(Section):
     """Where accepted requests and their tokens are written down, so that a restart goes on with
     them. Without a path nothing is: what runs when the router dies is lost.
@@ -200,6 +215,7 @@ class RouterSettings(ProcessSettings):
     placement: PlacementSection = PlacementSection()
     replan: ReplanSection = ReplanSection()
     scheduling: SchedulingSection = SchedulingSection()
+    speculation: SpeculationSection = SpeculationSection()
     admission: AdmissionSection = AdmissionSection()
     journal: JournalSection = JournalSection()
     telemetry: TelemetrySection = TelemetrySection()
