@@ -34,6 +34,7 @@ from router.settings import (
     PlacementSection,
     RouterSettings,
     SchedulingSection,
+    SpeculationSection,
 )
 from router.token_return import TokenReturn
 
@@ -179,6 +180,7 @@ async def cluster(
     scheduling: SchedulingSection | None = None,
     dead_after_s: float = 3.0,
     token_return: TokenReturn = "auto",
+    speculation: SpeculationSection | None = None,
     journal: JournalSection | None = None,
     wait: bool = True,
     regions: Mapping[str, str] | None = None,
@@ -205,6 +207,7 @@ async def cluster(
         scheduling=scheduling or SchedulingSection(),
         dead_after_s=dead_after_s,
         token_return=token_return,
+        speculation=speculation or SpeculationSection(),
         journal=journal or JournalSection(),
     )
     app = build_app(settings, folder, transport, SystemClock())
