@@ -50,7 +50,11 @@ def run(
         str, typer.Option(help="maxflow, swarm, random or shortest-queue.")
     ] = "maxflow",
     mode: Annotated[
-        str, typer.Option(help="offline (always full), or online (requests come by the clock).")
+        str,
+        typer.Option(
+            help="offline (always full), online (requests come by the clock) or closed (a fixed "
+            "number at once)."
+        ),
     ] = "offline",
     workload: Annotated[
         str,
@@ -61,6 +65,7 @@ def run(
     duration: Annotated[float, typer.Option(help="Seconds measured.")] = 600.0,
     warmup: Annotated[float, typer.Option(help="Seconds before that.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    at_once: Annotated[int, typer.Option(help="closed: requests in the system.")] = 64,
     expected_output: Annotated[
         int, typer.Option(help="Output tokens that the router books KV room for.")
     ] = 256,
@@ -145,12 +150,13 @@ def run(
             kv_high_water=kv_high_water,
             prefill_tokens=prefill_tokens,
             faults=tuple(parse_fault(text) for text in fault or ()),
+            at_once=at_once,
         )
     )
     objectives = objectives_of(ttft, tpot)
     inputs = read_inputs(cluster, model, [placement], seed)
     source = open_workload(workload, seed)
-    requests = source.lengths() if settings.mode is Mode.OFFLINE else source.arrivals()
+    requests = source.arrivals() if settings.mode is Mode.ONLINE else source.lengths()
     recorder = Recorder(warmup, duration)
     with ProgressLine(quiet=as_json) as progress:
         result = simulate(

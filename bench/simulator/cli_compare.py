@@ -25,7 +25,7 @@ def compare(
         list[str] | None,
         typer.Option(help="maxflow, swarm, random or shortest-queue. May be repeated."),
     ] = None,
-    mode: Annotated[str, typer.Option(help="offline or online.")] = "offline",
+    mode: Annotated[str, typer.Option(help="offline, online or closed (64 at once).")] = "offline",
     duration: Annotated[float, typer.Option(help="Seconds measured.")] = 600.0,
     warmup: Annotated[float, typer.Option(help="Seconds before that.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,

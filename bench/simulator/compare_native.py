@@ -51,8 +51,8 @@ class NativeRun:
             core=replace(self.settings.core, scheduling=scheduling),
         )
         source = open_workload(case.workload, case.seed)
-        offline = settings.mode is Mode.OFFLINE
-        workload = Workload(source.lengths() if offline else source.arrivals())
+        online = settings.mode is Mode.ONLINE
+        workload = Workload(source.arrivals() if online else source.lengths())
         recorder = Recorder(settings.warmup_s, settings.duration_s)
         simulate(self.problem, placement, self.step_times, workload, settings, recorder)
         return report(recorder, self.objectives)

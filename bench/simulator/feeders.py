@@ -1,6 +1,7 @@
-"""Where requests come from: a full queue (offline) or a clock (online). No decision on admission.
+"""Where requests come from: a full queue (offline), a clock (online) or so many users who each ask
+again when they are answered (closed). No decision on admission.
 
-Both feed `Control.submit`; what is admitted, waits or is refused is the core's business.
+All feed `Control.submit`; what is admitted, waits or is refused is the core's business.
 """
 
 from __future__ import annotations
@@ -67,6 +68,43 @@ class OfflineFeeder:
             if self._refused >= REFUSED_IN_A_ROW:
                 # Perhaps nothing of this workload fits: time must pass all the same.
                 break
+        self._busy = False
+
+
+class ClosedFeeder:
+    """Keeps `at_once` requests in the system: for each that ends, the next one comes at once."""
+
+    def __init__(
+        self, control: Control, lengths: Iterator[Lengths], most: int | None, at_once: int
+    ) -> None:
+        self._control = control
+        self._lengths = lengths
+        self._most = most
+        self._at_once = at_once
+        self._busy = False
+        self.exhausted = False
+
+    def start(self) -> None:
+        self._control.on_progress = self._feed
+        self._feed()
+
+    def _feed(self) -> None:
+        control = self._control
+        # Submitting is an event itself and comes back here.
+        if self._busy or self.exhausted:
+            return
+        self._busy = True
+        refused = control.failed
+        # Users who are refused try again with the next event, or nobody would ever see time pass.
+        while (
+            control.submitted - control.finished - control.failed < self._at_once
+            and control.failed - refused < self._at_once
+        ):
+            lengths = next(self._lengths, None)
+            if lengths is None or (self._most is not None and control.submitted >= self._most):
+                self.exhausted = True
+                break
+            control.submit(lengths)
         self._busy = False
 
 

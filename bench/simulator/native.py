@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.simulator.control import EPOCH, Control, NoText, model_config
-from bench.simulator.feeders import Feeder, OfflineFeeder, OnlineFeeder
+from bench.simulator.feeders import ClosedFeeder, Feeder, OfflineFeeder, OnlineFeeder
 from bench.simulator.machines import DIGEST, Machines
 from bench.simulator.node import NodeParts, NodeRefusals, NodeTokens, SimNode
 from bench.simulator.records import Recorder
@@ -41,7 +41,7 @@ STOP_CHECKS = 100
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`requests` in order: Lengths offline, Arrivals (times ascending) online."""
+    """`requests` in order: Lengths offline and closed, Arrivals (times ascending) online."""
 
     requests: Iterable[Lengths | Arrival]
 
@@ -185,6 +185,8 @@ class Simulation:
         if settings.mode is Mode.OFFLINE:
             lengths = _lengths(requests)
             return OfflineFeeder(self.control, lengths, most, settings.max_prefilling)
+        if settings.mode is Mode.CLOSED:
+            return ClosedFeeder(self.control, _lengths(requests), most, settings.at_once)
         arrivals = _arrivals(requests)
         return OnlineFeeder(self.control, arrivals, self.timeline, most, settings.end_s)
 

@@ -30,6 +30,8 @@ class Mode(StrEnum):
     """As many requests as the KV books admit, all the time."""
     ONLINE = "online"
     """Requests come when they come."""
+    CLOSED = "closed"
+    """`at_once` requests at any time: for each that ends, the next one comes."""
 
 
 class FaultKind(StrEnum):
@@ -93,7 +95,8 @@ class SimSettings:
     """One run. The recorder measures `duration_s` seconds after `warmup_s`.
 
     `max_prefilling`: offline, requests without a first token at any time; all at once would begin
-    with minutes of nothing but prompts. `drain`: run on after the last arrival until all ended.
+    with minutes of nothing but prompts. `at_once`: closed, requests in the system. `drain`: run on
+    after the last arrival until all ended.
     """
 
     mode: Mode = Mode.OFFLINE
@@ -103,6 +106,7 @@ class SimSettings:
     seed: int = 0
     max_requests: int | None = None
     max_prefilling: int = 20
+    at_once: int = 64
     kv_high_water: float = 0.9
     node: NodeSettings = NodeSettings()
     core: CoreSettings = CoreSettings(
@@ -121,6 +125,8 @@ class SimSettings:
             raise ConfigError(
                 f"max_prefilling={self.max_prefilling} must be at least 1", param="max_prefilling"
             )
+        if self.at_once < 1:
+            raise ConfigError(f"at_once={self.at_once} must be at least 1", param="at_once")
         if not 0 < self.heartbeat_s < self.cluster.dead_after_s:
             raise ConfigError(
                 f"heartbeat_s={self.heartbeat_s} must be positive and less than dead_after_s="
@@ -153,12 +159,13 @@ class Options:
     prefill_tokens: int | None = None
     """None lets each node derive it from its step times."""
     faults: tuple[Fault, ...] = ()
+    at_once: int = 64
 
 
 def settings_of(options: Options) -> SimSettings:
     """ConfigError naming the option that makes no sense."""
     if options.mode not in list(Mode):
-        raise ConfigError(f"mode={options.mode!r}: offline or online", param="mode")
+        raise ConfigError(f"mode={options.mode!r}: offline, online or closed", param="mode")
     for name in ("expected_output_tokens", "prefill_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -181,4 +188,5 @@ def settings_of(options: Options) -> SimSettings:
         node=replace(base.node, limits=limits, derive_budget=budget is None),
         core=replace(base.core, expected_output_tokens=options.expected_output_tokens),
         faults=options.faults,
+        at_once=options.at_once,
     )

@@ -87,7 +87,7 @@ def test_a_comparison_has_every_combination(app: typer.Typer) -> None:
     [
         ("--placement", "nope", "one of helix"),
         ("--scheduler", "best", "choose one of maxflow"),
-        ("--mode", "sometimes", "offline or online"),
+        ("--mode", "sometimes", "offline, online or closed"),
         ("--fault", "kill:nobody@5", "no node of the placement"),
         ("--duration", "-1", "at least 0"),
         ("--prefill-tokens", "0", "at least 1"),
