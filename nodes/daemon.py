@@ -243,6 +243,7 @@ class NodeDaemon:
                 heartbeat_s=self.settings.heartbeat_s,
                 times=self._identity.times,
                 region=self.settings.region,
+                quantise=self.settings.quantise,
                 features=FEATURES,
             )
         )

@@ -18,9 +18,11 @@ from helix_mq.errors import ConfigError
 from helix_mq.messages.control import StepTimes
 from helix_mq.models.config import ModelConfig
 from helix_mq.models.digest import model_digest
+from helix_mq.models.quantisation import Quantisation
 from nodes.model.dtype import choose_dtype
 from nodes.model.parallel.lead import rank_devices
 from nodes.model.parallel.split import check_split
+from nodes.model.quantised import check_quantised, check_widths
 from nodes.settings import NodeSettings
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,9 @@ def identify(settings: NodeSettings, folder: Path) -> NodeIdentity:
     check_split(config, ranks)
     devices = torch.cuda.device_count() if device.type == "cuda" else 0
     ranks_on = rank_devices(device, ranks, devices)
+    quantise = Quantisation(settings.quantise)
+    check_quantised(quantise, device)
+    check_widths(quantise, config)
     dtype, reason = choose_dtype(settings.dtype, config, device)
     log.info("computing in %s: %s", str(dtype).removeprefix("torch."), reason)
     return NodeIdentity(

@@ -18,6 +18,7 @@ import torch
 from helix_mq.errors import ConfigError, NoRoom
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import Quantisation
 from helix_mq.slice_room import least_tokens, usable_bytes
 from helix_mq.step_budget import StepProfile, prefill_tokens
 from nodes.engine import Engine
@@ -80,6 +81,7 @@ class LoadRequest:
     attention: str
     memory_bytes: int
     others_bytes: int = 0
+    quantise: Quantisation = Quantisation.NONE
     tensor_parallel: int = 1
 
     def page_bytes(self, config: ModelConfig, page_tokens: int) -> int:
@@ -146,7 +148,13 @@ def _weight_bytes(request: LoadRequest, config: ModelConfig) -> int:
     ranks = request.tensor_parallel
     if ranks > 1:
         return node_weight_bytes(config, request.layers, ranks, request.dtype.itemsize)
-    return held_bytes(config, request.layers, device=request.device, dtype=request.dtype)
+    return held_bytes(
+        config,
+        request.layers,
+        device=request.device,
+        dtype=request.dtype,
+        quantise=request.quantise,
+    )
 
 
 def _fitting(request: LoadRequest, config: ModelConfig, page_tokens: int) -> int:
@@ -222,9 +230,16 @@ def load(
         layer_tokens_per_s=rate,
         profile=profile,
         decodes=decodes,
-        notes=f"{str(request.dtype).removeprefix('torch.')} on {request.device}, "
+        notes=f"{str(request.dtype).removeprefix('torch.')}{_weights_note(request)} on "
+        f"{request.device}, "
         f"{model.attention.reason}",
     )
+
+
+def _weights_note(request: LoadRequest) -> str:
+    if request.quantise is Quantisation.NONE:
+        return ""
+    return f" with {request.quantise} weights"
 
 
 def load_model(
@@ -280,6 +295,7 @@ def _load_slice(request: LoadRequest, progress: Progress) -> ModelSlice:
         dtype=request.dtype,
         attention=request.attention,
         progress=progress,
+        quantise=request.quantise,
     )
 
 

@@ -30,6 +30,7 @@ def profile(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     attention: Annotated[str, typer.Option(help="auto, flash_attn, torch_flash or cpu.")] = "auto",
+    quantise: Annotated[str, typer.Option(help="Weights' bits: none, int8 or int4.")] = "none",
     memory: Annotated[
         str | None, typer.Option(help="For weights and KV cache, e.g. 8GiB; default: most of it.")
     ] = None,
@@ -58,6 +59,7 @@ def profile(
             "model": model,
             "device": device,
             "dtype": dtype,
+            "quantise": quantise,
             "attention": attention,
             "memory": memory,
             "threads": threads,

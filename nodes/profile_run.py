@@ -19,6 +19,7 @@ import torch
 from helix_mq.errors import ConfigError
 from helix_mq.layers import MAX_LAYERS, LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import Quantisation, WeightForm
 from helix_mq.models.resolve import default_cache, resolve_model
 from helix_mq.step_tables import write_tables
 from nodes import profile_cache
@@ -108,13 +109,16 @@ def parse_layers(text: str, num_layers: int) -> LayerRange:
 
 
 def default_layers(
-    config: ModelConfig, itemsize: int, least_layers: int = LEAST_LAYERS
+    config: ModelConfig,
+    itemsize: int,
+    least_layers: int = LEAST_LAYERS,
+    quantise: Quantisation = Quantisation.NONE,
 ) -> LayerRange:
     """From the middle, without embedding and head where the model has three layers or more."""
     inner = config.num_layers - 2
     if inner < 1:
         return LayerRange(0, config.num_layers)
-    one = config.slice_weight_bytes(LayerRange(1, 2), itemsize)
+    one = WeightForm(itemsize, quantise).layer_bytes(config)
     count = min(inner, max(least_layers, -(-LEAST_BYTES // one)))
     first = 1 + (inner - count) // 2
     return LayerRange(first, first + count)
@@ -131,11 +135,12 @@ def subject_of(
     folder = identity.folder
     config = ModelConfig.from_folder(folder)
     device, dtype = identity.device, identity.dtype
-    layers = chosen or default_layers(config, dtype.itemsize, least_layers)
+    quantise = Quantisation(settings.quantise)
+    layers = chosen or default_layers(config, dtype.itemsize, least_layers, quantise)
     attention = choose_attention(config, device, dtype, settings.attention)
     key = ProfileKey(
         model_digest=identity.model_digest,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_dtype_name(dtype, quantise),
         device=_device_name(identity) + _times(settings.tensor_parallel),
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         attention=attention.backend.name,
@@ -153,6 +158,7 @@ def subject_of(
         dtype=dtype,
         attention=settings.attention,
         memory_bytes=identity.memory_bytes,
+        quantise=quantise,
         tensor_parallel=settings.tensor_parallel,
     )
     return Subject(request, config, key)
@@ -160,6 +166,12 @@ def subject_of(
 
 def _times(ranks: int) -> str:
     return f" x {ranks}" if ranks > 1 else ""
+
+
+def _dtype_name(dtype: torch.dtype, quantise: Quantisation) -> str:
+    """`bfloat16`, or `bfloat16 with int8 weights`."""
+    name = str(dtype).removeprefix("torch.")
+    return name if quantise is Quantisation.NONE else f"{name} with {quantise} weights"
 
 
 def _device_name(identity: NodeIdentity) -> str:

@@ -64,6 +64,10 @@ class NodeSettings(ProcessSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "flash_attn", "torch_flash", "cpu"] = "auto"
+    quantise: Literal["none", "int8", "int4"] = Field(
+        "none",
+        description="weights in fewer bits; the router's setting of this name must agree",
+    )
     memory: ByteSize | None = Field(
         None, description="for weights and KV cache together; default: most of what is free"
     )

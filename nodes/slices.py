@@ -21,6 +21,7 @@ from helix_mq.clock import Clock
 from helix_mq.errors import ConfigError, HelixError
 from helix_mq.layers import LayerRange
 from helix_mq.messages import control
+from helix_mq.models.quantisation import Quantisation
 from nodes.holdings import Changed, Held, Holdings
 from nodes.identity import NodeIdentity
 from nodes.loader import Load, Loader, Unwanted, release_memory
@@ -217,6 +218,7 @@ class Slices:
             device=self._identity.device,
             dtype=self._identity.dtype,
             attention=self._settings.attention,
+            quantise=Quantisation(self._settings.quantise),
             memory_bytes=self._identity.memory_bytes,
             others_bytes=sum(h.slice.loaded.held_bytes for h in self._holdings),
             tensor_parallel=self._settings.tensor_parallel,

@@ -55,7 +55,8 @@ class Register(msgspec.Struct, array_like=True, frozen=True):
     memory_bytes: U63
     """What the node may spend on weights and KV cache together."""
     dtype_bytes: Annotated[int, msgspec.Meta(ge=1, le=8)]
-    """Bytes per weight and KV element in the compute dtype the node has chosen."""
+    """Bytes per KV element, and per weight that is not quantised, in the compute dtype the node has
+    chosen."""
     model_digest: Digest
     """Digest of the model's config: a node with other weights must not join."""
     version: Text
@@ -69,6 +70,8 @@ class Register(msgspec.Struct, array_like=True, frozen=True):
     """Where it stands, by its own settings; empty where they do not say."""
     features: Annotated[tuple[Feature, ...], msgspec.Meta(max_length=64)] = ()
     """What its program can do that older ones cannot; the router asks no more of it than that."""
+    quantise: Annotated[str, msgspec.Meta(max_length=16)] = "none"
+    """Bits of its weights: a `helix_mq.models.quantisation.Quantisation`."""
 
 
 class RegisterAgain(msgspec.Struct, array_like=True, frozen=True):

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from helix_mq.errors import ConfigError
+from helix_mq.models.config import ModelConfig
 from helix_mq.models.quantisation import INT4_GROUPS, Quantisation, group_of
 from nodes.model.linear import Linear, pieces
 
@@ -107,11 +108,7 @@ class Int4Linear:
         rows, width = weight.shape
         group = group or group_of(width)
         if group is None or width % group:
-            raise ConfigError(
-                f'quantise = "int4": rows of {width} weights do not divide into groups of '
-                f'{group or INT4_GROUPS[-1]}; use quantise = "int8" for this model',
-                param="quantise",
-            )
+            raise _indivisible(width, group or INT4_GROUPS[-1])
         parts = weight.float().view(rows, width // group, group)
         low, high = parts.amin(dim=2), parts.amax(dim=2)
         scales = ((high - low) / 15).clamp(min=1e-12).to(_COMPUTE)
@@ -174,6 +171,21 @@ def check_quantised(quantise: Quantisation, device: torch.device) -> None:
             f'{device}; use quantise = "int8", which every device computes',
             param="quantise",
         )
+
+
+def check_widths(quantise: Quantisation, config: ModelConfig) -> None:
+    """ConfigError in words where a model's weights cannot be held so."""
+    for width in (config.hidden_size, config.q_size, config.intermediate_size):
+        if quantise is Quantisation.INT4 and group_of(width) is None:
+            raise _indivisible(width, INT4_GROUPS[-1])
+
+
+def _indivisible(width: int, group: int) -> ConfigError:
+    return ConfigError(
+        f'quantise = "int4": rows of {width} weights do not divide into groups of {group}; use '
+        'quantise = "int8" for this model',
+        param="quantise",
+    )
 
 
 @lru_cache(maxsize=8)
