@@ -1,0 +1,224 @@
+"""Tokens that go from the last hop to the first, in a whole cluster: the same streams as by way of
+the router, whatever ends or breaks them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+import nodes.daemon
+from helix_mq.errors import DeadlineExceeded
+from helix_mq.features import VERIFY
+from helix_mq.ids import NodeId
+from helix_mq.sampling import SamplingParams
+from router.events import SendRow
+from router.service import Broken, Delta, Finished, Generation
+from tests.cluster import Cluster, Result, cluster, greedy
+
+CHAIN = {"a": "0:2", "b": "2:4", "c": "4:6"}
+ALONE = {"a": "0:6"}
+BACK = (NodeId("c"), NodeId("a"))
+LONG = greedy(tuple(range(40)), 100)
+
+
+def generations() -> list[Generation]:
+    """Ends of every kind, and every kind of sampling that has a state."""
+    sampled = SamplingParams(temperature=0.9, seed=7, max_tokens=40, ignore_eos=True)
+    penalised = SamplingParams(
+        temperature=0.8,
+        seed=11,
+        max_tokens=40,
+        repetition_penalty=1.3,
+        presence_penalty=0.5,
+        logprobs=True,
+        top_logprobs=3,
+    )
+    short = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    return [
+        greedy((1, 2, 3), 30),
+        greedy(tuple(range(150)), 25),
+        Generation((5, 6), sampled),
+        Generation((5, 6, 7), penalised),
+        Generation((9,), short),
+        Generation((9, 8), SamplingParams(temperature=1.0, seed=3, max_tokens=200)),
+        Generation((4, 4), SamplingParams(temperature=1.0, seed=5, max_tokens=30, min_tokens=9)),
+    ]
+
+
+def stopped(like: Result, generation: Generation) -> list[Generation]:
+    """The same request, ended by a token of its own output and by a piece of its own text."""
+    sampling = generation.sampling
+    token = like.token_ids[12]
+    by_token = SamplingParams(
+        sampling.temperature, max_tokens=40, ignore_eos=True, stop_token_ids=(token,)
+    )
+    piece = like.text[len(like.text) // 2 :][:3]
+    assert piece
+    return [
+        Generation(generation.prompt_ids, by_token),
+        Generation(generation.prompt_ids, sampling, stop=(piece,)),
+    ]
+
+
+def rows_sent(c: Cluster) -> list[SendRow]:
+    """Rows that the router sends from now on."""
+    sent: list[SendRow] = []
+    add = c.app._outgoing.add_row
+
+    def added(row: SendRow) -> None:
+        sent.append(row)
+        add(row)
+
+    c.app._outgoing.add_row = added  # type: ignore[method-assign]
+    return sent
+
+
+async def results(c: Cluster, wanted: list[Generation]) -> list[Result]:
+    return list(await asyncio.gather(*(c.run(generation) for generation in wanted)))
+
+
+def seen(result: Result) -> tuple[object, ...]:
+    """All that a client can tell of a stream but its times."""
+    end = result.finish
+    return (result.deltas, end.finish_reason, end.stop_reason, end.output_tokens)
+
+
+@pytest.mark.parametrize("placement", [CHAIN, ALONE])
+async def test_streams_are_those_of_router_return(
+    tiny_folder: Path, placement: dict[str, str]
+) -> None:
+    async with cluster(tiny_folder, ALONE, token_return="router") as c:
+        asked = generations()
+        asked += stopped(await c.run(asked[0]), asked[0])
+        by_router = await results(c, asked)
+        assert all(row.spec is None or not row.direct for row in rows_sent(c))
+    ends = {(r.finish.finish_reason, r.finish.stop_reason is None) for r in by_router}
+    assert ends == {("length", True), ("stop", True), ("stop", False)}, "not every end was met"
+    async with cluster(tiny_folder, placement, token_return="direct") as c:
+        sent = rows_sent(c)
+        straight = await results(c, asked)
+        assert [seen(r) for r in straight] == [seen(r) for r in by_router]
+        assert [(row.position, row.direct) for row in sent] == [(0, True)] * len(asked)
+        assert not any(r.finish.reroutes for r in straight)
+        await c.quiet()
+        for daemon in c.daemons.values():
+            assert daemon.worker is not None
+            assert len(daemon.worker._returns) == 0
+
+
+async def test_who_cannot_is_not_asked_to(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes.daemon, "FEATURES", (VERIFY,))
+    async with cluster(tiny_folder, CHAIN, token_return="direct") as c:
+        sent = rows_sent(c)
+        await c.run(greedy((1, 2, 3), 6))
+        assert not any(row.direct for row in sent)
+
+
+async def test_a_cancelled_request_ends_the_loop(tiny_folder: Path) -> None:
+    async with cluster(tiny_folder, CHAIN, token_return="direct") as c:
+        stream = c.app.submit(greedy((1, 2, 3), 400))
+        got = 0
+        async for event in stream:
+            match event:
+                case Delta():
+                    got += 1
+                    if got == 5:
+                        c.app.cancel(stream.request)
+                case Finished():
+                    assert event.finish_reason == "cancelled"
+                case Broken():
+                    raise event.error
+        await c.quiet()
+        steps = [d.worker.statistics().steps for d in c.daemons.values() if d.worker is not None]
+        assert max(steps) < 100, "it went on for itself"
+
+
+async def test_a_deadline_ends_the_loop(tiny_folder: Path) -> None:
+    async with cluster(tiny_folder, CHAIN, token_return="direct") as c:
+        with pytest.raises(DeadlineExceeded):
+            await c.run(greedy((1, 2, 3), 480, deadline_s=0.3))
+
+
+async def broken(folder: Path, fault: Callable[[Cluster], Awaitable[None]]) -> Result:
+    """A long request, undisturbed and then with a fault while its tokens come."""
+    async with cluster(folder, CHAIN, token_return="direct", dead_after_s=1.0) as c:
+        wanted = await c.run(LONG)
+        running = asyncio.create_task(c.run(LONG))
+        sessions = c.app.core.sessions
+        await c.until(lambda: any(len(s.output) > 5 for s in sessions().values()), "it runs")
+        await fault(c)
+        result = await running
+        assert result.token_ids == wanted.token_ids
+        assert result.text == wanted.text
+    return result
+
+
+@pytest.mark.parametrize("victim", ["a", "c"])
+async def test_a_node_that_dies_midway_costs_no_token(tiny_folder: Path, victim: str) -> None:
+    async def kill(c: Cluster) -> None:
+        await c.kill(victim)
+        await c.add_node(victim)
+
+    assert (await broken(tiny_folder, kill)).finish.reroutes >= 1
+
+
+async def test_without_its_link_to_the_first_hop_tokens_go_by_the_router(tiny_folder: Path) -> None:
+    async def cut(c: Cluster) -> None:
+        plane = c.daemons["c"]._plane
+        whole = {name: link.address for name, link in plane._out.items()}
+        sent = rows_sent(c)
+        links = c.app.core.cluster.links
+        await plane.set_peers({n: address for n, address in whole.items() if n != "a"})
+        await c.until(lambda: BACK in links.closed, "the router knows")
+        await c.until(lambda: len(sent) > 3, "it goes on")
+        assert (sent[0].position, sent[0].attempt, sent[0].direct) == (0, 1, False)
+        assert all(row.position for row in sent[1:4]), "by the router, token for token"
+        await plane.set_peers(whole)
+        await c.until(lambda: BACK not in links.closed, "it is used again")
+        sent.clear()
+        await c.run(greedy((1, 2), 10))
+        assert [row.direct for row in sent if row.position == 0] == [True]
+
+    assert (await broken(tiny_folder, cut)).finish.reroutes == 1
+
+
+async def test_tokens_in_a_link_that_breaks_are_computed_anew(tiny_folder: Path) -> None:
+    async def lose(c: Cluster) -> None:
+        plane = c.daemons["c"]._plane
+        link = plane._out["a"]
+        assert link.connection is not None
+        # What it sends now gets nowhere, and then it hears that its link broke.
+        send, lost = link.connection.send, asyncio.Event()
+
+        def swallow(parts: object) -> bool:
+            lost.set()
+            return True
+
+        link.connection.send = swallow  # type: ignore[method-assign,assignment]
+        await lost.wait()
+        link.connection.send = send  # type: ignore[method-assign]
+        c.daemons["c"]._on_link_lost("a")
+
+    assert (await broken(tiny_folder, lose)).finish.reroutes == 1
+
+
+async def test_tokens_lost_on_the_way_to_the_router_are_missed(tiny_folder: Path) -> None:
+    async def lose(c: Cluster) -> None:
+        plane = c.daemons["c"]._plane
+        send, dropped = plane.send, asyncio.Event()
+
+        def drop(peer: str, *what: object) -> bool:
+            if peer == "@router" and not dropped.is_set():
+                dropped.set()
+                return True
+            return send(peer, *what)  # type: ignore[arg-type]
+
+        plane.send = drop  # type: ignore[method-assign,assignment]
+        await dropped.wait()
+
+    assert (await broken(tiny_folder, lose)).finish.reroutes == 1
