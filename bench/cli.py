@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from bench.chaos.cli import chaos
+from bench.cluster.cli import cluster
 from bench.engine.cli import engine
 from bench.offline_cli import OWN_OPTIONS, planner, simulator
 from bench.overload import overload
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(name="bench", help="Measure, and put to the test.", no_args_is_help=True)
 
     group.command(name="chaos")(chaos)
+    group.command(name="cluster")(cluster)
     group.command(name="engine")(engine)
     group.command(name="overload")(overload)
     group.command(name="serve")(serve)
