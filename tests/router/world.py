@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from msgspec import structs
 
 from helix_mq.clock import VirtualClock
 from helix_mq.errors import HelixError
@@ -118,7 +120,10 @@ class World:
         *,
         placer: Placer | None = None,
         recover_s: float = 30.0,
+        features: tuple[str, ...] = (),
     ) -> None:
+        """`features`: what every node's program can."""
+        self._features = features
         self.clock = VirtualClock(start_s=1000.0)
         self.slices = dict(slices)
         placement = Placement(6, {NodeId(n): r for n, r in slices.items()})
@@ -166,7 +171,8 @@ class World:
         if node in self.members:
             self._forget(node, self.members[node])
         self.members[node] = incarnation
-        effects = self.handle(ev.NodeRegistered(register(node, incarnation)))
+        said = structs.replace(register(node, incarnation), features=self._features)
+        effects = self.handle(ev.NodeRegistered(said))
         if ready:
             orders = [e for e in effects if isinstance(e, ev.ToNode) and e.node == node]
             for order in orders:
@@ -245,7 +251,18 @@ class World:
         item = self.token_of(row)
         last = row.route.hops[-1].node
         self.answered.append((last, item))
+        if row.direct:
+            self._hand_back(row, item)
         return self.tokens(last, item)
+
+    def _hand_back(self, row: ev.SendRow, item: TokenItem) -> None:
+        """The last hop sends its token to the first hop, too, unless the text ends with it."""
+        generation = self.streams[row.request].generation
+        sampling, count = generation.sampling, item.position + 1 - len(generation.prompt_ids)
+        if count < sampling.max_tokens and (item.token != EOS or sampling.ignore_eos):
+            token = (item.token,)
+            again = replace(row, position=item.position, token_ids=token, spec=None, history=())
+            self.in_flight.append(again)
 
     def tokens(self, node: str, *items: TokenItem) -> list[ev.Effect]:
         return self.handle(ev.TokensArrived(Tokens(7, node, items)))
