@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from bench.bus.cli import bus
 from bench.chaos.cli import chaos
 from bench.cluster.cli import cluster
 from bench.engine.cli import engine
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     """Adds the `bench` group to the command line."""
     group = typer.Typer(name="bench", help="Measure, and put to the test.", no_args_is_help=True)
 
+    group.command(name="bus")(bus)
     group.command(name="chaos")(chaos)
     group.command(name="cluster")(cluster)
     group.command(name="engine")(engine)

@@ -1,0 +1,178 @@
+"""The whole data plane, as a node has it: typed headers, checks, credit, pacing, routes.
+
+Each place is a node of one route. What it takes in goes through the node's own inbox and ledger,
+and what it passes on gets a new header, as after a step; only the layers are missing. Frames up to
+64 KiB are a batch of decodes, larger ones a chunk of one prompt, which the link may cut in pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+
+from bench.bus.loop_place import LoopPlace
+from bench.bus.types import Spec
+from helix_mq.clock import SystemClock
+from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
+from helix_mq.errors import FrameError
+from helix_mq.frames import Message, pack_route
+from helix_mq.ids import NodeId
+from helix_mq.layers import Hop, LayerRange, Route
+from helix_mq.messages.data import SAMPLE, FrameHeader, Row
+from helix_mq.outlink import PeerAddress
+from helix_mq.transport import AllowList, KeyPair, ServerSecurity, ZmqTransport
+from nodes.batching import Work
+from nodes.inbox import NodeView, Payload, accept_frame, check_sender
+from nodes.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+TOKEN_BYTES = 16_384
+"""A row of 8,192 bf16 values, or of as many as there are in a smaller frame."""
+DECODE_BYTES = 64 * 1024
+_EPOCH = 1
+_FOR_EVER = 1 << 31
+
+
+class PlanePlace(LoopPlace):
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        self._name = _name(spec.place)
+        self._next = _name((spec.place + 1) % spec.places)
+        key = KeyPair(*spec.keys[spec.place]) if spec.keys else None
+        self._transport = ZmqTransport()
+        self._plane = DataPlane(
+            PlaneIdentity(self._name, 1, key),
+            PlaneHandlers(self._on_message, self._on_lost, self._on_credit),
+            self._transport,
+            SystemClock(),
+        )
+        self._credited = asyncio.Event()
+        self._ledger = Ledger()
+        self._position = 1
+        self._first_request = 0
+        self._tensor = memoryview(bytearray(os.urandom(spec.size_bytes)))
+        self._bytes_left = 0
+
+    async def bind(self) -> None:
+        security = None
+        if self.spec.keys:
+            names = {_name(i): public for i, (public, _) in enumerate(self.spec.keys)}
+            security = ServerSecurity(KeyPair(*self.spec.keys[self.spec.place]), AllowList(names))
+        self.endpoint = await self._plane.bind(self.spec.endpoint, security)
+
+    async def connect(self, endpoint: str) -> None:
+        public = (
+            self.spec.keys[(self.spec.place + 1) % self.spec.places][0] if self.spec.keys else ""
+        )
+        await self._plane.set_peers({self._next: PeerAddress(self._next, 1, endpoint, public)})
+        await self._credited.wait()
+
+    async def close(self) -> None:
+        await self._plane.close()
+        await self._transport.close()
+
+    def prepare(self) -> None:
+        size_bytes = self.spec.size_bytes
+        token_bytes = min(TOKEN_BYTES, size_bytes)
+        tokens = size_bytes // token_bytes
+        decodes = size_bytes <= DECODE_BYTES
+        self._rows, self._count = (tokens, 1) if decodes else (1, tokens)
+        self._width = token_bytes // 2
+        # Every load has sequences of its own; each place counts the loads alike.
+        self._first_request += 1000
+        self._position = 0
+        self._bytes_left = size_bytes
+        names = [_name(i) for i in range(self.spec.places)]
+        if not self.streams:
+            names.append(names[0])
+        hops = tuple(Hop(NodeId(n), LayerRange(i, i + 1)) for i, n in enumerate(names))
+        self._route = pack_route(Route(hops))
+        self._view = NodeView(
+            self._name,
+            frozenset({_EPOCH}),
+            LayerRange(0, len(hops)),
+            len(hops),
+            self._width,
+            1 << 15,
+            _FOR_EVER,
+        )
+        for seq in self._ledger.sequences():
+            self._ledger.close(seq)
+
+    def send_one(self) -> bool:
+        if self.streams and self._plane.blocked_peers():
+            return False
+        # The first frame opens its sequences and is none of running requests'.
+        flags = SAMPLE if self._position else 0
+        rows = tuple(
+            Row(self._first_request + i, 0, self._position, self._count, 0, 1, flags, 0)
+            for i in range(self._rows)
+        )
+        self._position += self._count
+        header = FrameHeader(_EPOCH, self._name, "bfloat16", self._width, rows, (self._route,))
+        return self._plane.send(self._next, header, (self._tensor,))
+
+    def _on_message(self, sender: str, message: Message, nbytes: int, link: InLink) -> None:
+        header = message.header
+        assert isinstance(header, FrameHeader)
+        if header.sender != sender:
+            raise FrameError("another's name", reason="identity")
+        check_sender(header)
+        accepted = accept_frame(
+            self._view,
+            self._ledger,
+            header,
+            message.buffers,
+            lambda: link.consumed(nbytes),
+            int(time.time() * 1000),
+        )
+        if accepted.refused:
+            raise RuntimeError(f"refused: {accepted.refused[0]}")
+        work = accepted.work
+        # A step has begun: the tokens are out of the inbox.
+        for one in work:
+            one.payload.use.take(one.count)
+        if work[0].payload.hop + 1 < len(work[0].payload.route.hops):
+            self._plane.send(self._next, self._onward(header, work), message.buffers)
+        self._bytes_left -= message.buffers[0].nbytes
+        if not self._bytes_left:
+            self._bytes_left = self.spec.size_bytes
+            self.arrived()
+
+    def _onward(self, header: FrameHeader, work: list[Work[Payload]]) -> FrameHeader:
+        """As nodes.engine makes it of a step's results."""
+        routes: dict[bytes, int] = {}
+        rows = []
+        for one in work:
+            payload = one.payload
+            rows.append(
+                Row(
+                    request=one.seq.request,
+                    attempt=one.seq.attempt,
+                    position=one.position,
+                    count=one.count,
+                    route=routes.setdefault(payload.route_blob, len(routes)),
+                    hop=payload.hop + 1,
+                    flags=SAMPLE if one.sample else 0,
+                    deadline_ms=payload.deadline_ms,
+                    spec=payload.spec if one.sample else None,
+                )
+            )
+        return FrameHeader(
+            header.epoch, self._name, header.dtype, header.width, tuple(rows), tuple(routes)
+        )
+
+    def _on_lost(self, peer: str) -> None:
+        # In the middle of a load nothing arrives any more, which the bench sees.
+        log.info("the link to %s is gone", peer)
+
+    def _on_credit(self) -> None:
+        self._credited.set()
+        self.writable()
+
+
+def _name(place: int) -> str:
+    return f"p{place}"
