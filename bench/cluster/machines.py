@@ -165,7 +165,7 @@ class LiveCluster:
     def _router_toml(self, model: Path) -> str:
         ports = self._ports
         return (
-            f'model = "{model}"\nmodel_name = "stand-in"\nlog_level = "warning"\n'
+            f'model = "{model}"\nmodel_name = "stand-in"\nlog_level = "info"\n'
             # What the simulator does not do; a stand-in's texts would be guessed far too well.
             'token_return = "router"\n'
             f'clients = "tcp://127.0.0.1:{ports.clients}"\n'

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Final, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Final
 
 import msgspec
 
@@ -23,6 +23,7 @@ from nodes.kv_cache import KvCache
 from nodes.loader import Load
 from nodes.loading import Loaded, LoadHost, LoadRequest, Report, load
 from nodes.model.slice import ModelSlice
+from nodes.step_expectation import Row, StepExpectation
 from nodes.steps import Batch, StepResult
 from solver.objective import StepTimes
 
@@ -47,15 +48,13 @@ class NodeLog(msgspec.Struct, frozen=True):
     steps: tuple[StepLog, ...]
 
 
-class Row(Protocol):
-    @property
-    def count(self) -> int: ...
-
-    @property
-    def layers(self) -> LayerRange: ...
-
-    @property
-    def is_decode(self) -> bool: ...
+def pieces_of(rows: Iterable[Row]) -> dict[LayerRange, list[int]]:
+    """Layers -> (prefill tokens, decodes) of the rows that run them."""
+    pieces: dict[LayerRange, list[int]] = {}
+    for row in rows:
+        piece = pieces.setdefault(row.layers, [0, 0])
+        piece[row.count == 1 and row.is_decode] += row.count
+    return pieces
 
 
 class Pace:
@@ -79,11 +78,7 @@ class Pace:
         """Called when a step's computing is done: returns when it has lasted long enough, with the
         seconds that it did."""
         computed_s = self._now_s() - began_s
-        pieces: dict[LayerRange, list[int]] = {}
-        for row in rows:
-            piece = pieces.setdefault(row.layers, [0, 0])
-            decode = row.count == 1 and row.is_decode
-            piece[decode] += row.count
+        pieces = pieces_of(rows)
         wanted_s = self.table.pieces_s(pieces)
         if computed_s < wanted_s:
             self._sleep(wanted_s - computed_s)
@@ -115,6 +110,26 @@ class PacedEngine(Engine):
         return replace(result, seconds=self._pace.wait_out(batch, began_s))
 
 
+@dataclass(frozen=True, slots=True)
+class PacedExpectation(StepExpectation):
+    """What the tables say, as the simulator's nodes report it. What nodes expect of themselves is
+    less for steps with both prompts and decodes, so these would look like slow machines."""
+
+    table: StepTable
+
+    def seconds(self, rows: Iterable[Row]) -> float:
+        pieces = pieces_of(rows)
+        return self.table.pieces_s(pieces) if pieces else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PacedLoaded(Loaded):
+    table: StepTable
+
+    def expectation(self) -> StepExpectation:
+        return PacedExpectation(len(self.layers), self.profile, self.decodes, self.table)
+
+
 def table_of(times: StepTimes) -> StepTable:
     """As the simulator's nodes have it: their prompt tokens per step follow from their times."""
     limits = replace(BatchLimits(), prefill_tokens=budget_of(times))
@@ -131,11 +146,13 @@ def paced_load(times: StepTimes, pace: Pace) -> Load:
         layers = len(request.layers)
         prefill = tuple((n, layers * s) for n, s in times.prefill if n > 0)
         decodes = tuple((float(n), layers * pace.table.decode_s[n]) for n in _DECODE_ROWS)
-        return replace(
+        loaded = replace(
             load(request, report, host, engine),
             profile=StepProfile(layers * one_token_pass_s(times), prefill),
             decodes=decodes,
             layer_tokens_per_s=1 / one_token_pass_s(times),
         )
+        held = {field.name: getattr(loaded, field.name) for field in fields(loaded)}
+        return PacedLoaded(**held, table=pace.table)
 
     return paced

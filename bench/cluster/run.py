@@ -8,9 +8,10 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -53,6 +54,9 @@ class Trial:
 
     def lengths(self) -> Iterator[Lengths]:
         return open_workload(self.workload, self.seed).lengths()
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
     @property
     def end_s(self) -> float:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from bench.cluster.slower import slowed_source
 from bench.cluster.stand_in import most_pages
 from bench.simulator.machines import kv_pages
 from helix_mq.errors import ConfigError
@@ -42,13 +44,37 @@ class Subject:
         """Layer-pages, live as simulated."""
         return kv_pages(self.node(name), len(self.placement.slices[name]), DEFAULT_PAGE_TOKENS)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "name": self.problem.name,
+            "num_layers": self.problem.num_layers,
+            "activation_bytes": self.problem.activation_bytes,
+            "nodes": {
+                name: {
+                    "type": self.node(name).type_name,
+                    "region": self.node(name).region,
+                    "layers": f"{held.first}:{held.end}",
+                    "kv_pages": self.kv_pages(name),
+                }
+                for name, held in sorted(self.placement.slices.items())
+            },
+        }
+
 
 def read_subject(
-    cluster: Path | None, model: Path | None, placement: str, seed: int, folder: Path
+    cluster: Path | None,
+    model: Path | None,
+    placement: str,
+    seed: int,
+    folder: Path,
+    slower: float = 1.0,
 ) -> Subject:
     """`placement`: a saved plan, which may name cluster and model, or a method; a plan file is
-    written to `folder`. ConfigError in words."""
+    written to `folder`. `slower`: see bench.cluster.slower. ConfigError in words."""
     source, placed = _source(cluster, model, placement)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = slowed_source(source, slower, folder)
     given = read_input(source)
     if given.step_times is None:
         raise ConfigError(f"{source.cluster}: gives no step times", param="cluster")
@@ -65,7 +91,6 @@ def read_subject(
             "emulated on one machine",
             param="placement",
         )
-    folder.mkdir(parents=True, exist_ok=True)
     plan = (folder / "plan.toml").resolve()
     write_plan(plan, PlanFile(given.problem.name, source, placed, "given", None))
     return Subject(_bounded(given.problem, placed), given.step_times, placed, plan)

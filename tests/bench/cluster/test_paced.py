@@ -169,6 +169,10 @@ async def test_a_cluster_of_paced_nodes_serves_and_keeps_their_books(tmp_path: P
             assert {s.layers for s in steps} == {len(held)}
             # All of the clock's time is the waits, and nothing computes on it.
             assert watches[name].at_s - 100.0 == pytest.approx(sum(s.wanted_s for s in steps))
+            # Nobody may take it for a machine that has become slow.
+            work = running.daemons[name].workers[0].statistics()
+            assert work.expected_s == pytest.approx(sum(s.wanted_s for s in steps))
+            assert work.step_s == pytest.approx(work.expected_s)
             assert min(s.wanted_s for s in steps) >= len(held) * one_token_pass_s(TIMES)
         await running.quiet()
     finally:
