@@ -80,6 +80,7 @@ class Assigner:
                 m.register.memory_bytes,
                 m.register.dtype_bytes,
                 measured(m) is not None or catalogued(m.register.device) is not None,
+                m.form.quantise,
             )
             for m in self._membership
             if m.state is not NodeState.FAILED and m.name not in self._moves.leavers

@@ -26,6 +26,7 @@ from router.membership import Member, Membership, NodeState
 from router.moves import Moves, MoveSettings
 from router.placing import Placer
 from router.relocation import EpochsInUse
+from router.weights_rule import Allowed, weights_refusal
 from solver.problem import Problem
 
 
@@ -41,6 +42,7 @@ class ClusterSettings:
     moves: MoveSettings = MoveSettings()
     solve_apart: bool = False
     """Flows that only follow speeds are solved by who carries out SolveFlow, not in the core."""
+    quantise: Allowed = "none"
 
 
 class ClusterCore:
@@ -206,8 +208,11 @@ class ClusterCore:
                 f"{name} has another model (config digest {register.model_digest[:12]}, the "
                 f"router's is {self._digest[:12]}): give both the same model folder"
             )
-            change.effects.append(to_member(register, Rejected("wrong_model", reason)))
-            change.note(logging.ERROR, reason, name, "refused")
+            self._reject(register, "wrong_model", reason, change)
+            return
+        unlike = weights_refusal(register, self._settings.quantise)
+        if unlike is not None:
+            self._reject(register, "wrong_weights", unlike, change)
             return
         old = self.membership.get(name)
         if old is not None and old.register.incarnation != register.incarnation:
@@ -237,6 +242,10 @@ class ClusterCore:
         change.effects.append(ev.PeersChanged())
         self.moves.replanner.changed(now_s)
         self._assigner.assign(change)
+
+    def _reject(self, register: Register, code: str, reason: str, change: ClusterChange) -> None:
+        change.effects.append(to_member(register, Rejected(code, reason)))
+        change.note(logging.ERROR, reason, NodeId(register.node), "refused")
 
     def _still_holds(self, member: Member, holding: SliceRef | None) -> bool:
         """The newest slice of a node that registers again is the one it serves with, or the one

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import Quantisation, WeightForm
 from solver.objective import StepTimes, Workload
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
 from solver.typical import TypeTables, typical_by_tables
@@ -39,6 +40,11 @@ class LiveMachine:
     dtype_bytes: int
     times: StepTimes
     slowdown: float = 1.0
+    quantise: Quantisation = Quantisation.NONE
+
+    @property
+    def form(self) -> WeightForm:
+        return WeightForm(self.dtype_bytes, self.quantise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,7 @@ def _tables(
     counts = Counter(kinds.values())
     by_kind = {kinds[m.name]: m for m in machines}
     tables = {
-        kind: TypeTables(_slowed(m), kv_room(config, m.memory_bytes, m.dtype_bytes), counts[kind])
+        kind: TypeTables(_slowed(m), kv_room(config, m.memory_bytes, m.form), counts[kind])
         for kind, m in by_kind.items()
     }
     return kinds, tables
@@ -112,18 +118,18 @@ def _node(
     )
 
 
-def kv_room(config: ModelConfig, memory_bytes: int, dtype_bytes: int) -> tuple[float, ...]:
+def kv_room(config: ModelConfig, memory_bytes: int, form: WeightForm) -> tuple[float, ...]:
     """Token-layers of KV room by layers held, as long as the slice fits.
 
     Any slice but the whole model may be the first or the last, so the larger end counts with it.
     """
-    per_token = config.kv_bytes_per_token_per_layer(dtype_bytes)
-    ends = max(config.embed_bytes(dtype_bytes), config.head_bytes(dtype_bytes))
+    per_token = config.kv_bytes_per_token_per_layer(form.dtype_bytes)
+    ends = max(form.embed_bytes(config), form.head_bytes(config))
     room: list[float] = []
     for held in range(1, config.num_layers + 1):
-        weights = held * config.layer_weight_bytes(dtype_bytes) + ends
+        weights = held * form.layer_bytes(config) + ends
         if held == config.num_layers:
-            weights = config.slice_weight_bytes(config.all_layers, dtype_bytes)
+            weights = form.slice_bytes(config, config.all_layers)
         tokens = (memory_bytes * (1 - WORKSPACE_SHARE) - weights) // per_token
         if tokens < min(LEAST_KV_TOKENS, config.max_context) * held:
             break
@@ -134,7 +140,7 @@ def kv_room(config: ModelConfig, memory_bytes: int, dtype_bytes: int) -> tuple[f
 def _kinds(machines: Sequence[LiveMachine]) -> Iterator[int]:
     seen: dict[tuple[object, ...], int] = {}
     for m in machines:
-        key = (m.memory_bytes, m.dtype_bytes, m.times, m.slowdown)
+        key = (m.memory_bytes, m.form, m.times, m.slowdown)
         yield seen.setdefault(key, len(seen))
 
 

@@ -30,8 +30,15 @@ class LiveRates:
         for m in members:
             times = measured(m)
             if times is not None:
-                said = m.register
-                machines.append(LiveMachine(m.name, said.memory_bytes, said.dtype_bytes, times))
+                machines.append(
+                    LiveMachine(
+                        m.name,
+                        m.register.memory_bytes,
+                        m.form.dtype_bytes,
+                        times,
+                        quantise=m.form.quantise,
+                    )
+                )
         if tuple(machines) != self._machines:
             self._machines = tuple(machines)
             try:

@@ -30,8 +30,8 @@ def machine_of(member: Member, config: ModelConfig, slowdown: float) -> LiveMach
         if known is None:
             return None
         times = step_times(config, known)
-    register = member.register
-    return LiveMachine(member.name, register.memory_bytes, register.dtype_bytes, times, slowdown)
+    memory, form = member.register.memory_bytes, member.form
+    return LiveMachine(member.name, memory, form.dtype_bytes, times, slowdown, form.quantise)
 
 
 def measured(member: Member) -> StepTimes | None:

@@ -57,6 +57,7 @@ def build_app(
         model_digest(folder),
         ClusterSettings(
             dead_after_s=settings.dead_after_s,
+            quantise=settings.quantise,
             recover_s=settings.recover_s,
             links=LinkSettings(down_after_s=settings.link_down_after_s),
             moves=_moves(settings),

@@ -14,6 +14,7 @@ from enum import StrEnum
 from helix_mq.ids import Epoch, NodeId
 from helix_mq.layers import LayerRange, Placement, describe_ranges, uncovered
 from helix_mq.messages.control import Heartbeat, Ready, Register
+from helix_mq.models.quantisation import Quantisation, WeightForm
 
 
 class NodeState(StrEnum):
@@ -37,6 +38,11 @@ class Member:
     @property
     def name(self) -> NodeId:
         return NodeId(self.register.node)
+
+    @property
+    def form(self) -> WeightForm:
+        """How it holds weights."""
+        return WeightForm(self.register.dtype_bytes, Quantisation(self.register.quantise))
 
     @property
     def serves(self) -> bool:

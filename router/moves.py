@@ -190,7 +190,7 @@ class Moves:
                     f"layers, 0 to {self._config.num_layers - 1}",
                     param="slices",
                 )
-            need = slice_bytes(self._config, layers, member.register.dtype_bytes)
+            need = slice_bytes(self._config, layers, member.form)
             if need > member.register.memory_bytes:
                 raise ConfigError(
                     f"{name}: {layers} take {need / 2**20:.0f} MiB of weights and the node has "
@@ -324,7 +324,7 @@ class Moves:
         if member is None or node in self._cramped or member.ready is None:
             return False
         register = member.register
-        weights = slice_bytes(self._config, layers, register.dtype_bytes)
+        weights = slice_bytes(self._config, layers, member.form)
         kv = least_kv_bytes(self._config, layers, register.dtype_bytes)
         return self._least_held(member) + weights + kv <= usable_bytes(register.memory_bytes)
 
@@ -347,7 +347,7 @@ class Moves:
         for node, layers in loaded:
             member = self._membership.get(node)
             assert member is not None
-            size = slice_bytes(self._config, layers, member.register.dtype_bytes)
+            size = slice_bytes(self._config, layers, member.form)
             total += size
             longest_s = max(longest_s, size / self._load_rate(member))
         return total, longest_s
@@ -355,7 +355,7 @@ class Moves:
     def _load_rate(self, member: Member) -> float:
         if member.ready is None or member.layers is None or member.ready.load_s <= 0:
             return SLOWEST_LOAD_BYTES_PER_S
-        size = slice_bytes(self._config, member.layers, member.register.dtype_bytes)
+        size = slice_bytes(self._config, member.layers, member.form)
         return max(1.0, size / member.ready.load_s)
 
     # -- switching ------------------------------------------------------------

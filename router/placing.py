@@ -15,6 +15,7 @@ from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange, Placement
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import Quantisation, WeightForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ class Candidate:
     memory_bytes: int
     dtype_bytes: int
     measured: bool = False
+    quantise: Quantisation = Quantisation.NONE
+
+    @property
+    def form(self) -> WeightForm:
+        return WeightForm(self.dtype_bytes, self.quantise)
 
 
 class Placer(Protocol):
@@ -119,7 +125,7 @@ class ProportionalPlacer:
         for spare in sorted((n for n in nodes if n.name not in self._slices), key=_by_memory):
             for gone in vacant:
                 layers = self._slices[gone]
-                if slice_bytes(self._config, layers, spare.dtype_bytes) <= spare.memory_bytes:
+                if slice_bytes(self._config, layers, spare.form) <= spare.memory_bytes:
                     self._slices[spare.name] = self._slices.pop(gone)
                     vacant.remove(gone)
                     break
@@ -140,9 +146,9 @@ def _by_memory(node: Candidate) -> tuple[int, NodeId]:
     return (-node.memory_bytes, node.name)
 
 
-def slice_bytes(config: ModelConfig, layers: LayerRange, dtype_bytes: int) -> int:
-    """Weights of a slice in a node's compute dtype."""
-    return config.slice_weight_bytes(layers, dtype_bytes)
+def slice_bytes(config: ModelConfig, layers: LayerRange, form: WeightForm) -> int:
+    """Weights of a slice as a node holds them."""
+    return form.slice_bytes(config, layers)
 
 
 KV_SHARE = 0.25
@@ -164,7 +170,7 @@ def split_by_memory(config: ModelConfig, nodes: Sequence[Candidate]) -> dict[Nod
     for node in order:
         if node.name in slices and _room_bytes(config, node, slices) < 0:
             layers = slices[node.name]
-            need = slice_bytes(config, layers, node.dtype_bytes)
+            need = slice_bytes(config, layers, node.form)
             raise ConfigError(
                 f"{layers} need {need / 2**20:.1f} MiB of weights, but {node.name} has "
                 f"{node.memory_bytes / 2**20:.1f} MiB, of which a quarter is kept for KV cache: "
@@ -188,7 +194,7 @@ def _slices(order: Sequence[Candidate], counts: Sequence[int]) -> dict[NodeId, L
 def _room_bytes(config: ModelConfig, node: Candidate, slices: Mapping[NodeId, LayerRange]) -> float:
     """What a node has left for weights beside its slice; negative when it is overfull."""
     layers = slices.get(node.name)
-    need = slice_bytes(config, layers, node.dtype_bytes) if layers is not None else 0
+    need = slice_bytes(config, layers, node.form) if layers is not None else 0
     return node.memory_bytes * (1 - KV_SHARE) - need
 
 
@@ -202,7 +208,7 @@ def _relieve(config: ModelConfig, order: Sequence[Candidate], counts: list[int])
         rooms = [_room_bytes(config, node, slices) for node in order]
         fullest = min(range(len(order)), key=lambda i: (rooms[i], i))
         roomiest = max(range(len(order)), key=lambda i: (rooms[i], -i))
-        layer_bytes = config.layer_weight_bytes(order[roomiest].dtype_bytes)
+        layer_bytes = order[roomiest].form.layer_bytes(config)
         if rooms[fullest] >= 0 or rooms[roomiest] < layer_bytes:
             return
         counts[fullest] -= 1

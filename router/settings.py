@@ -14,6 +14,7 @@ from helix_mq.messages.data import MAX_DRAFTS
 from helix_mq.settings import ProcessSettings, Section
 from router.schedulers_base import Method
 from router.token_return import TokenReturn
+from router.weights_rule import Allowed
 
 
 def parse_range(text: str) -> LayerRange:
@@ -194,6 +195,9 @@ class RouterSettings(ProcessSettings):
     data: str = Field("tcp://127.0.0.1:7102", description="where last hops send tokens")
     advertise_data: str | None = Field(
         None, description="the data endpoint nodes connect to, where it differs from `data`"
+    )
+    quantise: Allowed = Field(
+        "none", description="bits of the nodes' weights, all alike, or `mixed`"
     )
     dead_after_s: float = Field(3.0, gt=0, le=600)
     recover_s: float = Field(

@@ -100,8 +100,8 @@ def newcomer(
     for member in members:
         times = measured(member)
         if times is not None and catalogued(member.register.device) == kind:
-            register = member.register
-            made = LiveMachine(name, register.memory_bytes, register.dtype_bytes, times)
+            memory, form = member.register.memory_bytes, member.form
+            made = LiveMachine(name, memory, form.dtype_bytes, times, quantise=form.quantise)
             return Newcomer(kind.name, region, made, member.name)
     return Newcomer(kind.name, region, _by_datasheet(config, name, kind), "")
 

@@ -12,6 +12,7 @@ from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange, Placement, uncovered
 from helix_mq.models.config import Family, ModelConfig
+from helix_mq.models.quantisation import WeightForm
 from router.placing import (
     KV_SHARE,
     Candidate,
@@ -87,7 +88,7 @@ def test_every_layer_is_held_once_and_what_is_held_fits(
     assert sum(counts(slices).values()) == 12
     for candidate in nodes:
         if candidate.name in slices:
-            need = slice_bytes(CONFIG, slices[candidate.name], dtype_bytes)
+            need = slice_bytes(CONFIG, slices[candidate.name], WeightForm(dtype_bytes))
             assert need <= candidate.memory_bytes * (1 - KV_SHARE)
 
 

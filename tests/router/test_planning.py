@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import LayerRange, Placement
 from helix_mq.messages.control import StepTimes as WireTimes
+from helix_mq.models.quantisation import WeightForm
 from router.kept_placement import kept_placement, placement_bytes
 from router.live_problem import LEAST_KV_TOKENS, LinkSpeed, LiveMachine, kv_room, live_problem
 from router.machines import catalogued, machine_of
@@ -25,6 +26,7 @@ FAST = StepTimes(((1.0, 1e-3), (256.0, 1e-2)), ((1.0, 1e-3), (64.0, 2e-3)))
 ROOMY = 1 << 21
 """Bytes: the whole of CONFIG's model and KV besides."""
 KV_BYTES = CONFIG.kv_bytes_per_token_per_layer(4) * LEAST_KV_TOKENS
+FLOAT32 = WeightForm(4)
 TIGHT = int((CONFIG.slice_weight_bytes(LayerRange(3, 6), 4) + 3.5 * KV_BYTES) / 0.9)
 """Three layers at either end, with as much KV room as counts."""
 
@@ -57,11 +59,11 @@ def test_measured_links_replace_what_is_assumed() -> None:
 
 
 def test_room_counts_the_dtype_and_the_larger_end() -> None:
-    assert len(kv_room(CONFIG, ROOMY, 4)) == CONFIG.num_layers
-    half = kv_room(CONFIG, TIGHT, 4)
+    assert len(kv_room(CONFIG, ROOMY, FLOAT32)) == CONFIG.num_layers
+    half = kv_room(CONFIG, TIGHT, FLOAT32)
     assert 0 < len(half) < CONFIG.num_layers
-    assert len(kv_room(CONFIG, TIGHT, 2)) > len(half)
-    assert kv_room(CONFIG, 1000, 4) == ()
+    assert len(kv_room(CONFIG, TIGHT, WeightForm(2))) > len(half)
+    assert kv_room(CONFIG, 1000, FLOAT32) == ()
 
 
 @settings(max_examples=15, deadline=None)
@@ -76,7 +78,7 @@ def test_what_is_found_holds_on_the_problem_it_was_found_for(
     problem = live_problem(CONFIG, machines, no_link)
     found = search(Search(problem, None, 0.5))
     if isinstance(found, NothingFound):
-        room = sum(len(kv_room(CONFIG, m, 4)) for m in memories)
+        room = sum(len(kv_room(CONFIG, m, FLOAT32)) for m in memories)
         assert room < CONFIG.num_layers
         return
     placement = Placement(CONFIG.num_layers, found.slices)
