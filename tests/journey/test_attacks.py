@@ -204,6 +204,35 @@ async def test_rows_come_from_the_hop_before_or_not_at_all(tiny_folder: Path) ->
         assert (bad(c, "evil", "a"), bad(c, "evil", "b")) == (9, 6)
 
 
+async def test_tokens_are_handed_back_by_the_last_hop_or_not_at_all(tiny_folder: Path) -> None:
+    """Also under the name of a node of the cluster that is another request's last hop, or on no
+    route of the request at all."""
+    pair = Route((Hop(NodeId("a"), LayerRange(0, 3)), Hop(NodeId("c"), LayerRange(3, 6))))
+    async with (
+        cluster(tiny_folder, CHAIN, token_return="direct") as c,
+        attacker(c, node_data(c, "a")) as stranger,
+        attacker(c, node_data(c, "a"), "c") as member,
+        attacker(c, node_data(c, "a"), "b") as last,
+    ):
+
+        def hand(stream: EventStream) -> None:
+            length = len(PROMPT) + len(c.app.core.sessions()[stream.request].output)
+            for position in (0, length, length + 1):
+                for attempt in (0, 1):
+                    flags = data.SAMPLE | data.DIRECT
+                    mine = data.Row(stream.request, attempt, position, 1, 0, 0, flags, 0)
+                    stranger.say(*token_frame(c, "evil", (mine,)))
+                    header, ids = token_frame(c, "c", (mine,))
+                    member.say(header, ids)
+                    member.say(msgspec.structs.replace(header, routes=(pack_route(pair),)), ids)
+            # By its rightful sender, but of an attempt that nobody has begun.
+            last.say(*token_frame(c, "b", (data.Row(stream.request, 1, 9, 1, 0, 0, flags, 0),)))
+
+        await undisturbed(c, hand)
+        await c.until(lambda: bad(c, "b", "a") == 1, "all were counted")
+        assert (bad(c, "evil", "a"), bad(c, "c", "a")) == (6, 12)
+
+
 async def test_open_sequences_are_bounded_and_end_by_themselves(tiny_folder: Path) -> None:
     """Opened by thousands under the router's own name, without a deadline, never released."""
     async with cluster(tiny_folder, CHAIN) as c:

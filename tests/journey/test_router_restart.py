@@ -37,6 +37,13 @@ class Live(LiveProcesses):
         router.send_signal(signal.SIGKILL)
         assert await router.wait() == -signal.SIGKILL, self.log("router")
 
+    def return_tokens(self, way: str) -> None:
+        """Routers that are started from now on let tokens return this way."""
+        toml = self.folder / "router.toml"
+        whole = toml.read_text().partition("\n")
+        rest = whole[2] if whole[0].startswith("token_return") else "".join(whole)
+        toml.write_text(f'token_return = "{way}"\n{rest}')
+
     async def answers(self, path: str) -> httpx.Response:
         """Waits until the router answers there with 200."""
         async with httpx.AsyncClient(base_url=self.url) as http, asyncio.timeout(60):
@@ -179,6 +186,7 @@ async def test_twenty_kills_lose_and_repeat_nothing(tmp_path: Path, tiny_folder:
                 for reader in readers:
                     assert not reader.done(), reader.exception()
                 await cluster.kill_router()
+                cluster.return_tokens("router" if kill % 2 else "direct")
                 if http is not None:
                     by_http.append(await http)
                 await cluster.start("router")
