@@ -23,10 +23,13 @@ from nodes.kv_cache import KvCache
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.attention.base import AttentionPlan
 from nodes.model.attention.choose import AUTO, AttentionChoice, choose_attention
+from nodes.model.attention.paged import PagedAttention
 from nodes.model.batch import BatchError, SliceBatch, SliceOutput
 from nodes.model.checks import check_batch
+from nodes.model.graphs import DecodeGraphs, SliceParts
 from nodes.model.layers import Block
 from nodes.model.metadata import LastTokens, SegmentIndex, index_segment, last_of
+from nodes.model.recorders import Recorder
 from nodes.model.rope import inverse_frequencies, rotation
 from nodes.model.segments import Segment, split
 from nodes.model.stream import HiddenStream
@@ -53,6 +56,7 @@ class ModelSlice:
         self.device = norm.device
         self.dtype = norm.dtype
         self._inverse_freq = inverse_frequencies(config).to(self.device)
+        self.graphs: DecodeGraphs | None = None
 
     @classmethod
     def load(
@@ -114,6 +118,25 @@ class ModelSlice:
             layout=self.attention.backend.layout,
         )
 
+    def record_decodes(self, recorder: Recorder) -> bool:
+        """Has decode steps recorded from now on, each size when it first comes; False where the
+        attention backend reads no page tables on the device."""
+        backend = self.attention.backend
+        if not isinstance(backend, PagedAttention):
+            return False
+        parts = SliceParts(
+            self.config,
+            self.layers,
+            self._weights,
+            self._block,
+            self._inverse_freq,
+            backend,
+            self.device,
+            self.dtype,
+        )
+        self.graphs = DecodeGraphs(parts, recorder, self._forward)
+        return True
+
     def watch(self, lost: Callable[[str], None]) -> None:
         """`lost` will be told, in words and from another thread, when what this slice computes
         with is gone. Of a slice in one process nothing can go."""
@@ -130,6 +153,13 @@ class ModelSlice:
         """
         self._check_cache(cache)
         check_batch(batch, self.layers, self.config, cache.pool)
+        if self.graphs is not None:
+            output = self.graphs.run(batch, cache)
+            if output is not None:
+                return output
+        return self._forward(batch, cache)
+
+    def _forward(self, batch: SliceBatch, cache: KvCache) -> SliceOutput:
         rows = batch.rows
         stream = HiddenStream(rows, self._embed(batch.token_ids), self._to_compute(batch.hidden))
         logits = self._empty_logits()

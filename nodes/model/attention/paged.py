@@ -80,6 +80,11 @@ class PagedAttention:
         parts = tuple(self._part(rows, members) for members in groups)
         return PagedPlan(parts, self._kernel, cache, window)
 
+    def plan_decodes(self, rows: PagedRows, window: int | None, cache: KvCache) -> PagedPlan:
+        """Of rows of one query each that are on the device already."""
+        everything = slice(0, len(rows.kv_lens))
+        return PagedPlan((_Part(everything, rows),), self._kernel, cache, window)
+
     def _part(self, rows: AttentionRows, members: npt.NDArray[np.intp]) -> _Part:
         counts, lens = rows.counts[members], rows.kv_lens[members]
         tokens = np.concatenate([np.arange(rows.starts[i], rows.starts[i + 1]) for i in members])

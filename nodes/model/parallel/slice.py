@@ -22,6 +22,7 @@ from nodes.model.metadata import LastTokens, SegmentIndex
 from nodes.model.parallel.orders import Allocate, Array, Cut, Enlarge, Order, RunSegment
 from nodes.model.parallel.ranks import Ranks
 from nodes.model.parallel.split import node_weight_bytes, rank_config
+from nodes.model.recorders import Recorder
 from nodes.model.segments import Segment
 from nodes.model.slice import ModelSlice
 from nodes.model.weights import SliceWeights
@@ -111,6 +112,10 @@ class LeadSlice(ModelSlice):
         self.others.have(Allocate(total_pages=total_pages, page_tokens=pages))
         own = super().new_cache(total_pages, pages)
         return LeadCache(own.pool, own.layout, own.keys, own.values, self.others)
+
+    def record_decodes(self, recorder: Recorder) -> bool:
+        # All ranks would have to record, and replay, the same steps at the same time.
+        return False
 
     def watch(self, lost: Callable[[str], None]) -> None:
         self.others.listen(lost)

@@ -63,7 +63,7 @@ def flash_attn_varlen_func(
     assert k.shape[1] % 256 == 0
     lens_q, lens_k = cu_seqlens_q.diff(), cu_seqlens_k.diff()
     assert int(lens_q.max()) == max_seqlen_q
-    assert int(lens_k.max()) == max_seqlen_k
+    assert int(lens_k.max()) <= max_seqlen_k
     parts = []
     for i, (start, length) in enumerate(zip(cu_seqlens_q, lens_k.tolist(), strict=False)):
         rows = q[start : start + lens_q[i]]
