@@ -7,8 +7,8 @@ fits its struct and whose buffers fit its header, or raises FrameError; it copie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NoReturn
 
 import msgpack
 import msgspec
@@ -25,7 +25,6 @@ from helix_mq.messages.data import (
     SAMPLE,
     VERIFY,
     FrameHeader,
-    LinkProbe,
     Row,
 )
 from helix_mq.packing import U31, Name, pack, unpack
@@ -34,15 +33,18 @@ from helix_mq.prefix_blocks import cut_names, names_fit
 Buffer = bytes | bytearray | memoryview
 
 MAX_PARTS = 4
+_HEADS = {kind: bytes((WIRE_VERSION, kind)) for kind in Kind}
+_KIND_BY_HEAD = {head: kind for kind, head in _HEADS.items()}
 _HOPS = tuple[tuple[Name, U31, U31], ...]
 _MAX_ROUTE_BYTES = 8 * 1024
 _CACHED_ROUTE_BYTES = 1024
 """A route takes some twelve times its bytes; a cache of the longest would take 800 MB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """A decoded message. `buffers` are views of what the transport received."""
+
+    # A msgspec struct, as building a frozen dataclass per message costs five times as much.
 
     kind: Kind
     header: msgspec.Struct
@@ -52,15 +54,30 @@ class Message:
 def encode(header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
     """Multipart of a message; `buffers` are passed through, not copied."""
     kind = KIND_OF[type(header)]
-    return [bytes((WIRE_VERSION, kind)), pack(header), *buffers]
+    return [_HEADS[kind], pack(header), *buffers]
 
 
 def decode(parts: Sequence[Buffer]) -> Message:
     """The message in `parts`, checked; FrameError says what is wrong, with a countable reason."""
     if not 2 <= len(parts) <= MAX_PARTS:
         raise FrameError(f"{len(parts)} parts, expected 2 to {MAX_PARTS}", reason="parts")
-    head = bytes(parts[0][:3])
-    if len(head) != 2 or len(parts[0]) != 2:
+    head = bytes(parts[0]) if len(parts[0]) == 2 else b""
+    kind = _KIND_BY_HEAD.get(head) or _refuse_head(head)
+    header = unpack(bytes(parts[1]) if isinstance(parts[1], bytearray) else parts[1], KINDS[kind])
+    buffers = tuple(memoryview(part) for part in parts[2:])
+    if kind is Kind.FRAME:
+        assert isinstance(header, FrameHeader)
+        check_frame(header, buffers)
+    elif kind is Kind.LINK_PROBE:
+        check_padding(buffers)
+    elif buffers:
+        raise FrameError(f"{kind.name} carries no buffers", reason="stray_buffer")
+    return Message(kind, header, buffers)
+
+
+def _refuse_head(head: bytes) -> NoReturn:
+    """Says what is wrong with the first part of a message."""
+    if len(head) != 2:
         raise FrameError("the first part is not version and kind", reason="no_version")
     if head[0] != WIRE_VERSION:
         raise FrameError(
@@ -68,19 +85,7 @@ def decode(parts: Sequence[Buffer]) -> Message:
             "both",
             reason="version",
         )
-    try:
-        kind = Kind(head[1])
-    except ValueError:
-        raise FrameError(f"unknown message kind {head[1]}", reason="unknown_kind") from None
-    header = unpack(bytes(parts[1]) if isinstance(parts[1], bytearray) else parts[1], KINDS[kind])
-    buffers = tuple(memoryview(part) for part in parts[2:])
-    if isinstance(header, FrameHeader):
-        check_frame(header, buffers)
-    elif isinstance(header, LinkProbe):
-        check_padding(buffers)
-    elif buffers:
-        raise FrameError(f"{kind.name} carries no buffers", reason="stray_buffer")
-    return Message(kind, header, buffers)
+    raise FrameError(f"unknown message kind {head[1]}", reason="unknown_kind")
 
 
 def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
@@ -89,6 +94,7 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
     if item_bytes is None:
         raise FrameError(f"dtype {header.dtype!r} is not one of {sorted(DTYPES)}", reason="dtype")
     tokens = history = 0
+    has_ids = header.dtype == "int32"
     routes = [unpack_route(blob) for blob in header.routes]
     for row in header.rows:
         tokens += row.count
@@ -107,19 +113,18 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
                 )
         if row.flags & VERIFY or row.drafts:
             _check_drafts(row)
-        if not names_fit(row.blocks, row.position, row.count):
+        if row.blocks and not names_fit(row.blocks, row.position, row.count):
             raise FrameError(
                 f"request {row.request}: {len(row.blocks)} bytes of block names in a row of "
                 f"{row.count} at {row.position}",
                 reason="blocks",
             )
-        first_hop_wants_ids = row.hop == 0
-        if first_hop_wants_ids != (header.dtype == "int32"):
+        if (row.hop == 0) is not has_ids:
             raise FrameError(
                 f"request {row.request}: hop {row.hop} cannot take {header.dtype} rows",
                 reason="dtype",
             )
-    if header.dtype == "int32" and header.width != 1:
+    if has_ids and header.width != 1:
         raise FrameError(f"token rows of width {header.width}, expected 1", reason="width")
     if tokens > MAX_FRAME_TOKENS:
         raise FrameError(f"{tokens} tokens in one frame", reason="frame_tokens")
@@ -256,4 +261,7 @@ def split_frame(
 
 def frame_bytes(parts: Sequence[Buffer]) -> int:
     """Bytes of a message as credit counts them: all its parts, ZeroMQ's framing left out."""
-    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
+    total = 0
+    for part in parts:
+        total += part.nbytes if type(part) is memoryview else len(part)
+    return total

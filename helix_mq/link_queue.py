@@ -49,6 +49,7 @@ class LinkQueue(Generic[F]):
         if urgent and (not self._held or not any(key in self._held for key in keys)):
             self._urgent.append(Waiting(frame, nbytes, keys))
             return
+        keys = frozenset(keys)
         self._bulk.append(Waiting(frame, nbytes, keys))
         self._held.update(keys)
 

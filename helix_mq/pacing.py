@@ -104,7 +104,7 @@ class LinkPacer:
 
     def sent(self, nbytes: int) -> None:
         now = self._clock.now_s()
-        under_way = self.under_way_bytes
+        under_way = self._sent_bytes - self._delivered_bytes
         if under_way <= 0:
             # A rate must not count the time in which there was nothing to send.
             self._delivered_at_s = self._from_s = now

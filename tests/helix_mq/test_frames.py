@@ -148,6 +148,12 @@ def test_every_message_comes_back_equal(header: msgspec.Struct) -> None:
     assert KINDS[message.kind] is type(header)
 
 
+@pytest.mark.parametrize("header", EXAMPLES, ids=lambda h: type(h).__name__)
+def test_headers_are_the_bytes_msgpack_makes(header: msgspec.Struct) -> None:
+    plain = msgspec.to_builtins(header, builtin_types=(bytes,))
+    assert encode(header)[1] == msgpack.packb(plain, use_bin_type=True)
+
+
 def test_every_kind_has_an_example() -> None:
     covered = {type(h) for h in EXAMPLES} | {data.FrameHeader}
     assert covered == set(KINDS.values())
