@@ -68,11 +68,3 @@ def pytest_configure() -> None:
     tests that interrupt them would wait for ever."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A journey is a cluster at work: several processes or a loop that must keep its times."""
-    journeys = Path(__file__).parent / "journey"
-    for item in items:
-        if item.path.is_relative_to(journeys):
-            item.add_marker(pytest.mark.alone)

@@ -38,6 +38,8 @@ HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 
 pytestmark = [
     pytest.mark.journey,
+    # One browser for all of them.
+    pytest.mark.alone,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
 ]
 

@@ -21,7 +21,7 @@ from helix_mq.demo import DemoCluster, DemoPlan, make_plan
 from helix_mq.models.resolve import find_demo_gguf, resolve_model
 from helix_mq.models.tokenizer import Tokenizer
 
-pytestmark = [pytest.mark.journey, pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.model, pytest.mark.timeout(300)]
 
 QUESTIONS = (
     "What is the capital of France?",

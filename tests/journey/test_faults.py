@@ -19,7 +19,7 @@ from bench.chaos.run import ChaosOptions, ChaosRun
 from bench.chaos.tiny_model import write_tiny_model
 from helix_mq.client import Client
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(400)]
 
 KINDS = (
     Kind.KILL,

@@ -21,7 +21,7 @@ from bench.chaos.load import Load
 from bench.chaos.tiny_model import write_tiny_model
 from helix_mq.client import Client
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(300)]
 
 NODES = ("one", "two")
 STREAMS = 16

@@ -67,6 +67,7 @@ def read_until(script: subprocess.Popen[str], word: str) -> list[str]:
     raise AssertionError("".join(lines))
 
 
+@pytest.mark.alone
 def test_two_regions_serve_and_find_out_what_lies_between_them(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
