@@ -62,49 +62,46 @@ def cluster(
     last what the cluster's tables say, each link has its bandwidth and latency. Every scheduler
     serves the same requests with the same placement, live and simulated.
     """
+    from bench.cluster.compare import compare
+    from bench.cluster.result import Pair, table
+    from bench.cluster.run import Trial
+    from bench.cluster.subject import read_subject
+    from bench.planner_common import machine_summary, write_results
     from bench.simulator.plots_file import check_path
     from helix_mq.process import run
 
     if plot is not None:
         check_path(plot)
     schedulers = _schedulers(scheduler or [])
-    failed: list[str] = []
+    trial = Trial(workload, at_once, warmup, duration, seed, overhead_ms / 1e3)
+    pairs: list[Pair] = []
+    with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as temporary:
+        place = folder or Path(temporary)
+        subject = read_subject(cluster_file, model, placement, seed, place, slower)
 
-    async def main(stop: asyncio.Event) -> None:
-        from bench.cluster.compare import compare
+        async def main(stop: asyncio.Event) -> None:
+            pairs.extend(await compare(subject, schedulers, trial, place, stop, say))
+
+        run(main)
+    body: dict[str, object] = {
+        "benchmark": "cluster",
+        "command": f"helix-mq {shlex.join(sys.argv[1:])}",
+        "machine": machine_summary(PACKAGES),
+        "cluster": subject.as_dict(),
+        "trial": {**trial.as_dict(), "slower": slower},
+        "rows": [pair.as_dict() for pair in pairs],
+    }
+    if out is not None:
+        write_results(out, body)
+    if plot is not None:
         from bench.cluster.plot import plot_pairs
-        from bench.cluster.result import table
-        from bench.cluster.run import Trial
-        from bench.cluster.subject import read_subject
-        from bench.planner_common import machine_summary, write_results
 
-        trial = Trial(workload, at_once, warmup, duration, seed, overhead_ms / 1e3)
-        with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as temporary:
-            place = folder or Path(temporary)
-            subject = await asyncio.to_thread(
-                read_subject, cluster_file, model, placement, seed, place, slower
-            )
-            pairs = await compare(subject, schedulers, trial, place, stop, say)
-        body: dict[str, object] = {
-            "benchmark": "cluster",
-            "command": f"helix-mq {shlex.join(sys.argv[1:])}",
-            "machine": machine_summary(PACKAGES),
-            "cluster": subject.as_dict(),
-            "trial": {**trial.as_dict(), "slower": slower},
-            "rows": [pair.as_dict() for pair in pairs],
-        }
-        if out is not None:
-            write_results(out, body)
-        if plot is not None:
-            title = f"{subject.problem.name}: {at_once} requests at once, live and simulated"
-            plot_pairs(pairs, plot, title)
-        typer.echo(json.dumps(body) if as_json else table(pairs))
-        failed.extend(p.scheduler for p in pairs if p.faults() or abs(p.difference) > tolerance)
-        if failed:
-            say(f"not within {tolerance:.0%}, or not valid: {', '.join(failed)}")
-
-    run(main)
+        title = f"{subject.problem.name}: {at_once} requests at once, live and simulated"
+        plot_pairs(pairs, plot, title)
+    typer.echo(json.dumps(body) if as_json else table(pairs))
+    failed = [p.scheduler for p in pairs if p.faults() or abs(p.difference) > tolerance]
     if failed:
+        say(f"not within {tolerance:.0%}, or not valid: {', '.join(failed)}")
         raise typer.Exit(1)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import typer
 
 from bench.cluster.result import Pair
-from bench.cluster.run import Trial, run_live, run_simulated
+from bench.cluster.run import Trial, overhead_of, run_live, run_simulated
 from bench.cluster.subject import Subject
 
 INTERRUPTED = 130
@@ -38,7 +39,11 @@ async def compare(
                     await asyncio.gather(running, return_exceptions=True)
             if running.cancelled():
                 raise typer.Exit(INTERRUPTED)
-            pairs.append(Pair(scheduler, running.result(), simulated))
+            live = running.result()
+            overhead_s = overhead_of(live.paces)
+            with_overhead = replace(trial, overhead_s=trial.overhead_s + overhead_s)
+            explained = await asyncio.to_thread(run_simulated, subject, scheduler, with_overhead)
+            pairs.append(Pair(scheduler, live, simulated, explained, overhead_s))
             say(_line(pairs[-1]))
     finally:
         stopping.cancel()

@@ -21,11 +21,14 @@ MOST_BUSY: Final = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One scheduler, both ways."""
+    """One scheduler, both ways. `explained`: simulated once more, with `overhead_s` on each step:
+    what the live nodes took between steps. It shows how much of the difference that is."""
 
     scheduler: str
     live: Live
     simulated: Report
+    explained: Report
+    overhead_s: float
 
     @property
     def difference(self) -> float:
@@ -55,6 +58,12 @@ class Pair:
             "warnings": self.warnings(),
             "live": live.report.as_dict(timeline=False),
             "simulated": self.simulated.as_dict(timeline=False),
+            "simulated_with_overhead": {
+                "overhead_s": self.overhead_s,
+                "decode_tokens_per_s": self.explained.decode_tokens_per_s,
+                "ttft_s": self.explained.ttft.mean,
+                "tpot_s": self.explained.tpot.mean,
+            },
             "emulation": {
                 "nodes": [asdict(pace) for pace in live.paces],
                 "shaper_late_s": live.shaper_late_s,
@@ -81,10 +90,16 @@ def table(pairs: Sequence[Pair]) -> str:
     head = ("", "decode tok/s", "prompt tok/s", "TTFT", "p90", "TPOT", "p50", "p90", "p99", "e2e")
     rows: list[Sequence[str]] = [head]
     for pair in pairs:
-        for name, r in (("live", pair.live.report), ("simulated", pair.simulated)):
+        overhead = f"with {seconds(pair.overhead_s)} a step"
+        sides = (
+            (f"{pair.scheduler} live", pair.live.report),
+            (f"{pair.scheduler} simulated", pair.simulated),
+            (f"  {overhead}", pair.explained),
+        )
+        for name, r in sides:
             rows.append(
                 (
-                    f"{pair.scheduler} {name}",
+                    name,
                     f"{r.decode_tokens_per_s:.1f}",
                     f"{r.prompt_tokens_per_s:.0f}",
                     *(seconds(v) for v in (r.ttft.mean, r.ttft.p90, r.tpot.mean, r.tpot.p50)),

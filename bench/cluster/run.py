@@ -155,6 +155,12 @@ def pace_of(log: NodeLog, first_s: float, last_s: float) -> NodePace:
     )
 
 
+def overhead_of(paces: Sequence[NodePace]) -> float:
+    """What a step took beside itself, in seconds: the median of the nodes that had any to do."""
+    gaps = [pace.gap_s for pace in paces if pace.gap_s]
+    return statistics.median(gaps) if gaps else 0.0
+
+
 def _gap_s(steps: Sequence[StepLog]) -> float:
     gaps = [b.began_s - a.ended_s for a, b in pairwise(steps)]
     close = [gap for gap in gaps if gap < BACK_TO_BACK_S]
