@@ -52,6 +52,12 @@ def identify(settings: NodeSettings, folder: Path) -> NodeIdentity:
     config = ModelConfig.from_folder(folder)
     ranks = settings.tensor_parallel
     check_split(config, ranks)
+    if ranks > 1 and settings.quantise != "none":
+        raise ConfigError(
+            f"tensor_parallel = {ranks} with quantise = {settings.quantise!r}: ranks hold weights "
+            "in full precision only; set one of the two to its default",
+            param="tensor_parallel",
+        )
     devices = torch.cuda.device_count() if device.type == "cuda" else 0
     ranks_on = rank_devices(device, ranks, devices)
     quantise = Quantisation(settings.quantise)

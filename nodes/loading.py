@@ -26,6 +26,7 @@ from nodes.kv_cache import KvCache
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.parallel.lead import PartRequest, load_lead
 from nodes.model.parallel.split import node_kv_config, node_weight_bytes
+from nodes.model.recorders import CudaGraphs
 from nodes.model.slice import ModelSlice
 from nodes.model.weights import Progress, held_bytes
 from nodes.step_expectation import StepExpectation
@@ -83,6 +84,7 @@ class LoadRequest:
     others_bytes: int = 0
     quantise: Quantisation = Quantisation.NONE
     tensor_parallel: int = 1
+    cuda_graphs: bool = True
 
     def page_bytes(self, config: ModelConfig, page_tokens: int) -> int:
         """Of one layer-page, over all ranks."""
@@ -288,7 +290,7 @@ def _load_slice(request: LoadRequest, progress: Progress) -> ModelSlice:
             ),
             progress,
         )
-    return ModelSlice.load(
+    model = ModelSlice.load(
         request.folder,
         request.layers,
         device=request.device,
@@ -297,6 +299,10 @@ def _load_slice(request: LoadRequest, progress: Progress) -> ModelSlice:
         progress=progress,
         quantise=request.quantise,
     )
+    if request.cuda_graphs and request.device.type == "cuda":
+        # The steps that warm up and measure are the first that are recorded.
+        model.record_decodes(CudaGraphs(request.device))
+    return model
 
 
 def _measure(model: ModelSlice, cache: KvCache, host: LoadHost) -> float:

@@ -160,6 +160,7 @@ def subject_of(
         memory_bytes=identity.memory_bytes,
         quantise=quantise,
         tensor_parallel=settings.tensor_parallel,
+        cuda_graphs=settings.cuda_graphs,
     )
     return Subject(request, config, key)
 

@@ -71,6 +71,9 @@ class NodeSettings(ProcessSettings):
     memory: ByteSize | None = Field(
         None, description="for weights and KV cache together; default: most of what is free"
     )
+    cuda_graphs: bool = Field(
+        True, description="record decode steps and replay them; without effect on a CPU"
+    )
     tensor_parallel: int = Field(
         1,
         ge=1,

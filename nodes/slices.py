@@ -222,6 +222,7 @@ class Slices:
             memory_bytes=self._identity.memory_bytes,
             others_bytes=sum(h.slice.loaded.held_bytes for h in self._holdings),
             tensor_parallel=self._settings.tensor_parallel,
+            cuda_graphs=self._settings.cuda_graphs,
         )
 
     async def _make_room(self, request: LoadRequest) -> bool:

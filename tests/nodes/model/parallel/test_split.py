@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from nodes.identity import identify
 from nodes.model.parallel.split import (
     check_split,
     node_kv_config,
@@ -20,6 +22,7 @@ from nodes.model.parallel.split import (
     share_of,
     vocab_rows,
 )
+from nodes.settings import NodeSettings
 
 
 def config_of(kv_heads: int, group: int, inner: int, vocab: int) -> ModelConfig:
@@ -85,3 +88,14 @@ def test_rank_0_holds_the_most() -> None:
     assert rank_weight_bytes(config, LayerRange(1, 3), 0, 1, 2) == config.slice_weight_bytes(
         LayerRange(1, 3), 2
     )
+
+
+def test_a_node_says_at_its_start_what_cannot_be_split(tiny_folder: Path) -> None:
+    def settings(**more: object) -> NodeSettings:
+        return NodeSettings(name="a", model=tiny_folder, device="cpu", **more)  # type: ignore[arg-type]
+
+    with pytest.raises(ConfigError, match=r"tensor_parallel = 3 does not divide .*use one of 1, 2"):
+        identify(settings(tensor_parallel=3), tiny_folder)
+    with pytest.raises(ConfigError, match="tensor_parallel = 2 with quantise = 'int8'"):
+        identify(settings(tensor_parallel=2, quantise="int8"), tiny_folder)
+    assert identify(settings(tensor_parallel=2), tiny_folder).device_text.endswith(" x 2")
