@@ -91,7 +91,8 @@ class AdmissionDesk:
             self._paces.took(_line(session), cost, now_s)
         self._settle(session)
         nodes = frozenset(route.nodes)
-        self.prefills.start(session.request, nodes, session.length_tokens, now_s)
+        computed = session.length_tokens - session.prefix.skipped_tokens
+        self.prefills.start(session.request, nodes, computed, now_s)
         done = session.prompt_tokens + len(session.output) if session.output else 0
         self._running[session.request] = left = max(0, cost - done)
         self._running_tokens += left

@@ -10,7 +10,6 @@ running ones; each stream ends with exactly one Finished or Broken; a token is e
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -18,7 +17,7 @@ from helix_mq.clock import Clock
 from helix_mq.errors import HelixError, NotServing
 from helix_mq.ids import Epoch, NodeId, RequestId
 from helix_mq.layers import Hop
-from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
+from helix_mq.messages.data import RefusedItem, TokenItem
 from helix_mq.models.config import ModelConfig
 from router import events as ev
 from router.admission_desk import AdmissionDesk
@@ -29,7 +28,9 @@ from router.core_settings import CoreSettings as CoreSettings
 from router.core_settings import CoreStatistics
 from router.kv_books import KvBooks
 from router.outstaying import review
-from router.refusals import AvoidedNodes, Expired, GiveUp, MoveOn, judge
+from router.prefix_desk import PrefixDesk
+from router.refusals import AvoidedNodes, Expired, FromStart, GiveUp, MoveOn, judge
+from router.releases import Releases
 from router.request_checks import check_fits, deadline_error
 from router.restore import rebuild
 from router.routes import widest_route_tokens
@@ -39,9 +40,6 @@ from router.sessions import Session, State
 from router.speculation import Speculation, token_fault
 from router.text import TextStream
 from router.token_return import ReturnWays
-
-REMEMBERED_RELEASES = 1024
-"""Per node: what may have been on its way when a link broke, and is said again."""
 
 MOVING = ev.Tick | ev.NodeDraining | ev.DrainWanted | ev.ReplanWanted | ev.PlacementWanted
 """Events after which re-placements may go on: as time passes, and at once where somebody waits."""
@@ -75,7 +73,8 @@ class Core:
         )
         self._queue = self._desk.queue
         self._sessions: dict[RequestId, Session] = {}
-        self._released: dict[NodeId, deque[ReleaseItem]] = {}
+        self._releases = Releases(cluster.membership)
+        self._prefixes = PrefixDesk(settings.prefixes, cluster.membership, books)
         self._avoided = AvoidedNodes()
         self._ways = ReturnWays(
             settings.token_return, cluster.membership, cluster.links, cluster.flows.round_trip_s
@@ -141,9 +140,10 @@ class Core:
         for node in change.gone:
             self._avoided.forget(node)
             self._books.drop_node(node)
-            self._released.pop(node, None)
+            self._releases.forget(node)
             self._reroute(crossing_node(self._sessions.values(), node, "is gone"))
             self._desk.prefills.forget(node)
+        self._prefixes.forget([*change.gone, *change.moved])
         for node in change.moved:
             # What is on its former slice has been booked on a pool that is to go.
             self._books.drop_node(node)
@@ -187,7 +187,8 @@ class Core:
         generation, now_s = event.generation, self._clock.now_s()
         budget = self.output_budget(len(generation.prompt_ids))
         check_fits(generation, budget, self.vocab_size)
-        if not self.cluster.serving and not self._sessions_can_wait():
+        # New requests wait only while an outage may pass by itself; see ClusterCore.
+        if not (self.cluster.serving or self.cluster.recovering):
             raise NotServing(self.cluster.why_not_serving(), retry_after_s=5.0)
         wait_s = generation.deadline_s or self._settings.default_deadline_s
         self._desk.check(generation.owner, generation.priority, wait_s, generation)
@@ -218,10 +219,6 @@ class Core:
             reason, stop = past.finish
             self._end(session, session.finished(reason, now_s, stop))
 
-    def _sessions_can_wait(self) -> bool:
-        """New requests wait only while an outage may pass by itself; see ClusterCore."""
-        return self.cluster.recovering
-
     def _pump(self) -> None:
         """Admits waiting requests while the next one finds a route with room."""
         if self._avoided and self._avoided.expire(self._clock.now_s()):
@@ -242,6 +239,7 @@ class Core:
             room_for = partial(self._has_room, tokens=tokens, session=session)
             route = self._scheduler.choose(session.length_tokens, room_for)
             if route is not None:
+                session.prefix = self._prefixes.begin(session, route)
                 self._desk.start(session, route, self._clock.now_s())
                 self._books.reserve(request, route, tokens)
                 now_s, direct = self._clock.now_s(), self._ways.direct(route)
@@ -286,6 +284,7 @@ class Core:
         if not (session.prefilling or item.more):
             self._scheduler.on_token(session.route, now_s - session.sent_s)
         self.cluster.links.worked(session.route, direct=session.direct)
+        self._prefixes.token(session, self.cluster.epoch)
         delta, finish, stop = session.take(item, now_s)
         self._effects.append(ev.Emit(session.request, delta))
         self._may_start |= self._desk.token(session, now_s)
@@ -309,10 +308,15 @@ class Core:
                 self._break(session, error)
             case Expired():
                 self._break(session, self._deadline_error(session))
-            case MoveOn(avoid, link, squeezed):
+            case FromStart():
+                self._prefixes.missing(session, NodeId(node))
+                self._requeue(session, counted=False)
+            case MoveOn(avoid, link, squeezed, damaged):
                 level = logging.INFO if squeezed else logging.WARNING
                 self._note(level, f"re-routed: {node}: {item.reason}", session)
                 session.squeezed |= squeezed
+                if damaged:
+                    self._prefixes.distrust(session)
                 self._requeue(session)
                 if avoid is not None:
                     self._avoided.add(avoid, self._clock.now_s())
@@ -330,17 +334,13 @@ class Core:
             self._requeue(session)
 
     def _link_lost(self, node: NodeId) -> None:
-        """The router's own link broke: rows and releases that were in it may be lost.
-
-        A lost release would hold pages until the request's deadline; a repeated one does no harm.
-        """
-        for item in self._released.get(node, ()):
-            self._effects.append(ev.SendRelease(node, item))
+        """The router's own link broke: rows and releases that were in it may be lost."""
+        self._effects.extend(self._releases.again(node))
         self._reroute(sent_over(self._sessions.values(), node))
 
-    def _requeue(self, session: Session) -> None:
+    def _requeue(self, session: Session, *, counted: bool = True) -> None:
         self._release(session)
-        session.requeue()
+        session.requeue(counted=counted)
         self._desk.arrive(session)
         self._may_start = True
 
@@ -351,11 +351,7 @@ class Core:
         if session.route is None:
             return
         self._scheduler.on_left(session.route, session.routed_tokens)
-        item = ReleaseItem(session.request, session.attempt)
-        for node in sorted(set(session.route.nodes)):
-            if node in self.cluster.membership:
-                self._effects.append(ev.SendRelease(node, item))
-                self._released.setdefault(node, deque(maxlen=REMEMBERED_RELEASES)).append(item)
+        self._effects.extend(self._releases.of(session))
 
     def _end(self, session: Session, last: StreamEvent) -> None:
         self._desk.ended(session)
@@ -386,6 +382,7 @@ class Core:
             waiting=len(self._queue),
             running=len(self._sessions) - len(self._queue),
             flow_tokens_per_s=self.cluster.flow.tokens_per_s,
+            prefixes=self._prefixes.statistics(),
             drafts=self._speculation.statistics(),
         )
 

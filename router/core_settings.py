@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from router.admission_gate import AdmissionSettings
+from router.prefix_settings import PrefixSettings, PrefixStatistics
 from router.schedulers_base import Scheduling
 from router.speculation import DraftStatistics, SpeculationSettings
 from router.token_return import TokenReturn
@@ -21,6 +22,7 @@ class CoreSettings:
     scheduling: Scheduling = Scheduling()
     admission: AdmissionSettings = AdmissionSettings()
     token_return: TokenReturn = "auto"
+    prefixes: PrefixSettings = PrefixSettings()
     speculation: SpeculationSettings = SpeculationSettings()
 
 
@@ -29,4 +31,5 @@ class CoreStatistics:
     waiting: int
     running: int
     flow_tokens_per_s: float
+    prefixes: PrefixStatistics = PrefixStatistics()
     drafts: DraftStatistics = DraftStatistics()

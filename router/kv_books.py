@@ -43,6 +43,10 @@ class KvBooks:
         for held in self._held.values():
             held.pop(node, None)
 
+    def page_tokens(self, node: NodeId) -> int:
+        """Tokens of a page of a node that is in the books."""
+        return self._total[node][1]
+
     def pages_for(self, hop: Hop, tokens: int) -> int:
         """Layer-pages that `tokens` tokens take on a hop."""
         page_tokens = self._total[hop.node][1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from router.link_watch import LinkSettings
 from router.moves import MoveSettings
 from router.placing import FixedPlacer, Placer, ProportionalPlacer
 from router.planned import PlannedPlacement, read_planned
+from router.prefix_settings import PrefixSettings
 from router.relocation import RelocationSettings
 from router.replanner import ReplanSettings
 from router.restore_requests import Keeping
@@ -127,6 +129,8 @@ def core_settings(settings: RouterSettings, config: ModelConfig) -> CoreSettings
             refuse_hopeless=admission.refuse_hopeless,
         ),
         token_return=settings.token_return,
+        # Names of an earlier life are not known any more: what nodes keep by them goes unused.
+        prefixes=PrefixSettings(settings.prefix_cache.share, secrets.token_bytes(32)),
         speculation=SpeculationSettings(
             enabled=settings.speculation.enabled,
             max_drafts=settings.speculation.max_drafts,

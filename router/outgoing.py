@@ -89,7 +89,7 @@ def _frames_of(rows: list[SendRow]) -> list[list[SendRow]]:
 def _most_header_bytes(row: SendRow) -> int:
     """What a row may take in a header. A logit bias of a thousand tokens takes 16 KiB; a node drops
     a header that is too long, with everybody's rows in it."""
-    nbytes = 128 + len(pack_route(row.route))
+    nbytes = 128 + len(pack_route(row.route)) + len(row.blocks)
     if row.spec is not None:
         sampling = row.spec.sampling
         nbytes += 128 + 16 * len(sampling.logit_bias) + 5 * len(sampling.stop_token_ids)
@@ -110,6 +110,7 @@ def build_frame(rows: Sequence[SendRow], epoch: int) -> tuple[FrameHeader, list[
             flags=SAMPLE | (DIRECT if row.direct else 0) | (VERIFY if row.verify else 0),
             deadline_ms=row.deadline_ms,
             spec=row.spec,
+            blocks=row.blocks,
         )
         for row in rows
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from helix_mq.errors import CapacityError, HelixError, LocalError
 from helix_mq.ids import NodeId
-from helix_mq.messages.data import RefusedItem
+from helix_mq.messages.data import PREFIX_MISSING, RefusedItem
 from router.link_watch import Edge
 from router.sessions import Session, State
 
@@ -47,22 +47,32 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class FromStart:
+    """The node no longer keeps what the request was to go on from, which is nobody's fault."""
+
+
+@dataclass(frozen=True, slots=True)
 class MoveOn:
     """The request gets another route, without the node or the link if one is named. `squeezed`: it
-    ran out of pages."""
+    ran out of pages. `damaged`: what was computed of it is no good."""
 
     avoid: NodeId | None = None
     link: Edge | None = None
     squeezed: bool = False
+    damaged: bool = False
 
 
-def judge(session: Session, node: NodeId, item: RefusedItem) -> GiveUp | Expired | MoveOn | None:
+def judge(
+    session: Session, node: NodeId, item: RefusedItem
+) -> GiveUp | Expired | FromStart | MoveOn | None:
     """None for what changes nothing: it is late, or said by a node that was not asked."""
     if session.state is not State.RUNNING or item.attempt != session.attempt:
         return None
     if session.route is None or node not in session.route.nodes:
         # Only who was given a request may refuse it: ids are easy to guess.
         return None
+    if item.code == PREFIX_MISSING and session.prefix.skipped_tokens:
+        return FromStart()
     if item.code in _GIVE_UP_CODES or session.reroutes >= MAX_REROUTES:
         return GiveUp(CapacityError(f"{node} refused the request: {item.reason}"))
     if item.code == "deadline":
@@ -73,7 +83,7 @@ def judge(session: Session, node: NodeId, item: RefusedItem) -> GiveUp | Expired
         # The request's doing more likely than the node's, which goes on serving the others.
         if session.reroutes >= _TRIES_FOR_NUMBERS - 1:
             return GiveUp(LocalError(f"{node} refused the request: {item.reason}"))
-        return MoveOn()
+        return MoveOn(damaged=True)
     if item.code == _NO_RETURN and session.direct and node == session.route.nodes[-1]:
         return MoveOn(link=(node, session.route.nodes[0]))
     after = session.route.nodes[session.route.nodes.index(node) + 1 :]

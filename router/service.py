@@ -67,6 +67,8 @@ class Finished:
     reroutes: int
     stop_reason: str | int | None = None
     """The stop string or token that ended it, where one did."""
+    cached_tokens: int = 0
+    """Of the prompt, those that nodes had kept from other requests."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from helix_mq.drafting import Drafter
 from helix_mq.ids import Attempt, Epoch, RequestId
 from helix_mq.layers import Route
 from helix_mq.messages.data import SampleSpec, TokenItem
+from helix_mq.prefix_blocks import span_names
 from router.events import SendRow
 from router.service import Delta, Finished, Generation, TokenLogprob
 from router.text import TextStream
@@ -35,6 +36,18 @@ _TRANSITIONS = {
     (State.RUNNING, State.QUEUED),
     (State.RUNNING, State.ENDED),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What of its tokens a session need not have computed on its route, since all hops have kept
+    it, and the names of all their blocks; none where nothing is to be kept."""
+
+    skipped_tokens: int = 0
+    names: bytes = b""
+
+
+NO_PREFIX = Prefix()
 
 
 @dataclass(slots=True)
@@ -66,6 +79,13 @@ class Session:
     drafter: Drafter | None = None
     drafts: tuple[int, ...] = ()
     """Of the decode under way, those that no token has come for yet."""
+    prefix: Prefix = NO_PREFIX
+    """On its present route."""
+    prefix_misses: int = 0
+    cached_tokens: int = 0
+    """Of its prompt, what was not computed before its first token."""
+    nameless: bool = False
+    """What is computed of it is not to be shared."""
     squeezed: bool = False
     """It once ran out of pages: from then on it reserves all it may ever need."""
 
@@ -99,19 +119,22 @@ class Session:
         self.state = state
 
     def start(self, route: Route, epoch: Epoch, now_s: float, *, direct: bool = False) -> SendRow:
-        """Goes on a route: the prompt, with all tokens emitted so far, as one row to prefill."""
+        """Goes on a route: the prompt, with all tokens emitted so far and without what `prefix`
+        says is kept there, as one row to prefill."""
         self.move(State.RUNNING)
         self.route, self.epoch, self.sent_s, self.direct = route, epoch, now_s, direct
         if self.started_s is None:
             self.started_s = now_s
         tokens = (*self.generation.prompt_ids, *self.output)
-        self.routed_tokens = len(tokens)
+        self.routed_tokens, skipped = len(tokens), self.prefix.skipped_tokens
+        if not self.output:
+            self.cached_tokens = skipped
         needs_history = _needs_history(self.generation)
         return SendRow(
             request=self.request,
             attempt=self.attempt,
-            position=0,
-            token_ids=tokens,
+            position=skipped,
+            token_ids=tokens[skipped:],
             route=route,
             epoch=epoch,
             deadline_ms=self.deadline_ms,
@@ -120,14 +143,16 @@ class Session:
             ),
             history=tokens if needs_history else (),
             direct=direct,
+            blocks=span_names(self.prefix.names, skipped, len(tokens) - skipped),
         )
 
-    def requeue(self) -> None:
-        """Off its route, to be routed anew under the next attempt."""
+    def requeue(self, *, counted: bool = True) -> None:
+        """Off its route, to be routed anew under the next attempt; not `counted` where nobody is to
+        know."""
         self.move(State.QUEUED)
         self.route, self.drafts = None, ()
         self.attempt = Attempt(self.attempt + 1)
-        self.reroutes += 1
+        self.reroutes += counted
 
     def expects(self, node: str, item: TokenItem) -> bool:
         """True if this is the next token of the current attempt, from where it must come."""
@@ -206,6 +231,7 @@ class Session:
             total_s=now_s - self.arrived_s,
             reroutes=self.reroutes,
             stop_reason=stop_reason,
+            cached_tokens=self.cached_tokens,
         )
 
 

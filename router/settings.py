@@ -12,6 +12,7 @@ from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
 from helix_mq.messages.data import MAX_DRAFTS
 from helix_mq.settings import ProcessSettings, Section
+from router.prefix_settings import Share
 from router.schedulers_base import Method
 from router.token_return import TokenReturn
 from router.weights_rule import Allowed
@@ -149,6 +150,13 @@ class SpeculationSection(Section):
     )
 
 
+class PrefixCacheSection(Section):
+    """Beginnings of prompts that nodes have computed are not computed again: docs/prefix-cache.md.
+    `share`: between requests of the same API key ("key"), of all ("all"), or of none ("off")."""
+
+    share: Share = "key"
+
+
 class JournalSection(Section):
     """Where accepted requests and their tokens are written down, so that a restart goes on with
     them. Without a path nothing is: what runs when the router dies is lost.
@@ -219,6 +227,7 @@ class RouterSettings(ProcessSettings):
     placement: PlacementSection = PlacementSection()
     replan: ReplanSection = ReplanSection()
     scheduling: SchedulingSection = SchedulingSection()
+    prefix_cache: PrefixCacheSection = PrefixCacheSection()
     speculation: SpeculationSection = SpeculationSection()
     admission: AdmissionSection = AdmissionSection()
     journal: JournalSection = JournalSection()
