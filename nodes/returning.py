@@ -21,9 +21,6 @@ from nodes.batching import SeqKey, Work
 from nodes.inbox import Payload
 from nodes.steps import OutFrame
 
-NO_RETURN = "no_return"
-"""Code of refusals: the last hop does not get through to the first."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Returned:

@@ -32,7 +32,7 @@ from helix_mq.messages.data import (
 from nodes.batching import Batcher, SeqKey
 from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
 from nodes.ledger import Ledger
-from nodes.returning import NO_RETURN, Returns
+from nodes.returning import Returns
 from nodes.steps import (
     Batch,
     Links,
@@ -173,7 +173,8 @@ class Worker:
         lost = [s for s, hop in self._next_hop.items() if hop == peer and s in self._ledger]
         self._give_up(lost, "link_lost", f"the link {self.view.node} > {peer} broke")
         # What was to go there is lost; of those that are closed by now nothing is left here.
-        self._give_up(self._returns.to(peer), NO_RETURN, f"{self.view.node} > {peer} broke")
+        back = self._returns.to(peer)
+        self._give_up(back, "no_return", f"the link {self.view.node} > {peer} broke")
 
     def close_all(self) -> None:
         """Gives every sequence up, e.g. when a router that lost sight of this node assigns anew.
@@ -334,7 +335,7 @@ class Worker:
                 self._links.send(ROUTER, Tokens(epoch, self.view.node, part), ())
         for frame in stuck:
             lost = [s for s in sorted(frame.sequences) if s in self._ledger]
-            self._give_up(lost, NO_RETURN, f"{self.view.node} has no link to {frame.peer}")
+            self._give_up(lost, "no_return", f"{self.view.node} has no link to {frame.peer}")
 
     def _return(self, frame: OutFrame) -> bool:
         """Hands tokens to their first hop; False if there is no way to it."""
