@@ -201,18 +201,22 @@ def kv_pages_within(request: LoadRequest, config: ModelConfig, page_tokens: int)
 EngineMaker = Callable[[str, ModelSlice, KvCache], Engine]
 """From the node's name, a slice and its cache."""
 
+SliceMaker = Callable[[LoadRequest, Progress], ModelSlice]
+"""Reads a slice's weights, or comes by them in another way."""
+
 
 def load(
     request: LoadRequest,
     report: Report,
     host: LoadHost | None = None,
     engine: EngineMaker = Engine,
+    make: SliceMaker | None = None,
 ) -> Loaded:
     """Loads, allocates, warms up. Raises ConfigError, NoRoom or ModelFormatError in words, and
     what `host` raises."""
     host = host or Alone()
     started_s = time.perf_counter()
-    model, cache = load_model(request, report, host=host)
+    model, cache = load_model(request, report, host=host, make=make)
     report("warming up")
     try:
         rate = _measure(model, cache, host)
@@ -249,6 +253,7 @@ def load_model(
     report: Report,
     most_pages: Callable[[int], int] | None = None,
     host: LoadHost | None = None,
+    make: SliceMaker | None = None,
 ) -> tuple[ModelSlice, KvCache]:
     """The slice, and a KV cache of what memory is left. Raises as load().
 
@@ -265,7 +270,7 @@ def load_model(
     # Before anything is read: a slice that leaves no room for KV is refused at once.
     kv_pages_within(request, config, DEFAULT_PAGE_TOKENS)
     report(f"loading {request.layers}")
-    model = _load_slice(request, progress)
+    model = (make or _load_slice)(request, progress)
     try:
         page_tokens = model.page_tokens()
         pages = kv_pages_within(request, config, page_tokens)
