@@ -70,11 +70,11 @@ def write_stand_in(folder: Path, num_layers: int, activation_bytes: int) -> Path
         for name, shape in sorted(names.items())
     }
     save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: i for i, letter in enumerate(alphabet)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
