@@ -89,7 +89,8 @@ def cluster(
         "machine": machine_summary(PACKAGES),
         "cluster": subject.as_dict(),
         "trial": {**trial.as_dict(), "slower": slower},
-        "rows": [pair.as_dict() for pair in pairs],
+        "rows": [pair.row() for pair in pairs],
+        "runs": [pair.as_dict() for pair in pairs],
     }
     if out is not None:
         write_results(out, body)

@@ -48,8 +48,29 @@ class Pair:
             return [f"this machine was {self.live.machine_busy:.0%} busy"]
         return []
 
+    def row(self) -> dict[str, Any]:
+        """What is looked at first, for a table."""
+        sides = {
+            "live": self.live.report,
+            "simulated": self.simulated,
+            "with_overhead": self.explained,
+        }
+        row: dict[str, Any] = {"scheduler": self.scheduler, "counts": not self.faults()}
+        row["decode_difference"] = self.difference
+        for name, found in sides.items():
+            row[name] = {
+                "decode_tokens_per_s": found.decode_tokens_per_s,
+                "prompt_tokens_per_s": found.prompt_tokens_per_s,
+                "ttft_s": found.ttft.mean,
+                "tpot_s": found.tpot.mean,
+                "e2e_s": found.e2e.mean,
+            }
+        row["overhead_s"] = self.overhead_s
+        row["machine_busy"] = self.live.machine_busy
+        return row
+
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON; no timelines."""
+        """Everything, ready for JSON; no timelines."""
         live = self.live
         return {
             "scheduler": self.scheduler,
@@ -58,12 +79,8 @@ class Pair:
             "warnings": self.warnings(),
             "live": live.report.as_dict(timeline=False),
             "simulated": self.simulated.as_dict(timeline=False),
-            "simulated_with_overhead": {
-                "overhead_s": self.overhead_s,
-                "decode_tokens_per_s": self.explained.decode_tokens_per_s,
-                "ttft_s": self.explained.ttft.mean,
-                "tpot_s": self.explained.tpot.mean,
-            },
+            "simulated_with_overhead": self.explained.as_dict(timeline=False),
+            "overhead_s": self.overhead_s,
             "emulation": {
                 "nodes": [asdict(pace) for pace in live.paces],
                 "shaper_late_s": live.shaper_late_s,

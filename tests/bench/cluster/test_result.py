@@ -66,7 +66,11 @@ def test_the_difference_is_of_decode_throughput() -> None:
     body = json.loads(json.dumps(pair.as_dict()))
     assert body["decode_difference"] == pytest.approx(-0.5)
     assert body["live"]["decode_tokens_per_s"] == pytest.approx(0.5)
-    assert body["simulated_with_overhead"]["overhead_s"] == 0.001
+    assert body["overhead_s"] == 0.001
+    row = json.loads(json.dumps(pair.row()))
+    assert row["counts"]
+    assert row["simulated"]["decode_tokens_per_s"] == pytest.approx(1.0)
+    assert row["live"]["tpot_s"] == pytest.approx(0.5)
 
 
 def test_what_makes_a_run_invalid_is_said() -> None:
