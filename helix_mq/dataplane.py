@@ -7,6 +7,7 @@ layers, requests or models. Used by nodes and by the router alike.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections import Counter
@@ -75,11 +76,14 @@ class InLink:
         return self._credit.outstanding_bytes > self._most_bytes
 
     def received(self, nbytes: int) -> None:
-        """Counts a frame; acknowledges it when enough has come for the sender's pace."""
+        """Counts a frame; has it acknowledged when enough has come for the sender's pace."""
+        if self._count(nbytes):
+            self._plane.announce_soon(self)
+
+    def _count(self, nbytes: int) -> bool:
         self._credit.received(nbytes)
         self._received_bytes += nbytes
-        if self._received_bytes - self._told_bytes >= ACKNOWLEDGE_BYTES:
-            self.announce()
+        return self._received_bytes - self._told_bytes >= ACKNOWLEDGE_BYTES
 
     def consumed(self, nbytes: int) -> None:
         """The bytes left the inbox: gives the sender credit back when that is worth a message."""
@@ -100,8 +104,9 @@ class InLink:
         are more of them than a sender has a use for."""
         if padded:
             # Also of what is refused: the sender counts these bytes as on their way, and would wait
-            # for them for ever.
-            self.received(nbytes)
+            # for them for ever. Acknowledged one by one: their spacing is what is measured.
+            if self._count(nbytes):
+                self.announce()
             self.consumed(nbytes)
         if not self._allowance.take(nbytes if padded else 0):
             raise FrameError(f"{self.sender} probes too often", reason="probes")
@@ -169,6 +174,7 @@ class DataPlane:
         self._allow: AllowList | None = None
         self._in: dict[bytes, InLink] = {}
         self._out: dict[str, OutLink] = {}
+        self._to_tell: dict[InLink, None] = {}
 
     async def bind(self, endpoint: str, security: ServerSecurity | None) -> str:
         """Binds the data socket; gives the real endpoint. Peers must have the names under which
@@ -259,6 +265,18 @@ class DataPlane:
             link.send(header, buffers)
             return True
         return link.connection is not None and link.connection.send(encode(header, buffers))
+
+    def announce_soon(self, link: InLink) -> None:
+        """Once for all that comes in this turn of the loop, and after it has been handled: what is
+        passed on need not wait for an acknowledgement."""
+        if not self._to_tell:
+            asyncio.get_running_loop().call_soon(self._announce)
+        self._to_tell[link] = None
+
+    def _announce(self) -> None:
+        links, self._to_tell = self._to_tell, {}
+        for link in links:
+            link.announce()
 
     def answer(self, routing_id: bytes, header: msgspec.Struct) -> None:
         if self._listener is not None:

@@ -64,6 +64,7 @@ def unpack(data: bytes | memoryview, kind: type[S]) -> S:
     except (ValueError, TypeError, RecursionError, OverflowError, msgpack.UnpackException) as e:
         raise FrameError(f"header is not msgpack: {e}", reason="not_msgpack") from None
     try:
-        return _decoder(kind).decode(data)
+        value: S = _decoder(kind).decode(data)
     except (msgspec.DecodeError, RecursionError) as e:
         raise FrameError(f"{kind.__name__}: {e}", reason="bad_field") from None
+    return value
