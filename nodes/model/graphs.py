@@ -120,6 +120,7 @@ class DecodeGraphs:
     def _first(self, shape: StepShape, batch: SliceBatch, cache: KvCache) -> SliceOutput | None:
         """Runs the step plainly, records it, and compares; what the plain pass gave."""
         if not self._recorder.has_room():
+            self._switch_off("too little of the device's memory is free")
             return None
         while len(self._recordings) >= MAX_RECORDINGS:
             self._recordings.popitem(last=False)

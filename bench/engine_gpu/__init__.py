@@ -1,0 +1,1 @@
+"""`helix-mq bench engine --suite gpu`: the engine on a GPU, all of it, in one go."""
