@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -57,9 +58,11 @@ class FrameUse:
             self._on_consumed()
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """The tokens of a Work: `data` is `[count, width]` elements of `dtype`, a view of the frame."""
+class Payload(msgspec.Struct, frozen=True):
+    """The tokens of a Work: `data` is `[count, width]` elements of `dtype`, a view of the frame.
+
+    A struct, as Work is: one is made for every row at every hop.
+    """
 
     dtype: str
     width: int
