@@ -157,4 +157,11 @@ def _logprob(logprob: TokenLogprob, tokenizer: Tokenizer) -> client.TokenLogprob
 
 def _done(reference: int, end: Finished) -> client.Done:
     timings = client.Timings(end.queue_s, end.ttft_s, end.total_s, end.reroutes)
-    return client.Done(reference, end.finish_reason, end.prompt_tokens, end.output_tokens, timings)
+    return client.Done(
+        reference,
+        end.finish_reason,
+        end.prompt_tokens,
+        end.output_tokens,
+        timings,
+        end.cached_tokens,
+    )

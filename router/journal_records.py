@@ -112,6 +112,7 @@ class _Finish(msgspec.Struct, array_like=True, frozen=True, tag="finished"):
     total_s: float
     reroutes: int
     stop_reason: str | int | None
+    cached_tokens: int = 0
 
 
 class _Break(msgspec.Struct, array_like=True, frozen=True, tag="broken"):
@@ -209,6 +210,7 @@ def end_of(end: Finished | Broken) -> msgspec.Struct:
         end.total_s,
         end.reroutes,
         end.stop_reason,
+        end.cached_tokens,
     )
 
 

@@ -57,6 +57,9 @@ class RouterMetrics:
             "bad_messages", "Messages that were no good, by reason.", "reason"
         )
         self._prompt = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
+        self._cached = self._counter(
+            "cached_prompt_tokens", "Prompt tokens of finished requests that nodes had kept."
+        )
         self._output = self._counter("output_tokens", "Output tokens emitted.")
         self._reroutes = self._counter("reroutes", "Times finished requests had been re-routed.")
         self._ttft = self._histogram(
@@ -115,6 +118,7 @@ class RouterMetrics:
                 self._last[request] = now_s
             case Finished():
                 self._reroutes.inc(event.reroutes)
+                self._cached.inc(event.cached_tokens)
                 self._queue.observe(event.queue_s)
                 self._ended(request, event.finish_reason, now_s)
             case Broken():

@@ -73,6 +73,8 @@ class TracePicture(msgspec.Struct, frozen=True):
     submitted_s: float
     """Unix time by the router's clock."""
     prompt_tokens: int
+    cached_tokens: int
+    """Of the prompt, not computed on its route: kept there from other requests."""
     output_tokens: int
     attempts: int
     queue_s: float
@@ -191,6 +193,7 @@ def trace_picture(
         outcome=run.outcome,
         submitted_s=record.submitted_s,
         prompt_tokens=run.prompt_tokens,
+        cached_tokens=run.cached_tokens,
         output_tokens=run.output_tokens,
         attempts=record.attempts[-1][0] + 1,
         queue_s=run.queue_s,
@@ -213,6 +216,7 @@ class _Run:
     state: str
     outcome: str = ""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     output_tokens: int = 0
     queue_s: float = 0.0
     ttft_s: float = 0.0
@@ -229,6 +233,7 @@ def _run(record: Record, session: Session | None, now_s: float) -> _Run:
             state="finished",
             outcome=end.finish_reason,
             prompt_tokens=end.prompt_tokens,
+            cached_tokens=end.cached_tokens,
             output_tokens=end.output_tokens,
             queue_s=end.queue_s,
             ttft_s=end.ttft_s,
@@ -245,6 +250,7 @@ def _run(record: Record, session: Session | None, now_s: float) -> _Run:
     return _Run(
         state="running" if session.state is State.RUNNING else "queued",
         prompt_tokens=session.prompt_tokens,
+        cached_tokens=session.cached_tokens,
         output_tokens=len(session.output),
         queue_s=(started_s if started_s is not None else now_s) - session.arrived_s,
         ttft_s=first_s - session.arrived_s if first_s is not None else 0.0,

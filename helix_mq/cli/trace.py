@@ -54,6 +54,7 @@ class TraceView(msgspec.Struct, frozen=True):
     state: str
     outcome: str = ""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     output_tokens: int = 0
     attempts: int = 1
     queue_s: float = 0.0
@@ -123,8 +124,8 @@ def _headline(view: TraceView) -> Text:
     text = Text.assemble((f"Request {view.id}", "bold"), f": {view.state}{ended}")
     if view.prompt_tokens:
         text.append(
-            f"; {view.prompt_tokens:,} prompt and {view.output_tokens:,} output tokens in "
-            f"{seconds(view.total_s)}: waited {seconds(view.queue_s)} for a route"
+            f"; {view.prompt_tokens:,} prompt{_kept(view)} and {view.output_tokens:,} output tokens"
+            f" in {seconds(view.total_s)}: waited {seconds(view.queue_s)} for a route"
         )
     if view.ttft_s:
         text.append(f", first token after {seconds(view.ttft_s)}")
@@ -135,6 +136,10 @@ def _headline(view: TraceView) -> Text:
         times = "once" if view.attempts == 2 else f"{view.attempts - 1} times"
         text.append(f"; re-routed {times}")
     return text.append(".")
+
+
+def _kept(view: TraceView) -> str:
+    return f" ({view.cached_tokens:,} of them cached)" if view.cached_tokens else ""
 
 
 def _hops(view: TraceView, width: int) -> Table:

@@ -88,6 +88,8 @@ class Done(msgspec.Struct, array_like=True, frozen=True):
     prompt_tokens: U31
     output_tokens: U31
     timings: Timings
+    cached_tokens: U31 = 0
+    """Of the prompt, those that were not computed: nodes had kept them from other requests."""
 
 
 class Failed(msgspec.Struct, array_like=True, frozen=True):

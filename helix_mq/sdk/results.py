@@ -39,8 +39,11 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """`cached_tokens`: of the prompt, those that nodes had kept from other requests."""
+
     prompt_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

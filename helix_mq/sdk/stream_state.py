@@ -100,7 +100,7 @@ class StreamState:
             text="".join(self._texts),
             token_ids=tuple(self._token_ids),
             finish_reason=done.finish_reason,
-            usage=Usage(done.prompt_tokens, done.output_tokens),
+            usage=Usage(done.prompt_tokens, done.output_tokens, done.cached_tokens),
             timings=self._timings(done),
             model=self._model,
             request=self.request or "",

@@ -13,7 +13,7 @@ import msgspec
 
 from router.gateway.fanout import Item
 from router.gateway.fields import GenerationFields
-from router.gateway.replies import Usage
+from router.gateway.replies import Usage, usage_of
 from router.service import Delta, Finished, Generation, Service
 
 
@@ -66,16 +66,17 @@ class Tally:
         self._n = choices_per_prompt
         self._prompt_tokens = 0
         self._output_tokens = 0
+        self._cached_tokens = 0
 
     def add(self, item: Item) -> None:
         if isinstance(item.event, Finished):
             self._output_tokens += item.event.output_tokens
             if item.index % self._n == 0:
                 self._prompt_tokens += item.event.prompt_tokens
+                self._cached_tokens += item.event.cached_tokens
 
     def usage(self) -> Usage:
-        total = self._prompt_tokens + self._output_tokens
-        return Usage(self._prompt_tokens, self._output_tokens, total)
+        return usage_of(self._prompt_tokens, self._output_tokens, self._cached_tokens)
 
 
 class Texts:

@@ -12,10 +12,26 @@ StopReason = str | int | None
 """The stop string or token that ended a choice, where one did; not OpenAI's, but wide-spread."""
 
 
+class PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+    """Not computed for this request: nodes had kept them from others."""
+
+
 class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails | UnsetType = UNSET
+    """Where some were cached."""
+
+
+def usage_of(prompt_tokens: int, output_tokens: int, cached_tokens: int) -> Usage:
+    return Usage(
+        prompt_tokens,
+        output_tokens,
+        prompt_tokens + output_tokens,
+        PromptDetails(cached_tokens) if cached_tokens else UNSET,
+    )
 
 
 class TopChatLogprob(msgspec.Struct, frozen=True):

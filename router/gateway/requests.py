@@ -16,7 +16,7 @@ from helix_mq.errors import CallerError, HelixError
 from router.gateway.auth import ApiKeys
 from router.gateway.faults import ErrorFields, error_fields, error_response
 from router.gateway.logprobs import chat_logprobs, joined_chat_logprobs
-from router.gateway.replies import ChatLogprobs, StopReason, Usage
+from router.gateway.replies import ChatLogprobs, StopReason, Usage, usage_of
 from router.journal_reader import FoundRequest, JournalReader
 from router.service import Broken, Finished, Service
 
@@ -129,7 +129,9 @@ def _together(states: Sequence[str]) -> str:
 
 def _usage(found: Sequence[FoundRequest]) -> Usage:
     """As in answers: each prompt once, however many choices it has."""
-    prompts = {one.opened.generation.prompt_ids for one in found}
-    prompt_tokens = sum(len(ids) for ids in prompts)
+    prompts = {one.opened.generation.prompt_ids: one for one in reversed(found)}
     output_tokens = sum(len(one.token_ids) for one in found)
-    return Usage(prompt_tokens, output_tokens, prompt_tokens + output_tokens)
+    cached_tokens = sum(
+        one.end.cached_tokens for one in prompts.values() if isinstance(one.end, Finished)
+    )
+    return usage_of(sum(map(len, prompts)), output_tokens, cached_tokens)
