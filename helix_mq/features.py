@@ -15,5 +15,8 @@ DIRECT = "direct"
 PREFIX = "prefix"
 """Prompts may begin at the end of a block that is kept; see `helix_mq.messages.data.Row.blocks`."""
 
-FEATURES: tuple[str, ...] = (VERIFY, DIRECT, PREFIX)
+WIRE8 = "wire8"
+"""Activations in 8 bits are understood; see `helix_mq.scaled_rows`."""
+
+FEATURES: tuple[str, ...] = (VERIFY, DIRECT, PREFIX, WIRE8)
 """Of this program."""

@@ -23,12 +23,15 @@ from helix_mq.messages.data import (
     MAX_FRAME_TOKENS,
     MAX_PADDING_BYTES,
     SAMPLE,
+    SCALED,
     VERIFY,
     FrameHeader,
     Row,
+    token_bytes,
 )
 from helix_mq.packing import U31, Name, pack, unpack
 from helix_mq.prefix_blocks import cut_names, names_fit
+from helix_mq.scaled_rows import check_scales
 
 Buffer = bytes | bytearray | memoryview
 
@@ -90,8 +93,7 @@ def _refuse_head(head: bytes) -> NoReturn:
 
 def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
     """Checks rows, routes, dtype, width and byte lengths of a frame against each other."""
-    item_bytes = DTYPES.get(header.dtype)
-    if item_bytes is None:
+    if header.dtype not in DTYPES:
         raise FrameError(f"dtype {header.dtype!r} is not one of {sorted(DTYPES)}", reason="dtype")
     tokens = history = 0
     has_ids = header.dtype == "int32"
@@ -128,10 +130,13 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
         raise FrameError(f"token rows of width {header.width}, expected 1", reason="width")
     if tokens > MAX_FRAME_TOKENS:
         raise FrameError(f"{tokens} tokens in one frame", reason="frame_tokens")
-    expected = [tokens * header.width * item_bytes] + ([history * 4] if history else [])
+    payload_bytes = tokens * token_bytes(header.dtype, header.width)
+    expected = [payload_bytes] + ([history * 4] if history else [])
     got = [buffer.nbytes for buffer in buffers]
     if got != expected:
         raise FrameError(f"buffers of {got} bytes, the header says {expected}", reason="length")
+    if header.dtype == SCALED:
+        check_scales(buffers[0], header.width)
 
 
 def _check_drafts(row: Row) -> None:
@@ -216,20 +221,20 @@ def split_frame(
     payload = memoryview(buffers[0]).cast("B")
     if payload.nbytes <= max_bytes:
         return [(header, buffers)]
-    token_bytes = header.width * DTYPES[header.dtype]
+    stride = token_bytes(header.dtype, header.width)
     history = memoryview(buffers[1]).cast("B") if len(buffers) > 1 else None
-    most = max(1, max_bytes // token_bytes)
+    most = max(1, max_bytes // stride)
     frames: list[tuple[FrameHeader, Sequence[Buffer]]] = []
     rows: list[Row] = []
     held = at = history_at = history_from = 0
 
     def close() -> None:
         nonlocal held, at, rows, history_from
-        parts: list[Buffer] = [payload[at : at + held * token_bytes]]
+        parts: list[Buffer] = [payload[at : at + held * stride]]
         if history is not None and history_at > history_from:
             parts.append(history[history_from:history_at])
         frames.append((msgspec.structs.replace(header, rows=tuple(rows)), parts))
-        at += held * token_bytes
+        at += held * stride
         held, rows, history_from = 0, [], history_at
 
     for row in header.rows:

@@ -21,7 +21,6 @@ from helix_mq.features import FEATURES
 from helix_mq.frames import Message, decode, encode
 from helix_mq.ids import ROUTER
 from helix_mq.messages import control, data
-from helix_mq.outlink import PeerAddress
 from helix_mq.transport import Connection, Delivery, LinkState, Transport
 from nodes.device import DeviceThread
 from nodes.health import NodeState, status_text, stuck_text
@@ -33,6 +32,7 @@ from nodes.metrics import NodeFigures
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
 from nodes.slices import Slices
+from nodes.wire_format import addresses
 from nodes.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -313,12 +313,8 @@ class NodeDaemon:
         while True:
             peers = await self._peers.get()
             self._security.allow_peers(peers)
-            await self._plane.set_peers(
-                {
-                    p.node: PeerAddress(p.node, p.incarnation, p.endpoint, p.public_key)
-                    for p in peers.peers
-                }
-            )
+            self._slices.formats.follow(peers.peers)
+            await self._plane.set_peers(addresses(peers.peers))
 
     def figures(self) -> NodeFigures:
         """For its metrics."""

@@ -8,7 +8,6 @@ copy) and from the result tensor to the wire as views.
 from __future__ import annotations
 
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,13 +38,7 @@ from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState
 from nodes.model.sampler_drafts import Ending, sample_endings
 from nodes.model.slice import ModelSlice
 from nodes.steps import Batch, OutFrame, StepResult
-
-WIRE_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-_WIRE_NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
+from nodes.wire_format import WireFormats, from_wire, to_wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +60,7 @@ class Engine:
         self._cache = cache
         self._pool = cache.pool
         self._samplers: dict[SeqKey, SamplerState] = {}
+        self.formats = WireFormats()
 
     @property
     def free_pages(self) -> int:
@@ -266,15 +260,15 @@ class Engine:
                     drafts=work.drafts,
                 )
             )
+        dtype, payload_view = to_wire(hidden, self.formats.of(key.peer))
         header = FrameHeader(
             epoch=key.epoch,
             sender=self._node,
-            dtype=_WIRE_NAMES[hidden.dtype],
+            dtype=dtype,
             width=hidden.shape[1],
             rows=tuple(rows),
             routes=tuple(routes),
         )
-        payload_view = hidden.view(torch.uint8).numpy().reshape(-1).data
         buffers: tuple[memoryview, ...] = (payload_view,)
         if histories:
             buffers += (histories[0] if len(histories) == 1 else memoryview(b"".join(histories)),)
@@ -305,15 +299,7 @@ def _hidden(works: Batch) -> torch.Tensor | None:
     """[tokens, width] of the rows that arrive as activations."""
     if not works:
         return None
-    with warnings.catch_warnings():
-        # Received buffers may be read-only; the batch below is a copy, so nothing writes to them.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        parts = [
-            torch.frombuffer(w.payload.data, dtype=WIRE_DTYPES[w.payload.dtype]).view(
-                w.count, w.payload.width
-            )
-            for w in works
-        ]
+    parts = [from_wire(w.payload.data, w.payload.dtype, w.payload.width) for w in works]
     if len({part.dtype for part in parts}) > 1:
         parts = [part.float() for part in parts]
     return torch.cat(parts)

@@ -21,13 +21,13 @@ from helix_mq.layers import LayerRange, Route
 from helix_mq.messages.data import (
     BLOCK_TOKENS,
     DIRECT,
-    DTYPES,
     SAMPLE,
     VERIFY,
     FrameHeader,
     RefusedItem,
     Row,
     SampleSpec,
+    token_bytes,
 )
 from helix_mq.prefix_blocks import BlockNames
 from helix_mq.sampling import SamplingParams
@@ -87,7 +87,7 @@ class Payload(msgspec.Struct, frozen=True):
 
 def cut_payload(payload: Payload, start: int, stop: int) -> Payload:
     """The part of a payload for tokens [start, stop) of its Work; still a view."""
-    stride = payload.width * DTYPES[payload.dtype]
+    stride = token_bytes(payload.dtype, payload.width)
     return Payload(
         payload.dtype,
         payload.width,
@@ -177,7 +177,7 @@ def accept_frame(
     except FrameError:
         use.take(total)
         raise
-    stride = header.width * DTYPES[header.dtype]
+    stride = token_bytes(header.dtype, header.width)
     at = history_at = 0
     data = buffers[0].cast("B")
     for row in header.rows:

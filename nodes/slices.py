@@ -30,6 +30,7 @@ from nodes.serving import ServingSlice, make_worker
 from nodes.settings import NodeSettings
 from nodes.steps import Links, WorkerStatistics
 from nodes.tracing import Tracer
+from nodes.wire_format import WireFormats
 from nodes.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Slices:
         self._loading: control.Assign | None = None
         self._retired = _NO_WORK
         self.tracer = Tracer(clock)
+        self.formats = WireFormats()
 
     # -- what is held ---------------------------------------------------------
 
@@ -249,6 +251,7 @@ class Slices:
         return cut
 
     def _start(self, order: control.Assign, loaded: Loaded) -> ServingSlice:
+        loaded.engine.formats = self.formats
         worker = make_worker(
             self._settings.name,
             loaded,

@@ -394,6 +394,7 @@ class RouterApp(OperatorSide):
                     for p in peers
                 }
             )
-            message = control.Peers(self.core.cluster.epoch, (*peers, me))
             for register in members:
+                theirs = self.core.cluster.flows.forms.peers(NodeId(register.node), peers)
+                message = control.Peers(self.core.cluster.epoch, (*theirs, me))
                 self._to_node(register.node, register.incarnation, message)

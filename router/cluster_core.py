@@ -21,6 +21,7 @@ from router.assigning import Assigner
 from router.change import ClusterChange, to_member
 from router.flow_keeper import FlowKeeper
 from router.flows import LiveFlow
+from router.link_forms import Activations
 from router.link_watch import Edge, LinkSettings, LinkWatch
 from router.membership import Member, Membership, NodeState
 from router.moves import Moves, MoveSettings
@@ -43,6 +44,7 @@ class ClusterSettings:
     solve_apart: bool = False
     """Flows that only follow speeds are solved by who carries out SolveFlow, not in the core."""
     quantise: Allowed = "none"
+    activations: Activations = "same"
 
 
 class ClusterCore:
@@ -70,6 +72,7 @@ class ClusterCore:
             self.links,
             problem,
             solve_apart=settings.solve_apart,
+            activations=settings.activations,
         )
         self.config = config
         self._digest = model_digest

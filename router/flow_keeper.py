@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from helix_mq.features import WIRE8
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import Placement
 from helix_mq.messages.control import Heartbeat, LinkReport
@@ -19,6 +20,7 @@ from helix_mq.models.config import ModelConfig
 from router import events as ev
 from router.change import ClusterChange
 from router.flows import LiveFlow, LiveNode, MeasuredLinks, PlannedSpeeds
+from router.link_forms import Activations, LinkForms
 from router.link_speeds import LinkSpeeds
 from router.link_watch import LinkWatch
 from router.live_problem import TOKEN_BYTES, WIRE_ELEMENT_BYTES
@@ -53,6 +55,7 @@ class FlowKeeper:
         problem: Problem | None,
         *,
         solve_apart: bool,
+        activations: Activations = "same",
     ) -> None:
         self.suspects = Suspects()
         self.planned = PlannedSpeeds(problem) if problem is not None else None
@@ -71,7 +74,13 @@ class FlowKeeper:
         self._activation_bytes = config.activation_bytes_per_token(WIRE_ELEMENT_BYTES)
         planned = self.planned.bytes_per_s if self.planned is not None else None
         self._link_speeds = LinkSpeeds(self._activation_bytes, planned or (lambda edge: math.inf))
-        moves.links = self._link_speeds.planning()
+        self.forms = LinkForms(
+            activations,
+            config.hidden_size,
+            lambda node: membership.all_can([node], WIRE8),
+            self._link_speeds.bytes_per_s,
+        )
+        moves.links = self._link_speeds.planning(self.forms.gain)
         self._rates = LiveRates(config)
         self._said: dict[NodeId, float] = {}
         self._to_tell: dict[NodeId, _Told] = {}
@@ -166,7 +175,11 @@ class FlowKeeper:
         measured = self._link_speeds.measured()
         links = None
         if measured:
-            links = MeasuredLinks(measured, TOKEN_BYTES, self._activation_bytes)
+            narrowed = {
+                edge: replace(link, bytes_per_s=link.bytes_per_s * self.forms.gain(edge))
+                for edge, link in measured.items()
+            }
+            links = MeasuredLinks(narrowed, TOKEN_BYTES, self._activation_bytes)
         layers, closed = self._config.num_layers, self._watch.closed
         return FlowProblem(layers, self._live(members), self.planned, closed, links)
 
@@ -230,7 +243,10 @@ class FlowKeeper:
             self._note_slow(changed, now_s, change)
         if links_changed:
             self._moves.replanner.changed(now_s)
-        if changed or links_changed:
+        forms_changed = self.forms.review(m.name for m in self._membership)
+        if forms_changed:
+            change.effects.append(ev.PeersChanged())
+        if changed or links_changed or forms_changed:
             self._renew(change)
 
     def _note_slow(self, changed: Sequence[NodeId], now_s: float, change: ClusterChange) -> None:

@@ -145,19 +145,26 @@ class LinkSpeeds:
             if link.used or link.round_trip_s
         }
 
-    def planning(self) -> Mapping[Edge, LinkSpeed]:
-        """What a search for a placement is to assume: a view, always of the newest."""
-        return _Planning(self._links)
+    def bytes_per_s(self, edge: Edge) -> float:
+        """That a link can carry, as last measured; 0 where that is not known."""
+        link = self._links.get(edge)
+        return link.estimate if link is not None else 0.0
+
+    def planning(self, gain: Callable[[Edge], float] = lambda _: 1.0) -> Mapping[Edge, LinkSpeed]:
+        """What a search for a placement is to assume: a view, always of the newest. `gain`: times
+        as many tokens that a link carries as it would in the widest form."""
+        return _Planning(self._links, gain)
 
 
 class _Planning(Mapping[Edge, LinkSpeed]):
-    def __init__(self, links: Mapping[Edge, _Link]) -> None:
+    def __init__(self, links: Mapping[Edge, _Link], gain: Callable[[Edge], float]) -> None:
         self._links = links
+        self._gain = gain
 
     def __getitem__(self, edge: Edge) -> LinkSpeed:
         link = self._links[edge]
         return LinkSpeed(
-            link.estimate or UNMEASURED_BYTES_PER_S,
+            (link.estimate or UNMEASURED_BYTES_PER_S) * self._gain(edge),
             link.round_trip_s / 2 or UNMEASURED_LATENCY_S,
         )
 

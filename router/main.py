@@ -60,6 +60,7 @@ def build_app(
         ClusterSettings(
             dead_after_s=settings.dead_after_s,
             quantise=settings.quantise,
+            activations=settings.links.activations,
             recover_s=settings.recover_s,
             links=LinkSettings(down_after_s=settings.link_down_after_s),
             moves=_moves(settings),

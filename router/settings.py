@@ -12,6 +12,7 @@ from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
 from helix_mq.messages.data import MAX_DRAFTS
 from helix_mq.settings import ProcessSettings, Section
+from router.link_forms import Activations
 from router.prefix_settings import Share
 from router.schedulers_base import Method
 from router.token_return import TokenReturn
@@ -157,6 +158,14 @@ class PrefixCacheSection(Section):
     share: Share = "key"
 
 
+class LinksSection(Section):
+    """`activations`: the form in which nodes send each other rows. `same` is the sender's compute
+    dtype; narrower ones save bytes and may change tokens, `auto` on slow links only:
+    docs/wire-formats.md."""
+
+    activations: Activations = "same"
+
+
 class JournalSection(Section):
     """Where accepted requests and their tokens are written down, so that a restart goes on with
     them. Without a path nothing is: what runs when the router dies is lost.
@@ -229,6 +238,7 @@ class RouterSettings(ProcessSettings):
     scheduling: SchedulingSection = SchedulingSection()
     prefix_cache: PrefixCacheSection = PrefixCacheSection()
     speculation: SpeculationSection = SpeculationSection()
+    links: LinksSection = LinksSection()
     admission: AdmissionSection = AdmissionSection()
     journal: JournalSection = JournalSection()
     telemetry: TelemetrySection = TelemetrySection()

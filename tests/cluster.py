@@ -31,6 +31,7 @@ from router.service import Broken, Delta, Finished, Generation
 from router.settings import (
     AdmissionSection,
     JournalSection,
+    LinksSection,
     PlacementSection,
     RouterSettings,
     SchedulingSection,
@@ -186,6 +187,7 @@ async def cluster(
     regions: Mapping[str, str] | None = None,
     times: StepTimes | None = None,
     tensor_parallel: int = 1,
+    links: LinksSection | None = None,
 ) -> AsyncIterator[Cluster]:
     """A running cluster with one node per entry of `placement` ("first:end").
 
@@ -209,6 +211,7 @@ async def cluster(
         token_return=token_return,
         speculation=speculation or SpeculationSection(),
         journal=journal or JournalSection(),
+        links=links or LinksSection(),
     )
     app = build_app(settings, folder, transport, SystemClock())
     await app.start()

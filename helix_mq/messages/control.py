@@ -226,6 +226,8 @@ class Peer(msgspec.Struct, array_like=True, frozen=True):
     incarnation: U63
     endpoint: Endpoint
     public_key: PublicKey
+    activations: Annotated[str, msgspec.Meta(max_length=16)] = ""
+    """Wire dtype of rows to this peer; empty for the sender's compute dtype."""
 
 
 class Peers(msgspec.Struct, array_like=True, frozen=True):

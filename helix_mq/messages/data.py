@@ -8,6 +8,7 @@ import msgspec
 
 from helix_mq.packing import U16, U31, U63, Name, Text
 from helix_mq.sampling import SamplingParams
+from helix_mq.scaled_rows import scaled_bytes
 
 SAMPLE = 1
 """Row flag: the row's last token is the sequence's last, so the last hop samples after it."""
@@ -34,8 +35,16 @@ MAX_FRAME_TOKENS = 1 << 17
 MAX_WIDTH = 1 << 16
 MAX_PADDING_BYTES = 64 * 1024
 
-DTYPES = {"int32": 4, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Names of buffer dtypes on the wire and their bytes per element (little-endian)."""
+SCALED = "int8"
+"""Wire dtype of activations in 8 bits with scales: `helix_mq.scaled_rows`."""
+DTYPES = {"int32": 4, "float32": 4, "bfloat16": 2, "float16": 2, SCALED: 1}
+"""Names of buffer dtypes on the wire and their bytes per element (little-endian), scales left
+out."""
+
+
+def token_bytes(dtype: str, width: int) -> int:
+    """Bytes of one token of a frame; KeyError for what is no wire dtype."""
+    return scaled_bytes(width) if dtype == SCALED else width * DTYPES[dtype]
 
 
 class SampleSpec(msgspec.Struct, array_like=True, frozen=True):

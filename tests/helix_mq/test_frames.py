@@ -230,7 +230,8 @@ def test_what_does_not_fit_together_is_refused_with_a_reason() -> None:
     tokens, ids = token_frame()
     acts, floats = activation_frame()
     cases: list[tuple[data.FrameHeader, list[memoryview], str]] = [
-        (changed(acts, dtype="int8"), floats, "dtype"),
+        (changed(acts, dtype="int4"), floats, "dtype"),
+        (changed(acts, dtype="int8"), floats, "length"),
         (changed(acts, dtype="bfloat16"), floats, "length"),
         (changed(acts, width=5), floats, "length"),
         (acts, [floats[0][:-1]], "length"),
