@@ -44,10 +44,29 @@ def engine(
         float | None,
         typer.Option(help="Memory's GB/s, for the share that steps get of it."),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="gpu: everything there is to measure on a GPU, with random weights."),
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="With --suite: a trial of its parts, also on a CPU.")
+    ] = False,
+    parts: Annotated[
+        str | None, typer.Option(help="With --suite: some of its parts only, by commas.")
+    ] = None,
     out: OutOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the engine: prefill and decode, beside other programs on the same weights."""
+    if suite is not None:
+        from bench.engine_gpu.cli import run_gpu
+
+        if suite != "gpu":
+            raise ConfigError(f"--suite {suite!r:.40} is unknown; use gpu", param="suite")
+        # The default device is for measurements beside other programs.
+        chosen = "cuda" if device == "cpu" and not tiny else device
+        run_gpu(device=chosen, tiny=tiny, parts=parts, out=out, as_json=as_json)
+        return
     from bench.engine.options import job_of, systems_of
     from bench.engine.prompts import prompts_of
     from bench.engine.report import body_of, table_of

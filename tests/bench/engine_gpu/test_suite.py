@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
+from bench.cli import register
 from bench.engine_gpu.__main__ import main
 from bench.engine_gpu.cli import lines, run_gpu
 from bench.engine_gpu.models import LLAMA_8B, TINY, config_of, random_slice
@@ -101,3 +104,19 @@ def test_tokens_count_while_all_requests_are_at_work() -> None:
     assert tokens_per_s([[0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]]) == pytest.approx(4 / 2)
     with pytest.raises(LocalError, match="not at work at the same time"):
         tokens_per_s([[0.0, 1.0], [2.0, 3.0]])
+
+
+def test_the_command_line_runs_parts_of_it(tmp_path: Path) -> None:
+    app = typer.Typer()
+    register(app)
+    out = tmp_path / "gpu.json"
+    run = CliRunner()
+    tiny = ["bench", "engine", "--suite", "gpu", "--device", "cpu", "--tiny"]
+    done = run.invoke(app, [*tiny, "--parts", "prefill", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert list(json.loads(out.read_text())["parts"]) == ["prefill"]
+    wrong = run.invoke(app, ["bench", "engine", "--suite", "tpu"])
+    assert isinstance(wrong.exception, ConfigError)
+    if not torch.cuda.is_available():
+        none = run.invoke(app, ["bench", "engine", "--suite", "gpu"])
+        assert "sees no CUDA device here" in str(none.exception)
