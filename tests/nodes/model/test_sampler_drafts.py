@@ -75,8 +75,8 @@ def test_tokens_behind_drafts_are_those_of_single_steps(seed: int) -> None:
     for ending, got in zip(endings, found, strict=True):
         if ending.state.seen is not None:
             # What comes after sees exactly the tokens that were given out.
-            output = ending.position - len(PROMPT) + len(got)
-            assert int(ending.state.seen.counts.sum()) == output
+            given = ending.position - len(PROMPT) + len(got)
+            assert int(ending.state.seen.counts.sum()) == given
 
 
 def test_numbers_that_are_none_end_their_own_row_only() -> None:
