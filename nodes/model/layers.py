@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from helix_mq.models.config import ModelConfig
+from nodes.kv_cache import KvCache
 from nodes.model.rope import Rotation, rotate
 from nodes.model.weights import LayerWeights
 
@@ -37,6 +38,19 @@ class Block:
             to_rotate = torch.cat((query, keys), dim=1)
         rotated = rotate(to_rotate, rotation)
         return rotated[:, : self._heads], rotated[:, self._heads :], values
+
+    def project_into(
+        self,
+        x: torch.Tensor,
+        w: LayerWeights,
+        rotation: Rotation,
+        cache: KvCache,
+        slots: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """project(), with keys and values stored at `slots` of the cache."""
+        query, keys, values = self.project(x, w, rotation)
+        cache.write(slots, keys, values)
+        return query, keys, values
 
     def finish(self, x: torch.Tensor, w: LayerWeights, attended: torch.Tensor) -> torch.Tensor:
         """The residual stream after the layer, a new tensor; attended [tokens, heads, head_dim]."""

@@ -27,8 +27,8 @@ from nodes.model.attention.paged import PagedAttention
 from nodes.model.batch import BatchError, SliceBatch, SliceOutput
 from nodes.model.checks import check_batch
 from nodes.model.graphs import DecodeGraphs, SliceParts
-from nodes.model.layers import Block
 from nodes.model.metadata import LastTokens, SegmentIndex, index_segment, last_of
+from nodes.model.native.block import block_for
 from nodes.model.recorders import Recorder
 from nodes.model.rope import inverse_frequencies, rotation
 from nodes.model.segments import Segment, split
@@ -51,10 +51,10 @@ class ModelSlice:
         self.layers = layers
         self.attention = attention
         self._weights = weights
-        self._block = Block(config)
         norm = weights.layers[0].attention_norm
         self.device = norm.device
         self.dtype = norm.dtype
+        self._block = block_for(config, self.device, self.dtype)
         self._inverse_freq = inverse_frequencies(config).to(self.device)
         self.graphs: DecodeGraphs | None = None
 
@@ -199,8 +199,7 @@ class ModelSlice:
         for at, layer in enumerate(_numbers(segment.layers)):
             weights = self._weights.layers[layer - self.layers.first]
             plan, plan_layer = plans[self.config.window_of(layer)], at
-            query, keys, values = self._block.project(x, weights, turn)
-            cache.write(slots[at], keys, values)
+            query, keys, values = self._block.project_into(x, weights, turn, cache, slots[at])
             last = layer == segment.layers.end - 1
             if last and wanted is not None and wanted.tokens < len(x):
                 if not wanted.tokens:

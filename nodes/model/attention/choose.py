@@ -16,6 +16,7 @@ from helix_mq.models.config import ModelConfig
 from nodes.model.attention.base import AttentionBackend, BackendUnavailable
 from nodes.model.attention.gather import GatherAttention
 from nodes.model.attention.kernels import FlashAttention2, FlashAttention3, TorchVarlen
+from nodes.model.attention.native import NativeAttention
 from nodes.model.attention.paged import PagedAttention
 from nodes.model.attention.trial import find_fault
 
@@ -58,9 +59,10 @@ def choose_attention(
             f"attention={override!r} does not run on {device}; use auto", param="attention"
         )
     if on_cpu:
-        backend = GatherAttention(device=device, dtype=dtype)
-        return AttentionChoice(backend, "PyTorch's CPU kernels over gathered pages")
-    candidates = [c for c in cuda_candidates(device, dtype) if override in (AUTO, c.family)]
+        known = cpu_candidates(config.head_dim, device, dtype)
+    else:
+        known = cuda_candidates(device, dtype)
+    candidates = [c for c in known if override in (AUTO, c.family)]
     return first_working(candidates, lambda b: find_fault(b, config, device, dtype))
 
 
@@ -81,6 +83,22 @@ def first_working(
             return AttentionChoice(backend, candidate.title + why)
         passed_over.append(f"{candidate.title}: {fault}")
     raise ConfigError(f"no attention works here: {'; '.join(passed_over)}", param="attention")
+
+
+def cpu_candidates(width: int, device: torch.device, dtype: torch.dtype) -> list[Candidate]:
+    """Fastest first; the last, which `cpu` asks for, is what the others are tried against."""
+    return [
+        Candidate(
+            AUTO,
+            "compiled kernels that read pages",
+            lambda: NativeAttention(width, device=device, dtype=dtype),
+        ),
+        Candidate(
+            CPU,
+            "PyTorch's CPU kernels over gathered pages",
+            lambda: GatherAttention(device=device, dtype=dtype),
+        ),
+    ]
 
 
 def cuda_candidates(device: torch.device, dtype: torch.dtype) -> list[Candidate]:

@@ -38,9 +38,12 @@ class GatherAttention:
         self._dtype = dtype
         self._workspace = Workspace(device, dtype)
 
-    def plan(self, rows: AttentionRows, window: int | None, cache: KvCache) -> GatherPlan:
+    def plan(
+        self, rows: AttentionRows, window: int | None, cache: KvCache, *, decodes: bool = True
+    ) -> GatherPlan:
+        """`decodes`: whether rows of one token are part of the plan."""
         counts = rows.counts
-        groups = _buckets(rows.kv_lens, counts, window)
+        groups = _buckets(rows.kv_lens, counts, window) if decodes else []
         buckets = tuple(self._bucket(rows, g, window, cache) for g in groups)
         long = np.flatnonzero(counts > 1)
         chunks = tuple(self._chunk(rows, int(i), window, cache) for i in long)
@@ -187,11 +190,23 @@ class GatherPlan:
         if not self.buckets and len(self.chunks) == 1:
             return self.chunks[0].attend(layer, query, new, self.cache, self.workspace)
         out = torch.empty_like(query)
+        self.attend_into(out, layer, query, new_keys, new_values)
+        return out
+
+    def attend_into(
+        self,
+        out: torch.Tensor,
+        layer: int,
+        query: torch.Tensor,
+        new_keys: torch.Tensor,
+        new_values: torch.Tensor,
+    ) -> None:
+        """Writes the plan's own tokens of `out`, which has the shape of `query`."""
+        new = (new_keys, new_values)
         for bucket in self.buckets:
             out[bucket.tokens] = bucket.attend(layer, query, self.cache, self.workspace)
         for chunk in self.chunks:
             out[chunk.tokens] = chunk.attend(layer, query, new, self.cache, self.workspace)
-        return out
 
 
 def _by_products(
