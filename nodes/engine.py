@@ -20,7 +20,6 @@ from helix_mq.errors import KvExhausted, LocalError
 from helix_mq.ids import ROUTER
 from helix_mq.messages.data import (
     DIRECT,
-    PREFIX_MISSING,
     SAMPLE,
     VERIFY,
     FrameHeader,
@@ -80,7 +79,7 @@ class Engine:
             if not work.position:
                 self._pool.open(seq, work.layers)
             elif not self._resume(work):
-                return _refuse(work, PREFIX_MISSING, f"{self._node} has no such prefix any more")
+                return _refuse(work, "prefix_missing", f"{self._node} has no such prefix any more")
         elif work.position < self._pool.shared_tokens(seq):
             return _refuse(work, "out_of_order", f"position {work.position} is others' too")
         if blocks is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from helix_mq.errors import CapacityError, HelixError, LocalError
 from helix_mq.ids import NodeId
-from helix_mq.messages.data import PREFIX_MISSING, RefusedItem
+from helix_mq.messages.data import RefusedItem
 from router.link_watch import Edge
 from router.sessions import Session, State
 
@@ -71,7 +71,7 @@ def judge(
     if session.route is None or node not in session.route.nodes:
         # Only who was given a request may refuse it: ids are easy to guess.
         return None
-    if item.code == PREFIX_MISSING and session.prefix.skipped_tokens:
+    if item.code == "prefix_missing" and session.prefix.skipped_tokens:
         return FromStart()
     if item.code in _GIVE_UP_CODES or session.reroutes >= MAX_REROUTES:
         return GiveUp(CapacityError(f"{node} refused the request: {item.reason}"))

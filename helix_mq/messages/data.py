@@ -25,9 +25,6 @@ BLOCK_NAME_BYTES = 16
 MAX_BLOCK_BYTES = 32 * 1024
 """Of one row: names for 131,072 tokens."""
 
-PREFIX_MISSING = "prefix_missing"
-"""Code of a refusal: a sequence began at the end of a block that is not kept any more."""
-
 MAX_DRAFTS = 16
 """In one row: it counts as a decode, which neither waits for credit nor is cut."""
 MAX_ROWS = 8192

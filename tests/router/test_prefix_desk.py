@@ -14,7 +14,7 @@ from helix_mq.features import FEATURES, PREFIX
 from helix_mq.ids import Attempt, Epoch, NodeId, RequestId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.control import Register
-from helix_mq.messages.data import PREFIX_MISSING, RefusedItem, TokenItem
+from helix_mq.messages.data import RefusedItem, TokenItem
 from helix_mq.prefix_blocks import names_fit
 from helix_mq.sampling import SamplingParams
 from router.events import SendRow
@@ -170,14 +170,14 @@ def test_a_node_that_keeps_nothing_sends_back_without_blame() -> None:
     world.computed(200)
     session = world.session(200)
     world.start(session)
-    item = RefusedItem(1, session.attempt, PREFIX_MISSING, "gone")
+    item = RefusedItem(1, session.attempt, "prefix_missing", "gone")
     assert judge(session, B, item) == FromStart()
     world.desk.missing(session, B)
     session.requeue(counted=False)
     assert world.start(session).position == 0
     assert (session.reroutes, session.attempt) == (0, Attempt(1))
     # Who has been asked for nothing cannot miss it.
-    again = RefusedItem(1, session.attempt, PREFIX_MISSING, "gone")
+    again = RefusedItem(1, session.attempt, "prefix_missing", "gone")
     assert judge(session, B, again) == MoveOn(avoid=B)
     world.token(session)
     assert session.cached_tokens == 0
