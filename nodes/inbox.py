@@ -21,6 +21,7 @@ from helix_mq.layers import LayerRange, Route
 from helix_mq.messages.data import (
     BLOCK_TOKENS,
     DIRECT,
+    DRAFTING,
     SAMPLE,
     VERIFY,
     FrameHeader,
@@ -79,6 +80,8 @@ class Payload(msgspec.Struct, frozen=True):
     direct: bool = False
     """The sequence's tokens go from its last hop to its first, not by way of the router."""
     blocks: BlockNames | None = None
+    drafting: bool = False
+    """Of a prompt from the router: drafts may be put behind the tokens that follow."""
 
     @property
     def is_tokens(self) -> bool:
@@ -152,7 +155,7 @@ def check_sender(header: FrameHeader) -> None:
 def _is_return(row: Row) -> bool:
     """The decode of a token that a last hop has sampled. Whether it may is for the ledger to say:
     a frame names whatever route its sender likes."""
-    returned = bool(row.flags & DIRECT and row.flags & SAMPLE)
+    returned = bool(row.flags & DIRECT and row.flags & SAMPLE and not row.blocks)
     return returned and not row.hop and row.position > 0 and row.count == 1 and row.spec is None
 
 
@@ -222,6 +225,7 @@ def accept_frame(
                     history,
                     bool(row.flags & DIRECT),
                     BlockNames(row.position, row.blocks) if row.blocks else None,
+                    bool(row.flags & DRAFTING) and header.sender == ROUTER,
                 ),
                 drafts=_drafts(row, piece) if row.flags & VERIFY else (),
             )

@@ -18,7 +18,9 @@ from helix_mq.ids import ROUTER, Attempt, RequestId
 from helix_mq.messages.data import DIRECT, SAMPLE, FrameHeader, Row, TokenItem
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey, Work
-from nodes.inbox import Payload
+from nodes.first_drafts import FirstDrafts
+from nodes.inbox import NodeView, Payload
+from nodes.ledger import Ledger
 from nodes.steps import OutFrame
 
 
@@ -34,18 +36,28 @@ class _Returned:
 
 
 class Returns:
-    """The direct sequences whose last hop is this node; as many as are open here at most."""
+    """The direct sequences whose last hop is this node, as many as are open here at most; and the
+    drafts of those whose first hop it is."""
 
-    def __init__(self, node: str, eos_ids: Iterable[int]) -> None:
-        self._node = node
-        self._eos_ids = frozenset(eos_ids)
+    def __init__(self, view: NodeView) -> None:
+        self._node = view.node
+        self._eos_ids = frozenset(view.eos_ids)
         self._known: dict[SeqKey, _Returned] = {}
+        self._drafts = FirstDrafts(view.max_context)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._known) + len(self._drafts)
 
-    def note(self, work: Work[Payload]) -> None:
-        """A row has come; the one with the sampling parameters says what is needed."""
+    def took(self, row: Work[Payload], ledger: Ledger) -> Work[Payload]:
+        """A row has been let in: as it is, or with drafts, of which the ledger learns."""
+        self._note(row)
+        work = self._drafts.took(row, len(ledger))
+        if work.drafts != row.drafts:
+            ledger.advance(work.seq, work.position, work.count, drafts=len(work.drafts))
+        return work
+
+    def _note(self, work: Work[Payload]) -> None:
+        """The row with the sampling parameters says what a last hop needs."""
         payload = work.payload
         if payload.direct and work.next_hop == ROUTER and payload.spec is not None:
             self._known[work.seq] = _Returned(
@@ -58,6 +70,7 @@ class Returns:
 
     def forget(self, seq: SeqKey) -> None:
         self._known.pop(seq, None)
+        self._drafts.forget(seq)
 
     def to(self, first: str) -> list[SeqKey]:
         """Sequences whose tokens go to that node."""

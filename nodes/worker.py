@@ -83,7 +83,7 @@ class Worker:
         self._ledger = Ledger()
         self._batcher: Batcher[Payload] = Batcher(cut_payload, options.limits)
         self._next_hop: dict[SeqKey, str] = {}
-        self._returns = Returns(view.node, view.eos_ids)
+        self._returns = Returns(view)
         self._frees: list[SeqKey] = []
         self._refusals: deque[RefusedItem] = deque(maxlen=MAX_ROWS)
         self._busy = False
@@ -144,14 +144,14 @@ class Worker:
         number of rows that its sender had no business to send."""
         now_ms = int(self._clock.wall_s() * 1000)
         accepted = accept_frame(self.view, self._ledger, header, buffers, on_consumed, now_ms)
-        for work in accepted.work:
+        if accepted.work:
+            accepted.work[0].payload.use.arrived_s = perf_counter()
+        for row in accepted.work:
+            work = self._returns.took(row, self._ledger)
             if work.seq not in self._next_hop:
                 self.tracer.open(work.seq)
             self._next_hop[work.seq] = work.next_hop
             self._batcher.add(work)
-            self._returns.note(work)
-        if accepted.work:
-            accepted.work[0].payload.use.arrived_s = perf_counter()
         # After adding: one frame may hold rows of the older attempt, too.
         for seq in accepted.superseded:
             self._close(seq)

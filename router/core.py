@@ -76,10 +76,14 @@ class Core:
         self._releases = Releases(cluster.membership)
         self._prefixes = PrefixDesk(settings.prefixes, cluster.membership, books)
         self._avoided = AvoidedNodes()
-        self._ways = ReturnWays(
-            settings.token_return, cluster.membership, cluster.links, cluster.flows.round_trip_s
-        )
         self._speculation = Speculation(settings.speculation, cluster.membership, books)
+        self._ways = ReturnWays(
+            settings.token_return,
+            cluster.membership,
+            cluster.links,
+            cluster.flows.round_trip_s,
+            self._speculation.at_first_hop,
+        )
         self._effects: list[ev.Effect] = []
         self._may_start = False
         """Something has happened that may let a waiting request start. Tokens come far more often
@@ -242,9 +246,8 @@ class Core:
                 session.prefix = self._prefixes.begin(session, route)
                 self._desk.start(session, route, self._clock.now_s())
                 self._books.reserve(request, route, tokens)
-                now_s, direct = self._clock.now_s(), self._ways.direct(route)
-                row = session.start(route, self.cluster.epoch, now_s, direct=direct)
-                self._effects.append(row)
+                now_s, way = self._clock.now_s(), self._ways.of(route)
+                self._effects.append(session.start(route, self.cluster.epoch, now_s, way))
             elif tokens > self._widest_tokens():
                 # It waits for a node that is gone; those behind it need not.
                 too_long.append(session)
@@ -292,7 +295,7 @@ class Core:
             self._end(session, session.finished(finish, now_s, stop))
             return
         if item.more:
-            self._speculation.accepted()
+            self._speculation.accepted(session)
             return
         drafts = self._speculation.drafts(session, len(self._sessions) - len(self._queue))
         self._books.grow(session.request, session.route, session.length_tokens + len(drafts) + 1)

@@ -223,6 +223,8 @@ class SendRow:
     history: tuple[int, ...] = ()
     direct: bool = False
     """The last hop sends the decodes that follow."""
+    drafting: bool = False
+    """With drafts of the first hop."""
     blocks: bytes = b""
     """Names of the prompt's blocks that end in the row."""
     verify: bool = False

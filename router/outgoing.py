@@ -16,6 +16,7 @@ from helix_mq.frames import Buffer, pack_route
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.messages.data import (
     DIRECT,
+    DRAFTING,
     MAX_FRAME_TOKENS,
     MAX_ROWS,
     SAMPLE,
@@ -107,7 +108,7 @@ def build_frame(rows: Sequence[SendRow], epoch: int) -> tuple[FrameHeader, list[
             count=len(row.token_ids),
             route=routes.setdefault(pack_route(row.route), len(routes)),
             hop=0,
-            flags=SAMPLE | (DIRECT if row.direct else 0) | (VERIFY if row.verify else 0),
+            flags=_flags(row),
             deadline_ms=row.deadline_ms,
             spec=row.spec,
             blocks=row.blocks,
@@ -120,6 +121,15 @@ def build_frame(rows: Sequence[SendRow], epoch: int) -> tuple[FrameHeader, list[
     if history:
         buffers.append(_int32(history))
     return header, buffers
+
+
+def _flags(row: SendRow) -> int:
+    return (
+        SAMPLE
+        | (VERIFY if row.verify else 0)
+        | (DIRECT if row.direct else 0)
+        | (DRAFTING if row.drafting else 0)
+    )
 
 
 def _int32(values: list[int]) -> memoryview:

@@ -22,6 +22,7 @@ from helix_mq.prefix_blocks import span_names
 from router.events import SendRow
 from router.service import Delta, Finished, Generation, TokenLogprob
 from router.text import TextStream
+from router.token_return import BY_ROUTER, Way
 
 
 class State(StrEnum):
@@ -118,11 +119,11 @@ class Session:
             raise AssertionError(f"request {self.request}: {self.state} -> {state}")
         self.state = state
 
-    def start(self, route: Route, epoch: Epoch, now_s: float, *, direct: bool = False) -> SendRow:
+    def start(self, route: Route, epoch: Epoch, now_s: float, way: Way = BY_ROUTER) -> SendRow:
         """Goes on a route: the prompt, with all tokens emitted so far and without what `prefix`
         says is kept there, as one row to prefill."""
         self.move(State.RUNNING)
-        self.route, self.epoch, self.sent_s, self.direct = route, epoch, now_s, direct
+        self.route, self.epoch, self.sent_s, self.direct = route, epoch, now_s, way.direct
         if self.started_s is None:
             self.started_s = now_s
         tokens = (*self.generation.prompt_ids, *self.output)
@@ -142,7 +143,8 @@ class Session:
                 self.generation.sampling, self.prompt_tokens, len(tokens) if needs_history else 0
             ),
             history=tokens if needs_history else (),
-            direct=direct,
+            direct=way.direct,
+            drafting=way.drafting,
             blocks=span_names(self.prefix.names, skipped, len(tokens) - skipped),
         )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from helix_mq.drafting import Drafter
 from helix_mq.features import VERIFY
+from helix_mq.layers import Route
 from helix_mq.messages.data import RefusedItem, TokenItem
 from router.kv_books import KvBooks
 from router.membership import Membership
@@ -67,9 +68,15 @@ class Speculation:
         tokens = session.length_tokens + most + 1
         return most if self._books.has_room_to_grow(session.request, route, tokens) else 0
 
-    def accepted(self) -> None:
-        """A draft was right."""
-        self._accepted += 1
+    def at_first_hop(self, route: Route) -> bool:
+        """Whether the first hop of a direct route is to draft; how much it knows better itself."""
+        settings = self._settings
+        wanted = settings.enabled and min(settings.max_drafts, settings.drafts_at_once) > 0
+        return wanted and self._members.all_can(route.nodes, VERIFY)
+
+    def accepted(self, session: Session) -> None:
+        """A draft was right. Those of first hops are not counted: nor are those that were wrong."""
+        self._accepted += not session.direct
 
     def statistics(self) -> DraftStatistics:
         return DraftStatistics(self._drafted, self._accepted)

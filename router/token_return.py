@@ -8,6 +8,7 @@ request. So in `auto` it is done where it saves time that can be measured.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from helix_mq.features import DIRECT
@@ -23,6 +24,17 @@ LEAST_SAVED_S = 0.001
 """Per token. On one network the legs to the router cost a few tenths of this."""
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """`drafting`: with drafts of the first hop, where it is direct."""
+
+    direct: bool = False
+    drafting: bool = False
+
+
+BY_ROUTER = Way()
+
+
 class ReturnWays:
     def __init__(
         self,
@@ -30,15 +42,22 @@ class ReturnWays:
         members: Membership,
         links: LinkWatch,
         round_trip_s: Callable[[NodeId, NodeId], float],
+        drafts: Callable[[Route], bool],
     ) -> None:
-        """`round_trip_s` of a link as measured; 0 where it is not known."""
+        """`round_trip_s` of a link as measured; 0 where it is not known. `drafts`: whether first
+        hops are to draft on a route."""
+        self._drafts = drafts
         self._wanted = wanted
         self._members = members
         self._links = links
         self._round_trip_s = round_trip_s
 
+    def of(self, route: Route) -> Way:
+        """That of a request which is given this route now."""
+        return Way(True, self._drafts(route)) if self.direct(route) else BY_ROUTER
+
     def direct(self, route: Route) -> bool:
-        """Whether tokens of a request that is given this route now go straight."""
+        """Whether tokens go straight."""
         first, last = route.hops[0].node, route.hops[-1].node
         if self._wanted == "router" or not self._members.all_can(route.nodes, DIRECT):
             return False

@@ -18,6 +18,8 @@ each, up to and with the first whose sample is not the next draft. A first hop h
 the row's token ids, the hops after it in `Row.drafts`."""
 DIRECT = 4
 """Row flag: the last hop hands each sampled token to the first hop itself, and tells the router."""
+DRAFTING = 8
+"""Row flag, with DIRECT and of a prompt: the first hop may put drafts behind the tokens it gets."""
 
 BLOCK_TOKENS = 64
 """Tokens of a prefix block: a beginning of a prompt is shared in whole blocks."""

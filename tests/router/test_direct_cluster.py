@@ -16,6 +16,8 @@ from helix_mq.ids import NodeId
 from helix_mq.sampling import SamplingParams
 from router.events import SendRow
 from router.service import Broken, Delta, Finished, Generation
+from router.settings import SpeculationSection
+from router.speculation import DraftStatistics
 from tests.cluster import Cluster, Result, cluster, greedy
 
 CHAIN = {"a": "0:2", "b": "2:4", "c": "4:6"}
@@ -81,9 +83,10 @@ async def results(c: Cluster, wanted: list[Generation]) -> list[Result]:
 
 
 def seen(result: Result) -> tuple[object, ...]:
-    """All that a client can tell of a stream but its times."""
+    """All that a client can tell of a stream but its times and the last digits of numbers."""
     end = result.finish
-    return (result.deltas, end.finish_reason, end.stop_reason, end.output_tokens)
+    told = [(d.index, d.token, d.text, d.logprob and d.logprob.token) for d in result.deltas]
+    return told, end.finish_reason, end.stop_reason, end.output_tokens
 
 
 @pytest.mark.parametrize("placement", [CHAIN, ALONE])
@@ -97,7 +100,7 @@ async def test_streams_are_those_of_router_return(
         assert all(row.spec is None or not row.direct for row in rows_sent(c))
     ends = {(r.finish.finish_reason, r.finish.stop_reason is None) for r in by_router}
     assert ends == {("length", True), ("stop", True), ("stop", False)}, "not every end was met"
-    async with cluster(tiny_folder, placement, token_return="direct") as c:
+    async with cluster(tiny_folder, placement, token_return="direct", dead_after_s=30.0) as c:
         sent = rows_sent(c)
         straight = await results(c, asked)
         assert [seen(r) for r in straight] == [seen(r) for r in by_router]
@@ -107,6 +110,43 @@ async def test_streams_are_those_of_router_return(
         for daemon in c.daemons.values():
             assert daemon.worker is not None
             assert len(daemon.worker._returns) == 0
+
+
+@pytest.mark.parametrize("placement", [CHAIN, ALONE])
+async def test_first_hops_draft(tiny_folder: Path, placement: dict[str, str]) -> None:
+    line = (7, 8, 9, 30, 31, 200, 11, 12)
+    sampled = SamplingParams(
+        temperature=0.7, seed=9, max_tokens=60, ignore_eos=True, repetition_penalty=1.05,
+        logit_bias=tuple((token, 6.0) for token in line),
+    )  # fmt: skip
+    biased = ((7, 60.0),)
+    monotonous = SamplingParams(0.0, max_tokens=60, ignore_eos=True, logit_bias=biased)
+    asked = [Generation(line * 8, monotonous), Generation(line * 8, sampled), greedy((5,), 60)]
+    off = SpeculationSection(enabled=False)
+    async with cluster(tiny_folder, ALONE, token_return="router", speculation=off) as c:
+        wanted = [await c.run(generation) for generation in asked]
+    async with cluster(tiny_folder, placement, token_return="direct", dead_after_s=30.0) as c:
+        first = c.daemons["a"].worker
+        assert first is not None
+        before, saved = 0, []
+        for generation, alone in zip(asked, wanted, strict=True):
+            assert seen(await c.run(generation)) == seen(alone)
+            await c.quiet()
+            steps = first.statistics().steps
+            saved.append(60 - (steps - before))
+            before = steps
+        # A text that repeats itself takes far fewer rounds; the router has not drafted.
+        assert saved[0] > 20
+        assert c.app.core.statistics().drafts == DraftStatistics()
+        assert len(first._returns) == 0
+    async with cluster(
+        tiny_folder, placement, token_return="direct", speculation=off, dead_after_s=30.0
+    ) as c:
+        assert seen(await c.run(asked[0])) == seen(wanted[0])
+        await c.quiet()
+        first = c.daemons["a"].worker
+        assert first is not None
+        assert first.statistics().steps == 60, "a prompt, then token by token"
 
 
 async def test_who_cannot_is_not_asked_to(

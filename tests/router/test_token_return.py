@@ -16,7 +16,7 @@ from router.link_watch import Edge, LinkSettings, LinkWatch, edges_of
 from router.membership import Membership
 from router.outgoing import build_frame
 from router.service import Finished
-from router.token_return import ReturnWays, TokenReturn
+from router.token_return import ReturnWays, TokenReturn, Way
 from tests.router.world import World, register
 
 A, B, C = (NodeId(n) for n in "abc")
@@ -38,7 +38,13 @@ def ways(
         features = (DIRECT,) if node != "c" else ()
         members.join(structs.replace(register(node, 1), features=features), 0.0)
     links = links or LinkWatch(LinkSettings())
-    return ReturnWays(wanted, members, links, lambda one, other: trips.get((one, other), 0.0))
+    return ReturnWays(
+        wanted,
+        members,
+        links,
+        lambda one, other: trips.get((one, other), 0.0),
+        lambda route: route == ROUTE,
+    )
 
 
 @pytest.mark.parametrize("route", [ROUTE, ALONE])
@@ -57,6 +63,12 @@ def test_by_itself_only_where_it_is_measured_to_save_time(route: Route) -> None:
         assert not ways("auto", FAR | {edge: 0.0}).direct(route), f"{edge} is not known"
     # The straight way may be the longer one.
     assert not ways("auto", FAR | {(B, A): 0.16}).direct(ROUTE)
+
+
+def test_first_hops_draft_where_tokens_come_back_to_them_without_the_router() -> None:
+    assert ways("direct", {}).of(ROUTE) == Way(direct=True, drafting=True)
+    assert ways("direct", {}).of(ALONE) == Way(direct=True)
+    assert ways("router", {}).of(ROUTE) == Way()
 
 
 def test_not_over_a_link_that_does_not_work() -> None:
