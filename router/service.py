@@ -233,6 +233,9 @@ class ServiceStatus:
     epoch: int = 0
     searches: int = 0
     """For a placement, that have ended."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of those drafted by the router, what turned out to be the next tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ def service_status(
         journal=journal,
         epoch=cluster.epoch,
         searches=cluster.moves.replanner.ended,
+        drafted_tokens=statistics.drafts.drafted,
+        accepted_tokens=statistics.drafts.accepted,
     )
 
 
