@@ -36,6 +36,7 @@ from nodes.model.batch import RowSpec, SliceBatch
 from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState
 from nodes.model.sampler_drafts import Ending, sample_endings
 from nodes.model.slice import ModelSlice
+from nodes.staging import Download, joined
 from nodes.steps import Batch, OutFrame, StepResult
 from nodes.wire_format import WireFormats, from_wire, to_wire
 
@@ -153,14 +154,16 @@ class Engine:
                 SliceBatch(
                     rows=plan.rows,
                     token_ids=_token_ids(plan.token_works),
-                    hidden=_hidden(plan.hidden_works),
+                    hidden=_hidden(plan.hidden_works, self._model.device),
                 ),
                 self._cache,
             )
-            tokens, refused = self._sample(plan.works, output.logits)
             onward = any(w.next_hop != ROUTER for w in plan.works)
+            # On its way while tokens are sampled.
+            leaving = Download(output.hidden) if onward else None
+            tokens, refused = self._sample(plan.works, output.logits)
             # Waits for the device: until here it may still be computing.
-            on_host = output.hidden.contiguous().cpu() if onward else None
+            on_host = leaving.wait() if leaving is not None else None
             computed_s = time.perf_counter()
             frames = self._frames(plan.works, on_host) if on_host is not None else []
         self._share(batch, refused)
@@ -294,14 +297,14 @@ def _token_ids(works: Batch) -> torch.Tensor | None:
     return torch.from_numpy(np.concatenate(ids).astype(np.int64))
 
 
-def _hidden(works: Batch) -> torch.Tensor | None:
-    """[tokens, width] of the rows that arrive as activations."""
+def _hidden(works: Batch, device: torch.device) -> torch.Tensor | None:
+    """[tokens, width] of the rows that arrive as activations, where `device` copies from."""
     if not works:
         return None
     parts = [from_wire(w.payload.data, w.payload.dtype, w.payload.width) for w in works]
     if len({part.dtype for part in parts}) > 1:
         parts = [part.float() for part in parts]
-    return torch.cat(parts)
+    return joined(parts, device)
 
 
 def _ends_here(work: Work[Payload]) -> bool:

@@ -7,6 +7,7 @@ On other devices the host's memory is the device's, and nothing is copied.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -44,14 +45,54 @@ def host_empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
     return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
+def joined(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """`parts` [rows, ...] of one dtype below each other, in one copy, where `device` reads from."""
+    if device.type != "cuda":
+        return torch.cat(list(parts))
+    rows = sum(len(part) for part in parts)
+    whole = host_empty((rows, *parts[0].shape[1:]), parts[0].dtype, device)
+    return torch.cat(list(parts), out=whole)
+
+
+class Download:
+    """A tensor on its way from the device to the host; both may do other things until wait().
+
+    The memory is the result's own. torch keeps pinned blocks for later tensors once nobody holds
+    them any more, a frame that waits to be sent included, so none is made twice for long.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._there = moment(tensor.device)
+        self._host = tensor.contiguous()
+        if tensor.device.type == "cuda":
+            self._host = host_empty(tuple(tensor.shape), tensor.dtype, tensor.device)
+            self._host.copy_(tensor, non_blocking=True)
+            self._there.record()
+
+    def wait(self) -> torch.Tensor:
+        """Contiguous, on the host."""
+        self._there.synchronize()
+        return self._host
+
+
 class Upload:
     """A tensor on the device, and one on the host that it is filled from. Both of fixed place."""
 
-    def __init__(self, numel: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        numel: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        apart: bool | None = None,
+        read: Moment | None = None,
+    ) -> None:
+        """apart: whether the host's memory is another (default: on CUDA). read: told when it has
+        been sent, and asked to wait before it is written again."""
         self.device_flat = torch.zeros(numel, dtype=dtype, device=device)
-        self._apart = device.type == "cuda"
-        self._host = host_empty((numel,), dtype, device).zero_() if self._apart else None
-        self._read = moment(device)
+        apart = device.type == "cuda" if apart is None else apart
+        self._host = host_empty((numel,), dtype, device).zero_() if apart else None
+        self._read = read or moment(device)
 
     @property
     def nbytes(self) -> int:

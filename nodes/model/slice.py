@@ -246,7 +246,10 @@ class ModelSlice:
         return F.embedding(token_ids.to(self.device), table)
 
     def _to_compute(self, hidden: torch.Tensor | None) -> torch.Tensor | None:
-        return None if hidden is None else hidden.to(device=self.device, dtype=self.dtype)
+        if hidden is None:
+            return None
+        # The host goes on while pinned memory is read; converted on the device.
+        return hidden.to(self.device, non_blocking=True).to(self.dtype)
 
     def _on_device(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
