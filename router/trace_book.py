@@ -289,14 +289,16 @@ def _wire(run: _Run, record: Record) -> tuple[float | None, str]:
         return None, "not told apart: the request was re-routed, and waited in between"
     if not run.decodes or run.decode_s <= 0:
         return None, "not known: no token after the first"
-    own_s = 0.0
+    own_s, steps = 0.0, 0
     for node in route.nodes:
         told = record.told.get((attempt, node))
         if told is None or not told.decode.steps:
             return None, f"not known: {node} has not told what it measured"
         # A live request's hops are a token apart: means, not sums, are comparable.
         own_s += _spent(told.decode) / told.decode.steps
-    rest_s = run.decode_s / run.decodes - own_s
+        steps = max(steps, told.decode.steps)
+    # With drafts there are fewer decodes than tokens.
+    rest_s = run.decode_s / min(run.decodes, steps) - own_s
     whose = "links and their queues" if record.direct else "links, their queues and the router"
     return max(0.0, rest_s), (
         f"the time between two tokens less what the hops account for: {whose}; told apart by the "
