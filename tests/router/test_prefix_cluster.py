@@ -13,6 +13,8 @@ import pytest
 import torch
 import transformers
 
+from helix_mq.ids import NodeId
+from helix_mq.layers import LayerRange
 from helix_mq.sampling import SamplingParams
 from router.service import Generation
 from tests.cluster import Cluster, cluster, greedy
@@ -162,3 +164,21 @@ async def test_sampling_sees_the_whole_prompt(tiny_folder: Path) -> None:
     assert hot.finish.cached_tokens == 192
     assert hot.token_ids == cold.token_ids
     assert plain.token_ids != cold.token_ids, "the penalties change nothing: nothing was tested"
+
+
+async def test_other_layers_are_computed_anew(tiny_folder: Path) -> None:
+    """A re-placement changes one node's slice; the other's stays, with what it keeps."""
+    wanted = reference(tiny_folder, SYSTEM, 6)
+    async with cluster(tiny_folder, {"a": "0:3", "b": "3:6"}) as c:
+        await c.run(greedy(SYSTEM, 6))
+        c.app.place({NodeId("a"): LayerRange(0, 3), NodeId("b"): LayerRange(2, 6)})
+        await c.until(lambda: _moved(c), "they have moved")
+        seen = [await c.run(greedy(SYSTEM, 6)) for _ in range(2)]
+        assert [r.token_ids for r in seen] == [wanted, wanted]
+        assert [r.finish.cached_tokens for r in seen] == [0, 192]
+        assert c.app.core.statistics().prefixes.misses == 0
+
+
+def _moved(c: Cluster) -> bool:
+    layers = {n.node: n.layers for n in c.app.picture().nodes}
+    return layers == {"a": "0-2", "b": "2-5"} and not c.app.core.cluster.moves.unsettled
