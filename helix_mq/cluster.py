@@ -15,6 +15,7 @@
     region = "us"
     nic = "10 Gbit/s"
     tables = "t4.csv"                            # measured step times, instead of the catalogue
+    quantise = "int4"                            # weights in fewer bits: more layers fit
 
     [[links]]                                    # both ways, between or within regions
     between = ["eu", "us"]
@@ -49,6 +50,7 @@ from pydantic import (
 
 from helix_mq.errors import ConfigError
 from helix_mq.ids import ROUTER, NodeId
+from helix_mq.models.quantisation import Quantisation
 from helix_mq.settings import describe, first_field, read_toml
 from helix_mq.units import (
     bits_per_s,
@@ -109,6 +111,7 @@ class NodeEntry(_Table):
     vram: Size | None = None
     nic: Bandwidth = 80e9
     tables: Path | None = None
+    quantise: Quantisation = Quantisation.NONE
 
 
 class LinkEntry(_Table):
@@ -154,6 +157,7 @@ class ClusterNode:
     vram_bytes: int | None
     nic_bits_per_s: float
     tables: Path | None
+    quantise: Quantisation = Quantisation.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +213,9 @@ def parse_cluster(values: Mapping[str, Any], source: str, folder: Path) -> Clust
             if name in nodes:
                 raise ClusterError(f"{source}: two nodes are called {name}", param="nodes.name")
             tables = folder / entry.tables if entry.tables is not None else None
-            nodes[name] = ClusterNode(name, entry.type, entry.region, entry.vram, entry.nic, tables)
+            nodes[name] = ClusterNode(
+                *(name, entry.type, entry.region, entry.vram, entry.nic, tables, entry.quantise)
+            )
     if len(nodes) > MAX_NODES:
         raise ClusterError(f"{source}: {len(nodes)} nodes, at most {MAX_NODES}", param="nodes")
     known = {n.region for n in nodes.values()} | {file.router}
@@ -245,6 +251,8 @@ def write_cluster(cluster: Cluster) -> str:
         lines.append(f'nic = "{show_bits_per_s(node.nic_bits_per_s)}"')
         if node.tables is not None:
             lines.append(f'tables = "{node.tables}"')
+        if node.quantise is not Quantisation.NONE:
+            lines.append(f'quantise = "{node.quantise}"')
     for (a, b), link in sorted(cluster.regions.items()):
         lines += ["", "[[links]]", f'between = ["{a}", "{b}"]', *_speed(link)]
     for (source, target), link in sorted(cluster.paths.items()):

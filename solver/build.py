@@ -14,10 +14,11 @@ from pathlib import Path
 from helix_mq.cluster import Cluster, ClusterNode
 from helix_mq.ids import ROUTER
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import Quantisation, WeightForm
 from solver.catalogue import Machine, UnknownMachine, machine
 from solver.objective import StepTimes, Workload
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
-from solver.roofline import step_times
+from solver.roofline import DTYPE_BYTES, step_times
 from solver.tables import read_tables
 from solver.typical import kv_token_layers, typical_tokens_per_s
 
@@ -42,8 +43,9 @@ def build_problem(
         for kind, source in times.items()
     }
     counts = Counter(_kind(n) for n in cluster.nodes)
-    rates = typical_tokens_per_s(config, step_by_kind, counts, vram, workload)
-    room = {kind: kv_token_layers(config, size) for kind, size in vram.items()}
+    forms = {_kind(n): WeightForm(DTYPE_BYTES, n.quantise) for n in cluster.nodes}
+    rates = typical_tokens_per_s(config, step_by_kind, counts, vram, workload, forms)
+    room = {kind: kv_token_layers(config, size, forms[kind]) for kind, size in vram.items()}
     nodes = tuple(
         ProblemNode(
             name=node.name,
@@ -76,6 +78,8 @@ def _kind(node: ClusterNode) -> str:
         parts.append(f"{node.vram_bytes / 1e9:g}GB")
     if node.tables is not None:
         parts.append(node.tables.stem)
+    if node.quantise is not Quantisation.NONE:
+        parts.append(node.quantise)
     return "/".join(parts)
 
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from helix_mq.errors import ConfigError
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import WeightForm
 from solver.catalogue import Machine
 from solver.objective import Points, StepTimes, Workload
 from solver.roofline import DTYPE_BYTES
@@ -33,25 +34,36 @@ the published choices for two models on seven machine types are within one layer
 ROUNDS: Final = 10
 
 
-def max_layers(config: ModelConfig, memory: Machine | int, weights_share: float = 1.0) -> int:
+SIXTEEN_BITS: Final = WeightForm(DTYPE_BYTES)
+
+
+def max_layers(
+    config: ModelConfig,
+    memory: Machine | int,
+    weights_share: float = 1.0,
+    form: WeightForm = SIXTEEN_BITS,
+) -> int:
     """Layers that fit into `memory` (a machine, or bytes) with MIN_KV_TOKENS of KV room for each.
 
     The larger of embedding and head counts too: the slice may be the first or the last. With
     `weights_share` weights take no more than that share of all memory; the published clusters use
     one half. 0 where not one layer fits.
     """
-    layer = config.layer_weight_bytes(DTYPE_BYTES)
+    layer = form.layer_bytes(config)
     room = config.kv_bytes_per_token_per_layer(DTYPE_BYTES) * MIN_KV_TOKENS
     vram = _vram_bytes(memory)
-    ends = max(config.embed_bytes(DTYPE_BYTES), config.head_bytes(DTYPE_BYTES))
-    if _all_weights_bytes(config) + config.num_layers * room <= USABLE_MEMORY * vram:
+    ends = max(form.embed_bytes(config), form.head_bytes(config))
+    everything = form.slice_bytes(config, config.all_layers) + config.num_layers * room
+    if everything <= USABLE_MEMORY * vram:
         fit = config.num_layers
     else:
         fit = min(config.num_layers - 1, int((USABLE_MEMORY * vram - ends) // (layer + room)))
     return max(0, min(fit, int(weights_share * vram // layer)))
 
 
-def kv_token_layers(config: ModelConfig, memory: Machine | int) -> tuple[float, ...]:
+def kv_token_layers(
+    config: ModelConfig, memory: Machine | int, form: WeightForm = SIXTEEN_BITS
+) -> tuple[float, ...]:
     """Token-layers of KV room in `memory` (a machine, or bytes) by layers held, up to `max_layers`.
 
     Of a slice from the middle of the model; all layers together also hold embedding and head.
@@ -59,10 +71,10 @@ def kv_token_layers(config: ModelConfig, memory: Machine | int) -> tuple[float, 
     vram = _vram_bytes(memory)
     per_token = config.kv_bytes_per_token_per_layer(DTYPE_BYTES)
     room: list[float] = []
-    for held in range(1, max_layers(config, memory) + 1):
-        weights = held * config.layer_weight_bytes(DTYPE_BYTES)
+    for held in range(1, max_layers(config, memory, form=form) + 1):
+        weights = held * form.layer_bytes(config)
         if held == config.num_layers:
-            weights = _all_weights_bytes(config)
+            weights = form.slice_bytes(config, config.all_layers)
         room.append((USABLE_MEMORY * vram - weights) // per_token)
     return tuple(room)
 
@@ -85,19 +97,22 @@ def typical_tokens_per_s(
     counts: Mapping[str, int],
     vram_by_type: Mapping[str, int],
     workload: Workload | None = None,
+    form_by_type: Mapping[str, WeightForm] | None = None,
 ) -> Mapping[str, tuple[float, ...]]:
     """Tokens per second of each machine type by layers held, in a cluster of these `counts`.
 
-    Tables are as long as layers fit into `vram_by_type` (bytes). ConfigError if a type has no step
-    times or no memory size, or a count is negative.
+    Tables are as long as layers fit into `vram_by_type` (bytes), in 16 bits unless `form_by_type`
+    says otherwise. ConfigError if a type has no step times or no memory size, or a count is
+    negative.
     """
+    forms = form_by_type or {}
     types: dict[str, TypeTables] = {}
     for name in sorted(counts):
         if name not in step_times_by_type or name not in vram_by_type:
             raise ConfigError(
                 f"machine type {name}: needs step times and a memory size", param="type"
             )
-        room = kv_token_layers(config, vram_by_type[name])
+        room = kv_token_layers(config, vram_by_type[name], forms.get(name, SIXTEEN_BITS))
         types[name] = TypeTables(step_times_by_type[name], room, counts[name])
     return typical_by_tables(config.num_layers, types, workload)
 
@@ -198,10 +213,6 @@ def _usual_layers(num_layers: int, types: Mapping[str, TypeTables]) -> dict[str,
     if sum(types[name].count * usual[name] for name in types) >= SPARE_LAYERS * num_layers:
         return usual
     return {name: len(tables.kv_token_layers) for name, tables in types.items()}
-
-
-def _all_weights_bytes(config: ModelConfig) -> int:
-    return config.slice_weight_bytes(config.all_layers, DTYPE_BYTES)
 
 
 def _vram_bytes(memory: Machine | int) -> int:

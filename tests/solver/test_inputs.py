@@ -102,6 +102,16 @@ def test_measured_tables_replace_the_catalogue(tmp_path: Path, model: Path) -> N
     assert node.max_layers > usual.max_layers
 
 
+def test_weights_of_fewer_bits_leave_room_for_more_layers(tmp_path: Path, model: Path) -> None:
+    held = {}
+    for bits in ("none", "int8", "int4"):
+        path = cluster(tmp_path, f'vram = "8 GB"\nquantise = "{bits}"')
+        node = read_problem(path, model).node(NodeId("t4"))
+        held[bits] = node.max_layers
+        assert node.type_name == ("T4/8GB" if bits == "none" else f"T4/8GB/{bits}")
+    assert 0 < held["none"] < held["int8"] < held["int4"]
+
+
 def test_a_type_that_only_its_tables_know_needs_its_memory(tmp_path: Path, model: Path) -> None:
     text = CLUSTER.format(more='tables = "mine.csv"').replace('"T4"', '"HomeGrown"')
     (tmp_path / "mine.csv").write_text(
