@@ -70,7 +70,9 @@ async def measure(
 ) -> dict[int, list[Timed]]:
     """Finished streams by how many ran at once."""
     nodes = PLACEMENTS[placement]
-    async with distant_cluster(folder, nodes, delay_s, settings={"token_return": way}) as cluster:
+    # Drafts would save rounds, whichever way they take.
+    settings = {"token_return": way, "speculation": {"enabled": False}}
+    async with distant_cluster(folder, nodes, delay_s, settings=settings) as cluster:
         await _links_measured(cluster, [NodeId(n) for n in nodes])
         await cluster.run(_generation(0, 4))
         found: dict[int, list[Timed]] = {}
