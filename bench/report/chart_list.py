@@ -101,6 +101,19 @@ CHARTS: tuple[Chart, ...] = (
         ylabel="tokens/s",
     ),
     Chart(
+        "cluster",
+        "decode throughput of an emulated cluster",
+        "rows",
+        "scheduler",
+        (
+            "live.decode_tokens_per_s",
+            "simulated.decode_tokens_per_s",
+            "with_overhead.decode_tokens_per_s",
+        ),
+        bars=True,
+        ylabel="decode tokens/s",
+    ),
+    Chart(
         "overload",
         "tokens of good answers per second, phase by phase",
         "phases",
