@@ -70,7 +70,7 @@ def test_weights_of_a_later_release_are_rejected_even_where_all_may_mix() -> Non
 def test_a_matrix_takes_its_bits_and_its_scales() -> None:
     assert matrix_bytes(10, 128, Quantisation.NONE, 2) == 2560
     assert matrix_bytes(10, 128, Quantisation.INT8, 2) == 10 * (128 + 2)
-    assert matrix_bytes(10, 128, Quantisation.INT4, 2) == 10 * (64 + 2 * 4)
+    assert matrix_bytes(10, 128, Quantisation.INT4, 2) == 10 * (64 + 4 * 4)
     assert matrix_bytes(10, 96, Quantisation.INT4, 4) == 10 * (48 + 3 * 4)
     with pytest.raises(ValueError, match="rows of 100"):
         matrix_bytes(10, 100, Quantisation.INT4, 4)

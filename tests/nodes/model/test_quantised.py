@@ -46,7 +46,7 @@ def inputs(rows: int, width: int = 128) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama whose widths groups of 64 and of 32 divide, with a tied head."""
+    """A random Llama whose widths groups of 32 divide, with a tied head."""
     folder = tmp_path_factory.mktemp("quantisable")
     torch.manual_seed(3)
     config = transformers.LlamaConfig(
