@@ -1,0 +1,106 @@
+"""How long an event loop is held up while the engine runs batches in a thread beside it.
+
+`python -m bench.engine.loop_lag --out FILE`. A task sleeps for a millisecond at a time and notes
+how much later it woke. On a machine with other work that is mostly waiting for a processor, which
+looks the same: so the time that the process's threads were ready and did not run is given beside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+_NAP_S = 0.001
+_THREADS = Path("/proc/self/task")
+
+
+async def lags_s(work: Callable[[], object]) -> list[float]:
+    """Seconds by which each wake was later than asked for, while `work` runs in a thread."""
+    lags: list[float] = []
+    # From wake to wake, so that what holds the loop up between naps counts, too.
+    woke_s = perf_counter()
+    running = asyncio.get_running_loop().run_in_executor(None, work)
+    while not (lags and running.done()):
+        await asyncio.sleep(_NAP_S)
+        now_s = perf_counter()
+        lags.append(max(0.0, now_s - woke_s - _NAP_S))
+        woke_s = now_s
+    await running
+    return lags
+
+
+def quantiles_ms(lags: list[float]) -> dict[str, float]:
+    """p50, p99, p999 and the longest, in milliseconds; `lags` has at least one."""
+    ordered = sorted(lags)
+    found = {f"p{name}": ordered[int(len(ordered) * q)] for name, q in _QUANTILES.items()}
+    found["max"] = ordered[-1]
+    return {name: 1e3 * value for name, value in found.items()}
+
+
+_QUANTILES = {"50": 0.5, "99": 0.99, "999": 0.999}
+
+
+def _without_processor_s() -> float:
+    """Seconds that threads of this process were ready to run and did not, so far; 0 where the
+    system does not say."""
+    total = 0
+    try:
+        for thread in _THREADS.iterdir():
+            total += int((thread / "schedstat").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        pass
+    return total / 1e9
+
+
+def main(
+    batches: Annotated[str, typer.Option(help="Prompts at a time, by commas.")] = "1,8,32",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    threads: Annotated[int, typer.Option(min=1, help="Of the engine.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
+) -> None:
+    """Measure the demonstration model's engine; the longest lag should stay below 2 ms."""
+    from bench.engine.options import job_of
+    from bench.engine.peers import with_helix
+    from bench.engine.prompts import prompts_of
+    from bench.engine.types import Case
+    from bench.planner_common import machine_summary, write_results
+
+    cases = [Case(int(batch), 64, 64) for batch in batches.split(",")]
+    job = job_of(None, cases, "cpu", threads)
+    program = with_helix.load(
+        {
+            "folder": str(job.folder),
+            "device": "cpu",
+            "threads": threads,
+            "batch": job.batch,
+            "context": job.context,
+            "dtype": dtype,
+        }
+    )
+    found = []
+    for case in cases:
+        prompts = prompts_of(job.folder, case)
+        program.generate(prompts, 2)
+        waited_s, began_s = _without_processor_s(), perf_counter()
+        lags = asyncio.run(lags_s(lambda: program.generate(prompts, case.new_tokens)))  # noqa: B023
+        entry = {
+            "batch": case.batch,
+            "wakes": len(lags),
+            "lag_ms": quantiles_ms(lags),
+            "without_processor_s": _without_processor_s() - waited_s,
+            "seconds": perf_counter() - began_s,
+        }
+        found.append(entry)
+        typer.echo(str(entry))
+    if out is not None:
+        machine = machine_summary(("numpy", "torch"))
+        write_results(out, {"machine": machine, "dtype": dtype, "threads": threads, "cases": found})
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,115 @@
+"""bench engine: its figures, its prompts, and two programs measured on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bench.chaos.tiny_model import write_tiny_model
+from bench.engine.figures import figures, ratio, roofline, same_answers, step_bytes
+from bench.engine.loop_lag import lags_s, quantiles_ms
+from bench.engine.options import job_of, systems_of
+from bench.engine.peer import Peer, PeerFailed
+from bench.engine.types import Case, System, Times
+from helix_mq.cli import build_app
+from helix_mq.models.config import ModelConfig
+
+CASE = Case(batch=4, context=100, new_tokens=11)
+
+
+def times(first_s: float, total_s: float, token: int = 0, peak_bytes: int = 1) -> Times:
+    return Times(first_s, total_s, peak_bytes, tuple((i + token,) for i in range(4)))
+
+
+def test_figures_are_medians_and_prefill_is_apart() -> None:
+    rounds = [times(1.0, 3.0), times(1.0, 2.0, peak_bytes=7), times(4.0, 9.0)]
+    found = figures(CASE, rounds)
+    assert found.tokens_per_s == 44 / 3.0
+    assert found.step_s == pytest.approx(0.2)
+    assert found.decode_tokens_per_s == pytest.approx(4 / 0.2)
+    assert found.prefill_tokens_per_s == 400 / 1.0
+    assert found.peak_bytes == 7
+
+
+def test_ratios_compare_rounds_of_one_number() -> None:
+    ours, theirs = [times(0, 1.0), times(0, 10.0)], [times(0, 3.0), times(0, 20.0)]
+    assert ratio(ours, theirs) == 2.5
+    with pytest.raises(ValueError, match="argument 2"):
+        ratio(ours, theirs[:1])
+    assert same_answers(times(0, 1), times(0, 1)) == 1.0
+    mixed = Times(0, 1, 1, ((0,), (1,), (5,), (6,)))
+    assert same_answers(times(0, 1), mixed) == 0.5
+
+
+def test_a_step_reads_weights_once_and_the_keys_and_values_of_each(tmp_path: Path) -> None:
+    config = ModelConfig.from_folder(write_tiny_model(tmp_path / "model"))
+    one, four = (step_bytes(config, Case(n, 100, 11), 2) for n in (1, 4))
+    kept = config.num_layers * config.kv_bytes_per_token_per_layer(2)
+    assert four - one == 3 * 105 * kept
+    weights = config.slice_weight_bytes(config.all_layers, 2)
+    embedding = 0 if config.tie_embeddings else config.embed_bytes(2)
+    assert one == weights - embedding + 105 * kept
+    assert roofline(config, CASE, 2, 0.5, four / 0.5) == 1.0
+
+
+def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
+    job = job_of(write_tiny_model(tmp_path / "model"), [CASE], "cpu", 1)
+    pythons = {"transformers": None, "llama-cpp": Path(sys.executable), "vllm": None}
+    systems, missing = systems_of(["float32"], ["llama-cpp", "vllm"], pythons, job)
+    assert [s.name for s in systems] == ["helix_mq float32"]
+    assert "--python-vllm" in missing["vllm"]
+    assert "GGUF" in missing["llama-cpp"]
+    absent = System("llama-cpp", "with_llama_cpp", "gguf", Path(sys.executable))
+    with pytest.raises(PeerFailed, match="No module named 'llama_cpp'"):
+        Peer(absent, job, tmp_path / "log")
+
+
+async def test_a_loop_that_is_held_up_shows() -> None:
+    stop = threading.Event()
+
+    def hold() -> None:
+        # One call keeps the interpreter's lock to its end.
+        sum(range(10_000_000))
+        stop.set()
+
+    held = await lags_s(hold)
+    assert stop.is_set()
+    found = quantiles_ms([0.001, 0.002, 0.003, 0.004])
+    assert found == {"p50": 3.0, "p99": 4.0, "p999": 4.0, "max": 4.0}
+    assert max(held) > 0.002
+
+
+@pytest.mark.alone
+def test_two_programs_give_the_same_answers(tmp_path: Path) -> None:
+    folder, out = write_tiny_model(tmp_path / "model"), tmp_path / "result.json"
+    command = ["bench", "engine", "--model", str(folder), "--batches", "2", "--contexts", "20"]
+    command += ["--new-tokens", "6", "--rounds", "1", "--threads", "1", "--dtype", "float32"]
+    result = CliRunner().invoke(build_app(), [*command, "--bandwidth", "20", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    body = json.loads(out.read_text("utf-8"))
+    assert body["missing"] == {}
+    [case] = body["cases"]
+    [compared] = case["ours_over_theirs"].values()
+    assert compared["same_answers"] == 1.0
+    assert compared["ratio"] > 0
+    assert all(row["roofline"] > 0 for row in case["systems"].values())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--batches", "0"], "--batches '0' is no list"),
+        (["--dtype", "int3"], "--dtype 'int3' is unknown"),
+        (["--beside", "x"], "--beside 'x' is unknown"),
+        (["--bandwidth", "0"], "must be positive"),
+    ],
+)
+def test_bad_options_are_refused_in_words(options: list[str], words: str) -> None:
+    result = CliRunner().invoke(build_app(), ["bench", "engine", *options])
+    assert result.exit_code != 0
+    assert words in str(result.output) + str(result.exception)
