@@ -17,9 +17,9 @@ from helix_mq.models.config import ModelConfig
 SCALE_BYTES: Final = 2
 """bfloat16, as the kernels want them."""
 INT4_GROUPS: Final = (32,)
-"""Weights that share a scale and a zero, the first that divides a row. 32 cost 5 bits per weight, 64
-would cost 4.5. They are the blocks of GGUF's 4-bit forms: a model that was imported from one is held
-all but as it was, where groups of 64 take SmolLM2-135M's perplexity from 43.0 to 53.7."""
+"""Weights that share a scale and a zero, the first that divides a row. 32 cost 5 bits per weight,
+64 would cost 4.5. They are the blocks of GGUF's 4-bit forms: a model that was imported from one is
+held all but as it was, where groups of 64 take SmolLM2-135M's perplexity from 43.0 to 53.7."""
 
 
 class Quantisation(StrEnum):
