@@ -14,6 +14,7 @@ from bench.engine_gpu.attention import attention
 from bench.engine_gpu.beside import beside_transformers
 from bench.engine_gpu.parity import parity
 from bench.engine_gpu.pipeline import pipeline
+from bench.engine_gpu.ranks import ranks
 from bench.engine_gpu.roofline import measure_ceilings
 from bench.engine_gpu.setup import Part, Say, Setup, full_setup, tiny_setup
 from bench.engine_gpu.steps import decode, peak_bytes, prefill
@@ -26,6 +27,7 @@ PARTS: Mapping[str, Callable[[Setup, Say], Part]] = {
     "prefill": prefill,
     "transformers": beside_transformers,
     "pipeline": pipeline,
+    "ranks": ranks,
 }
 LIMIT_S = 480.0
 """A part that has not begun by then is left out."""
