@@ -23,6 +23,8 @@ class LoopPlace(ABC):
         self._load = Load("trips", 0)
         self._left = 0
         self._goes_on = False
+        self._sending = False
+        """A stream has begun: news of room that comes late, of the load before, begins none."""
         self._done = asyncio.Event()
         self._end_s = 0.0
         self._sent_s = 0.0
@@ -73,6 +75,7 @@ class LoopPlace(ABC):
         """This place's share, to its end."""
         start_s = time.perf_counter()
         if self.spec.place == 0:
+            self._sending = self.streams
             if self.streams:
                 self.writable()
             else:
@@ -87,7 +90,7 @@ class LoopPlace(ABC):
 
     def writable(self) -> None:
         """Goes on with the stream."""
-        if self._goes_on or self.spec.place or not self.streams:
+        if self._goes_on or not self._sending:
             return
         for _ in range(min(BURST, self._left)):
             if not self.send_one():
@@ -122,6 +125,7 @@ class LoopPlace(ABC):
             raise RuntimeError("no room for a single message")
 
     def _finish(self) -> None:
+        self._sending = False
         self._end_s = time.perf_counter()
         self._done.set()
 

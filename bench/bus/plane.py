@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 TOKEN_BYTES = 16_384
 """A row of 8,192 bf16 values, or of as many as there are in a smaller frame."""
 DECODE_BYTES = 64 * 1024
+REFRESH_S = 1.0
 _EPOCH = 1
 _FOR_EVER = 1 << 31
 
@@ -62,6 +63,7 @@ class PlanePlace(LoopPlace):
             names = {_name(i): public for i, (public, _) in enumerate(self.spec.keys)}
             security = ServerSecurity(KeyPair(*self.spec.keys[self.spec.place]), AllowList(names))
         self.endpoint = await self._plane.bind(self.spec.endpoint, security)
+        self._refresh()
 
     async def connect(self, endpoint: str) -> None:
         public = (
@@ -70,7 +72,13 @@ class PlanePlace(LoopPlace):
         await self._plane.set_peers({self._next: PeerAddress(self._next, 1, endpoint, public)})
         await self._credited.wait()
 
+    def _refresh(self) -> None:
+        """As a node does: repeats grants that may be lost, measures links."""
+        self._plane.refresh()
+        self._refreshing = asyncio.get_running_loop().call_later(REFRESH_S, self._refresh)
+
     async def close(self) -> None:
+        self._refreshing.cancel()
         await self._plane.close()
         await self._transport.close()
 
