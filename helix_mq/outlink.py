@@ -148,9 +148,7 @@ class OutLink:
         self.flush()
 
     def _piece_bytes(self) -> int:
-        # Frames alone make a link look as slow as they are few: the receiver of small pieces takes
-        # a step for each.
-        rate = max(self._pacer.bytes_per_s, self._probes.bytes_per_s)
+        rate = self._pacer.bytes_per_s
         return max(MIN_PIECE_BYTES, int(rate * QUEUE_S / 2)) if rate else FIRST_PIECE_BYTES
 
     def _enqueue(self, header: FrameHeader, buffers: Sequence[Buffer], *, urgent: bool) -> None:
