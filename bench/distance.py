@@ -44,7 +44,7 @@ from router.settings import PlacementSection, RouterSettings
 
 ANY_PORT = "tcp://127.0.0.1:0"
 FAST_BYTES_PER_S = 1e9
-READY_S = 60.0
+READY_S = 240.0
 
 Delay = Callable[[str, str], float]
 """(member that connects, member it connects to) -> seconds one way, both ways the same. The router
@@ -283,6 +283,8 @@ def _start_node(running: DistantCluster, name: str, folder: Path, memory_bytes: 
         model=folder,
         memory=memory_bytes,
         heartbeat_s=0.5,
+        # One process is all of them: what loads or computes may hold up the others' signs of life.
+        link_down_after_s=60.0,
     )
     identity = NodeIdentity(
         folder=folder,

@@ -90,8 +90,11 @@ class _Way:
         data = b"-"
         while data:
             asked_s = loop.time()
-            with contextlib.suppress(OSError):
+            try:
                 data = await self._reader.read(PIECE_BYTES)
+            except OSError:
+                # Broken: there is no more, as at a good end.
+                data = b""
             now_s = loop.time()
             # An empty wire has nothing to make up for.
             late_s = _LATE_S if now_s - asked_s < _TURN_S else 0.0
