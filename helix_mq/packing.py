@@ -1,9 +1,9 @@
-"""msgpack with limits, and typed structs out of it.
+"""Structs to msgpack and back, with limits.
 
-Two steps on purpose: msgpack refuses oversized or over-deep input before anything is built, then
-msgspec reads the same bytes and checks every field's type, range and length against the struct. By
-itself it would make room for as many items as an array claims to have. Nothing else in the project
-unpacks bytes that came from a socket.
+A decoder checks every field's type, range and length against the struct as it reads, and a length
+before it makes room for what is announced: so every array of a message has a bound in its type. It
+goes no deeper than the struct does; what a later release has added is passed over and not built.
+Nothing else in the project unpacks bytes that came from a socket.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, TypeVar
 
-import msgpack
 import msgspec
 
 from helix_mq.errors import FrameError
@@ -27,9 +26,6 @@ Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
 Rate = Annotated[float, msgspec.Meta(ge=0.0, le=1e15)]
 
 MAX_HEADER_BYTES = 8 * 1024 * 1024
-_MAX_STR = 4 * 1024 * 1024
-_MAX_BIN = 64 * 1024
-_MAX_ITEMS = 1 << 17
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -50,21 +46,10 @@ def unpack(data: bytes | memoryview, kind: type[S]) -> S:
     if len(data) > MAX_HEADER_BYTES:
         raise FrameError(f"header of {len(data)} bytes is too long", reason="header_too_long")
     try:
-        msgpack.unpackb(
-            data,
-            raw=False,
-            use_list=False,
-            strict_map_key=True,
-            max_str_len=_MAX_STR,
-            max_bin_len=_MAX_BIN,
-            max_array_len=_MAX_ITEMS,
-            max_map_len=1024,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, RecursionError, OverflowError, msgpack.UnpackException) as e:
-        raise FrameError(f"header is not msgpack: {e}", reason="not_msgpack") from None
-    try:
         value: S = _decoder(kind).decode(data)
-    except (msgspec.DecodeError, RecursionError) as e:
+    except msgspec.ValidationError as e:
         raise FrameError(f"{kind.__name__}: {e}", reason="bad_field") from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as e:
+        # ValueError: a text that is not UTF-8.
+        raise FrameError(f"header is not msgpack: {e}", reason="not_msgpack") from None
     return value

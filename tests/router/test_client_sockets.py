@@ -149,7 +149,7 @@ async def test_bad_messages_are_counted_and_answered_where_possible(bench: Bench
     failed = await raw.until_kind(wire.Failed)
     assert isinstance(failed, wire.Failed)
     assert (failed.reference, failed.http_status) == (5, 400)
-    raw.connection.send([b"\x01\x40", b"\xff\xff"])
+    raw.connection.send([b"\x01\x40", b"\xc1"])
     raw.connection.send([b"\x01\xf0", b"\x90"])
     raw.connection.send([b"x"])
     raw.send(wire.Done(1, "stop", 1, 1, wire.Timings(0, 0, 0, 0)))
