@@ -97,7 +97,7 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
         raise FrameError(f"dtype {header.dtype!r} is not one of {sorted(DTYPES)}", reason="dtype")
     tokens = history = 0
     has_ids = header.dtype == "int32"
-    routes = [unpack_route(blob) for blob in header.routes]
+    routes = unpack_routes(header.routes)
     for row in header.rows:
         tokens += row.count
         if row.route >= len(routes) or row.hop >= len(routes[row.route].hops):
@@ -131,10 +131,11 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
     if tokens > MAX_FRAME_TOKENS:
         raise FrameError(f"{tokens} tokens in one frame", reason="frame_tokens")
     payload_bytes = tokens * token_bytes(header.dtype, header.width)
-    expected = [payload_bytes] + ([history * 4] if history else [])
-    got = [buffer.nbytes for buffer in buffers]
-    if got != expected:
-        raise FrameError(f"buffers of {got} bytes, the header says {expected}", reason="length")
+    if history or len(buffers) != 1 or buffers[0].nbytes != payload_bytes:
+        expected = [payload_bytes] + ([history * 4] if history else [])
+        got = [buffer.nbytes for buffer in buffers]
+        if got != expected:
+            raise FrameError(f"buffers of {got} bytes, the header says {expected}", reason="length")
     if header.dtype == SCALED:
         check_scales(buffers[0], header.width)
 
@@ -186,6 +187,13 @@ def unpack_route(blob: bytes) -> Route:
     if len(blob) > _MAX_ROUTE_BYTES:
         raise FrameError(f"route of {len(blob)} bytes is too long", reason="route")
     return _cached_route(blob) if len(blob) <= _CACHED_ROUTE_BYTES else _unpack_route(blob)
+
+
+def unpack_routes(blobs: Sequence[bytes]) -> Sequence[Route]:
+    """Those of a frame; as `unpack_route`."""
+    if len(blobs) == 1:
+        return (unpack_route(blobs[0]),)
+    return [unpack_route(blob) for blob in blobs]
 
 
 @lru_cache(maxsize=8192)

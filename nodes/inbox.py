@@ -8,14 +8,15 @@ that fails is ever executed. Credit goes back to the sender when a frame's last 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import attrgetter
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from helix_mq.errors import FrameError
-from helix_mq.frames import unpack_route
+from helix_mq.frames import unpack_routes
 from helix_mq.ids import ROUTER, Attempt, RequestId
 from helix_mq.layers import LayerRange, Route
 from helix_mq.messages.data import (
@@ -40,6 +41,7 @@ MAX_SEQUENCE_MS = 2 * 86_400_000
 release them. A request may wait for a day; the other one is for clocks that differ."""
 
 IntArray = npt.NDArray[np.int32]
+_COUNT = attrgetter("count")
 
 
 class FrameUse:
@@ -122,8 +124,7 @@ class NodeView:
     eos_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """The outcome of one frame: work to queue, refusals to report, older attempts to close.
 
     `strange`: tokens handed back by who is not the last hop of a sequence that is open here. They
@@ -140,7 +141,7 @@ def check_sender(header: FrameHeader) -> None:
     """Raises FrameError when a row does not come from the hop before, or from the router to a first
     hop, or from the last hop where that may hand tokens back. Such a frame is nobody's to refuse to
     the router: its rows may name others' requests."""
-    routes = [unpack_route(blob) for blob in header.routes]
+    routes = unpack_routes(header.routes)
     for row in header.rows:
         route = routes[row.route]
         due = route.hops[row.hop - 1].node if row.hop else ROUTER
@@ -172,8 +173,12 @@ def accept_frame(
     Raises FrameError when the frame as a whole does not fit the model (width, token ids); the
     frame is consumed in every case.
     """
-    out, strange = Accepted([], [], []), 0
-    total = sum(row.count for row in header.rows)
+    rows = header.rows
+    work: list[Work[Payload]] = []
+    refused: list[RefusedItem] = []
+    superseded: list[SeqKey] = []
+    strange = 0
+    total = sum(map(_COUNT, rows))
     use = FrameUse(total, on_consumed)
     try:
         _check_whole(view, header, buffers)
@@ -183,7 +188,9 @@ def accept_frame(
     stride = token_bytes(header.dtype, header.width)
     at = history_at = 0
     data = buffers[0].cast("B")
-    for row in header.rows:
+    routes = unpack_routes(header.routes)
+    stop: _Stop | None = None
+    for row in rows:
         piece = data[at : at + row.count * stride]
         at += row.count * stride
         history: IntArray | None = None
@@ -191,56 +198,87 @@ def accept_frame(
             end = history_at + 4 * row.spec.history_tokens
             history = np.frombuffer(buffers[1].cast("B")[history_at:end], dtype=np.int32)
             history_at = end
-        route_blob = header.routes[row.route]
-        route = unpack_route(route_blob)
-        if not row.hop and header.sender != ROUTER and not _returns(ledger, row, header.sender):
+        seq = _seq(row)
+        if not row.hop and header.sender != ROUTER and ledger.returned_by(seq) != header.sender:
+            # Not from the last hop of a sequence that the router opened here as direct.
             use.take(row.count)
-            strange += not ledger.is_over(_seq(row))
+            strange += not ledger.is_over(seq)
             continue
-        refusal = _judge(view, ledger, header.epoch, row, route, now_ms, out.superseded)
+        if stop is None or stop.index != row.route or stop.hop != row.hop:
+            # Rows of a frame mostly go the same way.
+            stop = _stop(view, routes[row.route], row)
+        refusal = _judge(view, ledger, header.epoch, row, seq, stop, now_ms, superseded)
         if refusal is not None:
             use.take(row.count)
             if refusal.code != Verdict.STALE:
-                out.refused.append(refusal)
+                refused.append(refusal)
             continue
-        out.work.append(
+        flags = row.flags
+        work.append(
             Work(
-                seq=SeqKey(RequestId(row.request), Attempt(row.attempt)),
-                position=row.position,
-                count=row.count,
-                layers=route.hops[row.hop].layers,
-                next_hop=route.hops[row.hop + 1].node if row.hop + 1 < len(route.hops) else ROUTER,
-                sample=bool(row.flags & SAMPLE),
-                payload=Payload(
+                seq,
+                row.position,
+                row.count,
+                stop.layers,
+                stop.next_hop,
+                bool(flags & SAMPLE),
+                Payload(
                     header.dtype,
                     header.width,
                     piece,
                     use,
-                    route,
-                    route_blob,
+                    stop.route,
+                    header.routes[row.route],
                     row.hop,
                     header.epoch,
                     row.deadline_ms,
                     row.spec,
                     history,
-                    bool(row.flags & DIRECT),
+                    bool(flags & DIRECT),
                     BlockNames(row.position, row.blocks) if row.blocks else None,
-                    bool(row.flags & DRAFTING) and header.sender == ROUTER,
+                    bool(flags & DRAFTING) and header.sender == ROUTER,
                 ),
-                drafts=_drafts(row, piece) if row.flags & VERIFY else (),
+                _drafts(row, piece) if flags & VERIFY else (),
             )
         )
-    return replace(out, strange=strange) if strange else out
+    return Accepted(work, refused, superseded, strange)
+
+
+class _Stop(msgspec.Struct, frozen=True):
+    """A hop as the rows that stop there share it; `code` and `reason` where they may not."""
+
+    index: int
+    hop: int
+    route: Route
+    layers: LayerRange
+    next_hop: str
+    last: bool
+    code: str = ""
+    reason: str = ""
+
+
+def _stop(view: NodeView, route: Route, row: Row) -> _Stop:
+    """Holds the row's hop against what this node is."""
+    hops = route.hops
+    hop, last = hops[row.hop], row.hop == len(hops) - 1
+    code = reason = ""
+    if hop.node != view.node:
+        code, reason = "wrong_node", f"hop {row.hop} is {hop.node}, this is {view.node}"
+    elif hops[-1].layers.end != view.num_layers:
+        code = "wrong_model"
+        reason = (
+            f"its route has {route.num_layers} layers and the model of {view.node} "
+            f"{view.num_layers}: give router and node the same model"
+        )
+    elif not view.held.covers(hop.layers):
+        code, reason = "not_held", f"{view.node} holds {view.held}, not {hop.layers}"
+    next_hop = ROUTER if last else hops[row.hop + 1].node
+    return _Stop(row.route, row.hop, route, hop.layers, next_hop, last, code, reason)
 
 
 def _drafts(row: Row, piece: memoryview) -> tuple[int, ...]:
     """Token ids behind a row's first: a first hop has them as its tokens."""
     return row.drafts or tuple(np.frombuffer(piece, dtype=np.int32)[1:].tolist())
-
-
-def _returns(ledger: Ledger, row: Row, sender: str) -> bool:
-    """Whether the sender is the last hop of a sequence that the router opened here as direct."""
-    return ledger.returned_by(_seq(row)) == sender
 
 
 def _check_whole(view: NodeView, header: FrameHeader, buffers: tuple[memoryview, ...]) -> None:
@@ -268,26 +306,17 @@ def _judge(
     ledger: Ledger,
     epoch: int,
     row: Row,
-    route: Route,
+    seq: SeqKey,
+    stop: _Stop,
     now_ms: int,
     superseded: list[SeqKey],
 ) -> RefusedItem | None:
     """None if the row may run (the ledger then knows it), else why not."""
-    hop = route.hops[row.hop]
     if epoch not in view.epochs:
         have = ", ".join(map(str, sorted(view.epochs))) or "none"
         return _refuse(row, "stale_epoch", f"placement epoch {epoch}, {view.node} serves {have}")
-    if hop.node != view.node:
-        return _refuse(row, "wrong_node", f"hop {row.hop} is {hop.node}, this is {view.node}")
-    if route.num_layers != view.num_layers:
-        return _refuse(
-            row,
-            "wrong_model",
-            f"its route has {route.num_layers} layers and the model of {view.node} "
-            f"{view.num_layers}: give router and node the same model",
-        )
-    if not view.held.covers(hop.layers):
-        return _refuse(row, "not_held", f"{view.node} holds {view.held}, not {hop.layers}")
+    if stop.code:
+        return _refuse(row, stop.code, stop.reason)
     if row.position + row.count > view.max_context:
         return _refuse(
             row,
@@ -295,8 +324,7 @@ def _judge(
             f"position {row.position + row.count} is past the context of {view.max_context}: "
             "send less, or ask for fewer tokens",
         )
-    last = row.hop == len(route.hops) - 1
-    if last and row.flags & SAMPLE and row.position == 0 and row.spec is None:
+    if stop.last and row.flags & SAMPLE and row.position == 0 and row.spec is None:
         return _refuse(row, "no_spec", "a last hop needs sampling parameters")
     if row.spec is not None:
         highest = _highest_id(row.spec.sampling)
@@ -312,22 +340,25 @@ def _judge(
         return _refuse(
             row, "deadline", f"the request's deadline has passed by the clock of {view.node}"
         )
-    seq = _seq(row)
+    drafts = row.count - 1 if row.flags & VERIFY else 0
+    if ledger.follow(seq, row.position, row.count, stop.layers, epoch, drafts):
+        return None
     resumes = bool(row.blocks) and row.position % BLOCK_TOKENS == 0
-    verdict = ledger.judge(seq, row.position, hop.layers, resumes=resumes)
+    verdict = ledger.judge(seq, row.position, stop.layers, resumes=resumes)
     if verdict is Verdict.FULL:
         return _refuse(row, verdict, f"{len(ledger)} sequences are open on {view.node}")
     if verdict is Verdict.WRONG_LAYERS:
-        return _refuse(row, verdict, f"the sequence was opened with other layers than {hop.layers}")
+        return _refuse(
+            row, verdict, f"the sequence was opened with other layers than {stop.layers}"
+        )
     if verdict in (Verdict.STALE, Verdict.OUT_OF_ORDER):
         return _refuse(row, verdict, f"position {row.position} does not follow what is here")
     if verdict is Verdict.OPEN:
         latest_ms = now_ms + MAX_SEQUENCE_MS
         deadline_ms = min(row.deadline_ms or latest_ms, latest_ms)
-        superseded.extend(ledger.open(seq, hop.layers, deadline_ms, row.position))
+        superseded.extend(ledger.open(seq, stop.layers, deadline_ms, row.position))
         if row.flags & DIRECT and not row.hop:
-            ledger.expect_from(seq, route.hops[-1].node)
-    drafts = row.count - 1 if row.flags & VERIFY else 0
+            ledger.expect_from(seq, stop.route.hops[-1].node)
     ledger.advance(seq, row.position, row.count, epoch, drafts)
     return None
 

@@ -94,6 +94,29 @@ class Ledger:
             return Verdict.OUT_OF_ORDER
         return Verdict.CONTINUE
 
+    def follow(
+        self, seq: SeqKey, position: int, count: int, layers: LayerRange, epoch: int, drafts: int
+    ) -> bool:
+        """`judge` and `advance` in one for what nearly every row is: the next one of an open
+        sequence. False, and nothing is changed, where there is more to say about it."""
+        known = self._open.get(seq)
+        if known is None:
+            return False
+        request, attempt = seq
+        dead = self._tombstones.get(request)
+        if self._newest.get(request) != attempt or (dead is not None and attempt <= dead):
+            return False
+        # Routes are cached, so the layers are mostly the same object; comparing takes longer.
+        if known.layers is not layers and known.layers != layers:
+            return False
+        if not 0 <= known.next_position - position <= known.drafts:
+            return False
+        known.next_position = position + count
+        known.drafts = drafts
+        if epoch > known.epoch:
+            known.epoch = epoch
+        return True
+
     def open(
         self, seq: SeqKey, layers: LayerRange, deadline_ms: int, position: int = 0
     ) -> list[SeqKey]:

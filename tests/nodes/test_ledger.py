@@ -11,6 +11,8 @@ from nodes.batching import SeqKey
 from nodes.ledger import Ledger, Verdict
 
 LAYERS = LayerRange(2, 5)
+OTHERS = (LAYERS, LayerRange(2, 5), LayerRange(2, 6))
+"""The second is equal and another object."""
 
 
 def key(request: int, attempt: int = 0) -> SeqKey:
@@ -81,3 +83,40 @@ def test_only_the_drafts_of_the_last_row_are_taken_back(
         if fits:
             ledger.advance(key(1), position, 1 + drafts, drafts=drafts)
             first, end = position + 1, position + 1 + drafts
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["row", "row", "row", "close"]),
+            st.integers(0, 1),
+            st.integers(0, 2),
+            st.integers(0, 6),
+            st.integers(1, 3),
+            st.integers(0, 2),
+            st.sampled_from(OTHERS),
+        ),
+        max_size=40,
+    )
+)
+def test_following_is_judging_and_advancing_in_one(
+    events: list[tuple[str, int, int, int, int, int, LayerRange]],
+) -> None:
+    """Two ledgers with the same rows: one is asked in two steps, the other follows where it can."""
+    slow, fast = Ledger(), Ledger()
+    for what, request, attempt, position, count, drafts, layers in events:
+        seq = key(request, attempt)
+        if what == "close":
+            assert slow.close(seq) == fast.close(seq)
+            continue
+        verdict = slow.judge(seq, position, layers)
+        assert fast.judge(seq, position, layers) is verdict
+        followed = fast.follow(seq, position, count, layers, attempt, drafts)
+        assert followed is (verdict is Verdict.CONTINUE)
+        if verdict is Verdict.OPEN:
+            assert slow.open(seq, layers, 0) == fast.open(seq, layers, 0)
+            fast.advance(seq, position, count, attempt, drafts)
+        if verdict in (Verdict.OPEN, Verdict.CONTINUE):
+            slow.advance(seq, position, count, attempt, drafts)
+            assert slow.epoch(seq) == fast.epoch(seq)
+    assert slow.sequences() == fast.sequences()
