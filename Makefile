@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 demo: install
 	$(BIN)/helix-mq demo
 
+# Tests start hundreds of processes: without bytecode each would compile all our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The pure tests on every core, then one by one those that measure, start processes or load all
 # cores themselves (marked `alone`). Both parts always run; the last line says which of them failed.
 test: install

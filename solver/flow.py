@@ -12,13 +12,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-
-import networkx as nx
-from networkx.algorithms.flow import preflow_push
+from typing import TYPE_CHECKING
 
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange, Placement
 from solver.problem import SINK, SOURCE, Problem, ProblemError, ProblemLink, ProblemNode
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 UNITS_PER_TOKEN = 2**30
 """Flow is computed in whole multiples of 2^-30 tokens/s: no rounding can leave flow behind, and
@@ -99,6 +100,9 @@ def max_flow(
     links = usable_links(problem, placement, partial_inference)
     for link in links:
         graph.add_link(link, link_capacity(problem, link))
+    # Loaded when needed: routers, too, import this module for its types.
+    from networkx.algorithms.flow import preflow_push
+
     residual = preflow_push(graph.graph, graph.source, graph.sink)
     flows: dict[CutEdge, float] = {
         # networkx leaves edges without capacity out of its answer.
@@ -158,6 +162,8 @@ class _FlowGraph:
     """networkx graph over small integers, whose sets iterate alike in every process."""
 
     def __init__(self) -> None:
+        import networkx as nx
+
         self.graph: nx.DiGraph[int] = nx.DiGraph()
         self.source, self.sink = 0, 1
         self.edges: dict[tuple[int, int], CutEdge] = {}

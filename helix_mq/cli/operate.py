@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import typer
 
 from helix_mq.errors import ConnectionLost, HelixError, InvalidRequest, LocalError, Unauthorized
@@ -28,6 +27,9 @@ class RouterHttp:
     """One conversation with a router's operating pages; errors come out as ours, in words."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
+        # Every process builds the whole command tree; few ask a router for anything.
+        import httpx
+
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=30.0)
@@ -45,6 +47,8 @@ class RouterHttp:
         return await self._ask("POST", path, body)
 
     async def _ask(self, method: str, path: str, send: State | None = None) -> State:
+        import httpx
+
         try:
             answer = await self._http.request(method, path, json=send)
         except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL) as e:
