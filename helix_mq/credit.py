@@ -85,6 +85,8 @@ class CreditSender:
 
     def may_send(self, nbytes: int) -> bool:
         """Whether a message of `nbytes` may go now. A refusal starts the blocked time."""
+        if self._refused_bytes is None and nbytes <= self._granted_bytes - self._sent_bytes:
+            return True
         if self._allows(nbytes):
             self._unblock()
             return True
@@ -96,11 +98,12 @@ class CreditSender:
 
     def sent(self, nbytes: int) -> None:
         """Counts a message that went. Uses up an overdraft if one was needed."""
-        if not self._fits(nbytes) and self._overdraft:
-            self._overdrafts += 1
-        self._overdraft = False
+        if self._overdraft:
+            self._overdrafts += not self._fits(nbytes)
+            self._overdraft = False
         self._sent_bytes += nbytes
-        self._unblock()
+        if self._refused_bytes is not None:
+            self._unblock()
 
     def granted(self, total_bytes: int, incarnation: int) -> bool:
         """Takes a grant in. True when it gave credit.
@@ -185,7 +188,7 @@ class CreditReceiver:
 
     def consumed(self, nbytes: int) -> None:
         """Raises ValueError when more is consumed than came."""
-        if nbytes < 0 or nbytes > self.outstanding_bytes:
+        if not 0 <= nbytes <= self._received_bytes - self._consumed_bytes:
             raise ValueError(
                 f"consumed {nbytes} bytes with {self.outstanding_bytes} outstanding on this link"
             )
@@ -199,11 +202,10 @@ class CreditReceiver:
         if self._granted_bytes is None:
             return self.announce()
         ungranted = self._consumed_bytes + self._window_bytes - self._granted_bytes
+        if _IDLE_SHARE * ungranted <= self._window_bytes:
+            return None
         # A sender with a message larger than its headroom waits for all but an eighth of W.
-        idle = self.outstanding_bytes == 0
-        if 2 * ungranted >= self._window_bytes or (
-            idle and _IDLE_SHARE * ungranted > self._window_bytes
-        ):
+        if 2 * ungranted >= self._window_bytes or self.outstanding_bytes == 0:
             return self.announce()
         return None
 

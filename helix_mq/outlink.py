@@ -145,7 +145,8 @@ class OutLink:
         else:
             for piece, parts in split_frame(header, buffers, self._piece_bytes()):
                 self._enqueue(piece, parts, urgent=False)
-        self.flush()
+        if len(self._queue):
+            self.flush()
 
     def _piece_bytes(self) -> int:
         rate = self._pacer.bytes_per_s
@@ -153,8 +154,13 @@ class OutLink:
 
     def _enqueue(self, header: FrameHeader, buffers: Sequence[Buffer], *, urgent: bool) -> None:
         parts = encode(header, buffers)
+        nbytes = frame_bytes(parts)
+        # Most find nobody in line before them.
+        alone = not len(self._queue) and (urgent or self._pacer.allows(nbytes))
+        if alone and self._go(parts, nbytes):
+            return
         keys = [(row.request, row.attempt) for row in header.rows]
-        self._queue.push(parts, frame_bytes(parts), keys, urgent=urgent)
+        self._queue.push(parts, nbytes, keys, urgent=urgent)
 
     def granted(self, grant: Grant) -> None:
         if grant.link == self.link:
@@ -240,10 +246,22 @@ class OutLink:
             if not self.connection.send(parts):
                 return
             self._queue.sent()
-            self._credit.sent(nbytes)
-            self._pacer.sent(nbytes)
-            self._sent_bytes += nbytes
-            self._sent_frames += 1
+            self._went(nbytes)
+
+    def _go(self, parts: list[Buffer], nbytes: int) -> bool:
+        """Sends a frame past an empty queue, where it may go now."""
+        if self.connection is None or not self.connected or not self._credit.may_send(nbytes):
+            return False
+        if not self.connection.send(parts):
+            return False
+        self._went(nbytes)
+        return True
+
+    def _went(self, nbytes: int) -> None:
+        self._credit.sent(nbytes)
+        self._pacer.sent(nbytes)
+        self._sent_bytes += nbytes
+        self._sent_frames += 1
 
     @property
     def blocked(self) -> bool:

@@ -11,7 +11,9 @@ or per the time in which it was sent if that is longer: acknowledgements may com
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from helix_mq.clock import Clock
 
@@ -33,7 +35,8 @@ empty, until one round trip has been seen."""
 _MAX_SENT: Final = 4096
 
 
-class _Sent(NamedTuple):
+class _Sent(msgspec.Struct, frozen=True, gc=False):
+    # One per frame: a NamedTuple takes three times as long to make.
     total_bytes: int
     at_s: float
     delivered_bytes: int
