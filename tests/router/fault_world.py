@@ -53,19 +53,20 @@ class FaultWorld:
         self._ids = itertools.count(1)
         self._incarnations = itertools.count(100)
         self.network = Network(self.time, self.nodes, self.handle)
-        placement = Placement(6, {NodeId(n): r for n, r in SLICES.items()})
-        cluster = ClusterCore(
-            *(CONFIG, DIGEST, ClusterSettings(dead_after_s=3.0, recover_s=1e6)),
-            *(FixedPlacer(placement), self.time.clock, Epoch(7)),
-        )
-        core_settings = settings or CoreSettings(expected_output_tokens=16)
-        self.core = Core(
-            CONFIG, core_settings, cluster, KvBooks(0.9), self.time.clock, self._new_text
-        )
+        self._settings = settings or CoreSettings(expected_output_tokens=16)
+        self.core = self._new_core(Epoch(7))
         for name in sorted(SLICES):
             self.start(name)
         self.time.every(0.25, lambda: self.handle(ev.Tick()))
         self.time.every(1.0, self._look_after_links)
+
+    def _new_core(self, epoch: Epoch) -> Core:
+        placement = Placement(6, {NodeId(n): r for n, r in SLICES.items()})
+        cluster = ClusterCore(
+            *(CONFIG, DIGEST, ClusterSettings(dead_after_s=3.0, recover_s=1e6)),
+            *(FixedPlacer(placement), self.time.clock, epoch),
+        )
+        return Core(CONFIG, self._settings, cluster, KvBooks(0.9), self.time.clock, self._new_text)
 
     @staticmethod
     def _new_text(generation: Generation) -> TextStream:
@@ -92,10 +93,18 @@ class FaultWorld:
         for effect in effects:
             self._carry_out(effect)
 
+    def generation(self, prompt: tuple[int, ...], max_tokens: int, seed: int) -> Generation:
+        """What a client asks for."""
+        sampling = SamplingParams(max_tokens=max_tokens, seed=seed, ignore_eos=seed % 2 == 0)
+        return Generation(prompt, sampling, deadline_s=1e6)
+
+    def right(self, generation: Generation) -> tuple[list[int], str]:
+        """The tokens and the finish reason that the client is to see."""
+        return undisturbed(generation)
+
     def submit(self, prompt: tuple[int, ...], max_tokens: int, seed: int) -> RequestId | None:
         """None where the router refuses it, which it may only while it does not serve."""
-        sampling = SamplingParams(max_tokens=max_tokens, seed=seed, ignore_eos=seed % 2 == 0)
-        generation = Generation(prompt, sampling, deadline_s=1e6)
+        generation = self.generation(prompt, max_tokens, seed)
         request = RequestId(next(self._ids))
         self.streams[request] = Stream(generation)
         try:
@@ -140,7 +149,7 @@ class FaultWorld:
         assert stream.end is None, "an event after the end of a stream"
         match effect.event:
             case Delta(index, token) if token is not None:
-                right, _ = undisturbed(stream.generation)
+                right, _ = self.right(stream.generation)
                 assert index == len(stream.tokens), "a token is missing or repeated"
                 assert token == right[index], "a wrong token"
                 stream.tokens.append(token)
@@ -149,7 +158,7 @@ class FaultWorld:
                 if isinstance(end, Finished):
                     self.reroutes += end.reroutes
                 if isinstance(end, Finished) and end.finish_reason != "cancelled":
-                    assert (stream.tokens, end.finish_reason) == undisturbed(stream.generation)
+                    assert (stream.tokens, end.finish_reason) == self.right(stream.generation)
 
     def _sync_peers(self) -> None:
         members = {m.name: m.register.incarnation for m in self.core.cluster.membership}
@@ -170,7 +179,7 @@ class FaultWorld:
     def start(self, name: str) -> SimNode:
         """A new process; one that still runs under this name is killed first."""
         self.kill(name)
-        node = self.nodes[name] = SimNode(self, name, next(self._incarnations))
+        node = self.nodes[name] = self.new_node(name, next(self._incarnations))
         self.later(self.draw.uniform(0.1, 0.5), self.network.refresh)
 
         def beat() -> None:
@@ -180,6 +189,9 @@ class FaultWorld:
 
         self.later(1.0, beat)
         return node
+
+    def new_node(self, name: str, incarnation: int) -> SimNode:
+        return SimNode(self, name, incarnation)
 
     def kill(self, name: str) -> None:
         node = self.nodes.pop(name, None)

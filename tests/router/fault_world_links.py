@@ -10,7 +10,7 @@ import msgspec
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.messages.data import Refused, Tokens
 from router import events as ev
-from tests.router.fault_world_node import Message, SimNode, Traveller
+from tests.router.fault_world_node import Message, RowsFrame, SimNode, Traveller
 from tests.router.fault_world_time import Timeline
 
 LOST_AFTER_S = 3.0
@@ -75,6 +75,20 @@ class Network:
                 link.waiting.clear()
         self.refresh()
 
+    def router_ended(self) -> None:
+        """The router's process is gone, and what was under way to it and from it. The next one
+        knows nobody."""
+        self._router_peers = {}
+        for link in self._links.values():
+            if link.source in (ROUTER, "control"):
+                link.waiting.clear()
+            if link.up and {link.source, link.target} & {ROUTER, "control"}:
+                link.up, link.down_since_s = False, self._time.now_s
+                link.generation += 1
+                if link.target == ROUTER:
+                    self._tell_lost(link.source, ROUTER)
+        self.refresh()
+
     # -- messages ---------------------------------------------------------------
 
     def send(self, source: str, target: str, message: Message) -> bool:
@@ -88,12 +102,12 @@ class Network:
             self._travel(link, message)
             return True
         link.waiting.append(message)
-        if isinstance(message, Traveller):
+        if isinstance(message, Traveller | RowsFrame):
             generation = link.generation
 
             def hopeless() -> None:
                 if not link.up and link.generation == generation:
-                    link.waiting = [m for m in link.waiting if not isinstance(m, Traveller)]
+                    link.waiting = _without_rows(link.waiting)
                     link.generation += 1
                     self._tell_lost(source, target)
 
@@ -217,7 +231,7 @@ class Network:
         if "control" in (link.source, link.target):
             return
         source, target = link.source, link.target
-        link.waiting = [m for m in link.waiting if not isinstance(m, Traveller)]
+        link.waiting = _without_rows(link.waiting)
         self._time.later(
             self._time.draw.uniform(0.001, 0.05), lambda: self._tell_lost(source, target)
         )
@@ -244,3 +258,7 @@ class Network:
             for outward in (False, True):
                 self._control_link(node, outward=outward).up = True
             node.do(node.say_register)
+
+
+def _without_rows(waiting: list[Message]) -> list[Message]:
+    return [m for m in waiting if not isinstance(m, Traveller | RowsFrame)]

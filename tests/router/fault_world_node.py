@@ -21,7 +21,14 @@ from helix_mq.messages.control import (
     Retain,
     SliceRef,
 )
-from helix_mq.messages.data import Refused, RefusedItem, ReleaseItem, TokenItem, Tokens
+from helix_mq.messages.data import (
+    FrameHeader,
+    Refused,
+    RefusedItem,
+    ReleaseItem,
+    TokenItem,
+    Tokens,
+)
 from nodes.batching import SeqKey
 from nodes.ledger import Ledger, Verdict
 from router import events as ev
@@ -47,7 +54,15 @@ class Traveller:
     seed: int
 
 
-Message = Traveller | ReleaseItem | Tokens | Refused | msgspec.Struct
+@dataclass(frozen=True, slots=True)
+class RowsFrame:
+    """Rows as they are on the wire, for nodes that run the production worker."""
+
+    header: FrameHeader
+    buffers: tuple[memoryview, ...]
+
+
+Message = Traveller | RowsFrame | ReleaseItem | Tokens | Refused | msgspec.Struct
 
 
 class Outside(Protocol):
@@ -69,6 +84,10 @@ class Outside(Protocol):
 
 class SimNode:
     """One process of a node, until it dies."""
+
+    features: tuple[str, ...] = ()
+    """What its program can."""
+    pages = PAGES
 
     def __init__(self, outside: Outside, name: str, incarnation: int) -> None:
         self.name = name
@@ -105,7 +124,8 @@ class SimNode:
         newest = max(self._slices, default=0)
         layers = self._slices.get(newest)
         holding = SliceRef(newest, layers.first, layers.end) if layers is not None else None
-        said = msgspec.structs.replace(register(self.name, self.incarnation), holding=holding)
+        said = register(self.name, self.incarnation)
+        said = msgspec.structs.replace(said, holding=holding, features=self.features)
         self._outside.control(self, ev.NodeRegistered(said))
 
     def beat(self) -> None:
@@ -116,7 +136,7 @@ class SimNode:
         )
         beat = Heartbeat(
             *(self.name, self.incarnation, self._beats, max(self._slices, default=0)),
-            *(len(self.ledger), 0, 0, PAGES, PAGES, 0, 0.0, 0, 0, 0, links),
+            *(len(self.ledger), 0, 0, self.pages, self.pages, 0, 0.0, 0, 0, 0, links),
         )
         self._outside.control(self, ev.NodeBeat(beat))
 
@@ -131,19 +151,24 @@ class SimNode:
 
                 def loaded() -> None:
                     self._slices[message.epoch] = LayerRange(message.first, message.end)
-                    pages = (PAGES, PAGE_TOKENS)
+                    self._serve()
+                    pages = (self.pages, PAGE_TOKENS)
                     said = Ready(message.epoch, message.first, message.end, *pages, 0.1, 1e3, "")
                     self._outside.control(
                         self, ev.NodeReady(NodeId(self.name), self.incarnation, said)
                     )
             case Retain():
                 self._slices = {e: s for e, s in self._slices.items() if e in message.epochs}
+                self._serve()
             case RegisterAgain():
                 self.say_register()
             case Leave() | Rejected():
                 self._outside.end(self)
             case _:
                 raise AssertionError(f"a node is told {message}")
+
+    def _serve(self) -> None:
+        """Its slices are others now."""
 
     # -- rows -------------------------------------------------------------------
 

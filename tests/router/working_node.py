@@ -1,0 +1,261 @@
+"""A node of a FaultWorld that runs the production worker and engine; only the model is played.
+
+Its KV says, for every layer, which token stands at which position, and whatever a step reads is
+held against that: pages that are shared, moved or written over wrongly are seen where they are
+read. Activations say how far a token has come. `spoken` is the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import cast
+
+import msgspec
+import numpy as np
+import torch
+
+from helix_mq.errors import LocalError
+from helix_mq.features import FEATURES
+from helix_mq.frames import Buffer, decode, encode, split_frame
+from helix_mq.messages.data import FrameHeader, RefusedItem, Release, ReleaseItem
+from helix_mq.outlink import is_urgent
+from nodes.batching import BatchLimits, SeqKey, Work
+from nodes.engine import Engine
+from nodes.inbox import NodeView, Payload, check_sender
+from nodes.kv_cache import KvCache
+from nodes.model.batch import SliceBatch, SliceOutput
+from nodes.model.slice import ModelSlice
+from nodes.steps import Batch, WorkerOptions
+from nodes.worker import Worker
+from tests.router.fault_world_node import (
+    PAGE_TOKENS,
+    STEP_S,
+    Message,
+    Outside,
+    RowsFrame,
+    SimNode,
+)
+from tests.router.world import CONFIG, EOS, VOCAB
+
+ROW_BYTES = 4 * CONFIG.hidden_size
+
+
+def spoken(tokens: Sequence[int]) -> int:
+    """What the model says next: decided by all tokens so far, and often the text over again, so
+    that drafts may be right."""
+    value = 0
+    for token in tokens:
+        value = (value * 1_000_003 + token + 1) & 0xFFFFFFFF
+    value >>= 7
+    if value % 67 == 0:
+        return EOS
+    return tokens[-3] if value % 8 and len(tokens) > 3 else value // 8 % VOCAB
+
+
+def pieces(
+    header: FrameHeader, buffers: Sequence[Buffer], most_bytes: int
+) -> list[tuple[FrameHeader, Sequence[Buffer]]]:
+    """As links send frames: prompts in pieces, decodes whole."""
+    return [(header, buffers)] if is_urgent(header) else split_frame(header, buffers, most_bytes)
+
+
+def framed(header: FrameHeader, buffers: Sequence[Buffer]) -> RowsFrame:
+    """By way of the wire's bytes."""
+    message = decode([bytes(part) for part in encode(header, buffers)])
+    assert isinstance(message.header, FrameHeader)
+    return RowsFrame(message.header, tuple(message.buffers))
+
+
+class PlayedSlice:
+    """`fail_next`: steps that break off when half of their KV is written. `drafts`: seen so far."""
+
+    def __init__(self) -> None:
+        self.config = CONFIG
+        self.device = torch.device("cpu")
+        self.fail_next = 0
+        self.drafts = 0
+
+    def forward(self, batch: SliceBatch, cache: KvCache) -> SliceOutput:
+        hidden: list[np.ndarray] = []
+        logits: list[np.ndarray] = []
+        ids_at = hidden_at = 0
+        for number, row in enumerate(batch.rows):
+            if self.fail_next and 2 * number >= len(batch.rows):
+                self.fail_next -= 1
+                raise LocalError("the device broke off")
+            end, first = row.position + row.count, row.layers.first
+            places = np.arange(row.position, end)
+            if first == 0:
+                assert batch.token_ids is not None
+                ids = batch.token_ids.numpy()[ids_at : ids_at + row.count]
+                ids_at += row.count
+            else:
+                assert batch.hidden is not None
+                came = batch.hidden.numpy()[hidden_at : hidden_at + row.count].astype(np.int64)
+                hidden_at += row.count
+                assert (came[:, 1] == first).all(), "layers are missing or run twice"
+                assert (came[:, 2] == places).all(), "activations of another position"
+                ids = came[:, 0]
+            table = cache.pool.table(row.seq)
+            pages, offsets = table[:, places // PAGE_TOKENS], places % PAGE_TOKENS
+            layers = np.arange(first, row.layers.end)
+            keys = cache.keys.numpy()
+            for what, value in enumerate((ids + 1, places + 1, layers[:, None] + 1)):
+                keys[pages, 0, offsets, what] = value
+            text = keys[table][:, :, 0].reshape(len(layers), -1, CONFIG.head_dim)[:, :end]
+            assert (text[0, :, 0] == text[:, :, 0]).all(), "layers with different texts"
+            assert (text[:, :, 1] == np.arange(1, end + 1)).all(), "KV that was never written"
+            assert (text[:, :, 2] == layers[:, None] + 1).all(), "a page of another layer"
+            if row.wants_logits:
+                self.drafts += row.logit_tokens - 1
+                tokens = (text[0, :, 0].astype(np.int64) - 1).tolist()
+                for after in range(end - row.logit_tokens + 1, end + 1):
+                    token = spoken(tokens[:after])
+                    scores = np.zeros(VOCAB, np.float32)
+                    scores[token], scores[(token + 1) % VOCAB] = 100, 50
+                    logits.append(scores)
+            if row.layers.end < CONFIG.num_layers:
+                out = np.zeros((row.count, CONFIG.hidden_size), np.float32)
+                out[:, 0], out[:, 1], out[:, 2] = ids, row.layers.end, places
+                hidden.append(out)
+        return SliceOutput(
+            torch.from_numpy(np.concatenate([np.zeros((0, CONFIG.hidden_size), "f4"), *hidden])),
+            torch.from_numpy(np.array(logits, np.float32).reshape(-1, VOCAB)),
+        )
+
+
+class SqueezedEngine(Engine):
+    """`refuse_next`: rows that find no pages."""
+
+    refuse_next = 0
+
+    def admit(self, work: Work[Payload]) -> RefusedItem | None:
+        if self.refuse_next:
+            self.refuse_next -= 1
+            return RefusedItem(*work.seq, "kv_exhausted", "no pages")
+        return super().admit(work)
+
+
+class WorkingNode(SimNode):
+    features = FEATURES
+
+    def __init__(self, outside: Outside, name: str, incarnation: int, pages: int) -> None:
+        super().__init__(outside, name, incarnation)
+        self.pages = pages
+        self.model = PlayedSlice()
+        cache = KvCache.allocate(
+            CONFIG,
+            total_pages=pages,
+            device=self.model.device,
+            dtype=torch.float32,
+            page_tokens=PAGE_TOKENS,
+        )
+        self.engine = SqueezedEngine(name, cast(ModelSlice, self.model), cache)
+        self.worker: Worker | None = None
+        self.unconsumed = 0
+        """Frames whose credit has not gone back."""
+        self.resize_next = False
+        self._stepping = False
+
+    def _serve(self) -> None:
+        epochs = frozenset(self._slices)
+        if self.worker is None:
+            view = NodeView(
+                *(self.name, epochs, self._slices[max(epochs)], CONFIG.num_layers),
+                *(CONFIG.hidden_size, VOCAB, CONFIG.max_context, CONFIG.eos_ids),
+            )
+            self.worker = Worker(
+                view,
+                self.engine,
+                options=WorkerOptions(depth=2, limits=BatchLimits(prefill_tokens=48)),
+                clock=self._outside.time.clock,
+                device=cast(Executor, None),
+                links=self,
+            )
+            self.ledger = self.worker._ledger
+        elif epochs:
+            self.worker.serve(epochs)
+        self._go_on()
+
+    def _start_anew(self) -> None:
+        if self.worker is not None:
+            self.worker.close_all()
+
+    # -- its links ----------------------------------------------------------------
+
+    def send(self, peer: str, header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> bool:
+        if not isinstance(header, FrameHeader):
+            return self._outside.send(self.name, peer, header)
+        parts = pieces(header, buffers, 40 * ROW_BYTES)
+        went = [self._outside.send(self.name, peer, framed(*part)) for part in parts]
+        return all(went)
+
+    def blocked_peers(self) -> set[str]:
+        return set()
+
+    def overdraft(self) -> None:
+        """Nothing waits for credit."""
+
+    # -- rows -----------------------------------------------------------------------
+
+    def on_data(self, message: Message) -> None:
+        match message:
+            case RowsFrame(header, buffers):
+                self._frame(header, buffers)
+            case ReleaseItem():
+                if self.worker is not None:
+                    self.worker.on_release(Release((message,)))
+            case _:
+                raise AssertionError(f"a node is sent {message}")
+        self._go_on()
+
+    def _frame(self, header: FrameHeader, buffers: tuple[memoryview, ...]) -> None:
+        check_sender(header)
+        if self.worker is None:
+            for row in header.rows:
+                self._refuse(SeqKey(row.request, row.attempt), "stale_epoch")  # type: ignore[arg-type]
+            return
+        self.unconsumed += 1
+
+        def consumed() -> None:
+            self.unconsumed -= 1
+
+        self.worker.on_frame(header, buffers, consumed)
+
+    def on_link_lost(self, peer: str) -> None:
+        if self.worker is not None:
+            self.worker.on_link_lost(peer)
+        self._go_on()
+
+    # -- steps: Worker.run() and its device thread, on the world's time -------------
+
+    def _go_on(self) -> None:
+        if self.worker is None or self._stepping or not self.alive:
+            return
+        if self.resize_next:
+            # Between two steps: pages move, and what prompts left is forgotten.
+            self.resize_next = False
+            self.engine.shrink(1)
+            self.engine.grow(self.pages)
+        if batch := self.worker._next_batch():
+            self._stepping = self.worker._busy = True
+            self._outside.time.later(STEP_S, lambda: self.do(self._stepped(self.worker, batch)))
+
+    def _stepped(self, worker: Worker | None, batch: Batch) -> Callable[[], None]:
+        def act() -> None:
+            assert worker is not None
+            try:
+                result = self.engine.run(batch)
+            except LocalError as e:
+                worker._fail(batch, e.code, e.message)
+            else:
+                worker._forward(result)
+            worker._device_idle()
+            for work in batch:
+                work.payload.use.take(work.count)
+            self._stepping = False
+            worker.check()
+            self._go_on()
+
+        return act
