@@ -129,6 +129,8 @@ class DemoCluster:
         with self.log_of(name).open("wb") as log:
             self._children[name] = await asyncio.create_subprocess_exec(
                 sys.executable,
+                # What lies in the folder that it was started from is not imported.
+                "-P",
                 "-m",
                 "helix_mq",
                 *arguments,
@@ -137,7 +139,12 @@ class DemoCluster:
                 # A Ctrl-C at the terminal reaches only this process, which stops the children in
                 # order: nodes first, so that they can say goodbye to a router that is there.
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONUNBUFFERED": "1",
+                    "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+                },
             )
 
     def log_of(self, name: str) -> Path:

@@ -78,8 +78,9 @@ def _compiled(folder: Path) -> Path:
     parts = (_SOURCE.read_bytes(), " ".join(flags).encode(), said, _processor().encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     path = folder / f"kernels-{digest}.so"
-    _own(folder)
-    if path.is_file():
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_own(folder)
+    if path.is_file() and _ours_alone(path):
         return path
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         fresh = Path(temporary) / path.name
@@ -91,17 +92,28 @@ def _compiled(folder: Path) -> Path:
         if run.returncode:
             words = run.stderr.decode("utf-8", "replace").strip()
             raise CannotBuild(f"{compiler} failed: {words[:_WORDS]}")
+        fresh.chmod(0o700)
         # In one step: other processes may be at it, too.
         fresh.replace(path)
     return path
 
 
-def _own(folder: Path) -> None:
-    """What lies there is executed, so nobody else may write to it."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+def check_own(folder: Path) -> None:
+    """What lies there is executed, so nobody else may write to it, nor put another folder in its
+    place. CannotBuild says where they may."""
+    folder = folder.resolve()
+    if not _ours_alone(folder):
         raise CannotBuild(f"{folder} can be written by others")
+    for parent in folder.parents:
+        found = parent.stat()
+        everybody = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+        if found.st_uid not in (0, os.geteuid()) or everybody:
+            raise CannotBuild(f"{parent} belongs to another user, or can be written by everybody")
+
+
+def _ours_alone(path: Path) -> bool:
+    found = path.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _processor() -> str:

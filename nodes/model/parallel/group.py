@@ -159,7 +159,8 @@ def _start(number: int) -> _Rank:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "nodes.model.parallel.follower", str(theirs.fileno())],
+            # -P: what lies in the folder that the node was started from is not imported.
+            [sys.executable, "-P", "-m", "nodes.model.parallel.follower", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
