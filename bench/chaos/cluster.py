@@ -65,6 +65,8 @@ class Plan:
     gates: bool = True
     log_level: str = "info"
     environment: Mapping[str, str] = field(default_factory=dict)
+    node_threads: int = 1
+    node_dtype: str = "float32"
 
 
 @dataclass(slots=True)
@@ -158,7 +160,8 @@ class ChaosCluster:
             f'listen = "tcp://127.0.0.1:{self._ports.nodes[name]}"\n'
             f'advertise = "{self.data_gates[name].endpoint}"\n'
             f'model = "{self.plan.model}"\nmemory = "{self.plan.node_memory}"\n'
-            f'dtype = "float32"\ndevice = "cpu"\nthreads = 1\nlog_level = "{self.plan.log_level}"\n'
+            f'dtype = "{self.plan.node_dtype}"\nthreads = {self.plan.node_threads}\n'
+            f'device = "cpu"\nlog_level = "{self.plan.log_level}"\n'
         )
 
     def _name_of(self, port: int) -> str:

@@ -30,23 +30,23 @@ class Program:
         from helix_mq.models.config import ModelConfig
 
         self._layers = LayerRange(0, ModelConfig.from_folder(job["folder"]).num_layers)
-        self._slice = ModelSlice.load(
+        self.model_slice = ModelSlice.load(
             job["folder"],
             self._layers,
             device=torch.device(job["device"]),
             dtype=getattr(torch, job["dtype"]),
         )
-        per_page = self._slice.page_tokens()
+        per_page = self.model_slice.page_tokens()
         pages = len(self._layers) * job["batch"] * -(-job["context"] // per_page)
-        self._engine = Engine(_NODE, self._slice, self._slice.new_cache(pages))
+        self.engine = Engine(_NODE, self.model_slice, self.model_slice.new_cache(pages))
         self._route = Route((Hop(NodeId(_NODE), self._layers),))
         self._blob = pack_route(self._route)
 
     def about(self) -> dict[str, str]:
         return {
             "torch": str(torch.__version__),
-            "dtype": str(self._slice.dtype).removeprefix("torch."),
-            "attention": self._slice.attention.backend.name,
+            "dtype": str(self.model_slice.dtype).removeprefix("torch."),
+            "attention": self.model_slice.attention.backend.name,
         }
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -57,10 +57,10 @@ class Program:
             batcher.add(self._work(request, 0, prompt, len(prompt)))
         while batch := batcher.next_batch(open_requests=len(prompts), depth=1):
             for work in batch:
-                refusal = self._engine.admit(work)
+                refusal = self.engine.admit(work)
                 if refusal is not None:
                     raise SystemExit(f"the engine refused a row: {refusal.reason}")
-            result = self._engine.run(batch)
+            result = self.engine.run(batch)
             if result.refused:
                 raise SystemExit(f"the engine refused a row: {result.refused[0].reason}")
             for item in result.tokens:
@@ -70,7 +70,7 @@ class Program:
                     length = len(prompts[item.request])
                     batcher.add(self._work(item.request, item.position, [item.token], length))
         for request in range(len(prompts)):
-            self._engine.free(SeqKey(RequestId(request), Attempt(0)))
+            self.engine.free(SeqKey(RequestId(request), Attempt(0)))
         return answers
 
     def _work(self, request: int, position: int, ids: list[int], prompt: int) -> Work[Payload]:

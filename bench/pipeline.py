@@ -1,0 +1,222 @@
+"""`python -m bench.pipeline`: what a pipeline of processes costs beside its model.
+
+Two questions, on one machine with real processes. How much of the tokens/s of one node do three
+reach that share the same cores and the same layers; clusters take turns, streams are all open at
+once. And what do router and nodes compute per decode step apart from the device's thread: the
+processor time of their event loops and of ZeroMQ's threads, from the kernel's books of each thread.
+The device's thread does more than the model; what that is per step is measured in this process, as
+processor time of Engine.run less that of the model's forward pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+
+from bench.chaos.cluster import ROUTER, ChaosCluster, Plan
+from bench.live_run import say
+from bench.planner_common import machine_summary, write_results
+from helix_mq.client import Client
+from helix_mq.models.config import ModelConfig
+from helix_mq.models.resolve import find_demo_gguf, resolve_model
+from helix_mq.sdk.options import RequestOptions
+
+PACKAGES = ("msgspec", "pyzmq", "torch", "uvloop")
+NODES = 3
+PROMPT_TOKENS = 32
+START_S = 240.0
+DEADLINE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Processor seconds since the start, summed over threads. `loop`: event loops and ZeroMQ's
+    threads; `device`: the others, which compute."""
+
+    router_s: float
+    loop_s: float
+    device_s: float
+
+    def since(self, before: Used) -> Used:
+        return Used(
+            self.router_s - before.router_s,
+            self.loop_s - before.loop_s,
+            self.device_s - before.device_s,
+        )
+
+
+def used_by(cluster: ChaosCluster) -> Used:
+    router_s = loop_s = device_s = 0.0
+    for name, child in cluster.children.items():
+        for thread in psutil.Process(child.pid).threads():
+            spent_s = thread.user_time + thread.system_time
+            if name == ROUTER:
+                router_s += spent_s
+            elif thread.id == child.pid or _is_zmq(child.pid, thread.id):
+                loop_s += spent_s
+            else:
+                device_s += spent_s
+    return Used(router_s, loop_s, device_s)
+
+
+def _is_zmq(pid: int, thread: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/task/{thread}/comm").read_text().startswith("ZMQ")
+    except OSError:
+        return False
+
+
+async def decode(client: Client, streams: int, tokens: int, seed: int) -> tuple[float, int]:
+    """Tokens/s of decodes while all streams run, and how many tokens that were: from when the last
+    stream has its first token until the first one ends."""
+    begun, ended = 0, asyncio.Event()
+    all_begun = asyncio.Event()
+    times: list[float] = []
+
+    async def one(number: int) -> None:
+        nonlocal begun
+        first = True
+        prompt = [(seed * 977 + number * 131 + i * 7) % 200 + 5 for i in range(PROMPT_TOKENS)]
+        options = RequestOptions(
+            max_tokens=tokens, temperature=0.0, ignore_eos=True, deadline_s=DEADLINE_S
+        )
+        async for _ in client.stream(prompt, **options):
+            times.append(time.perf_counter())
+            if first:
+                first, begun = False, begun + 1
+                if begun == streams:
+                    all_begun.set()
+        ended.set()
+
+    running = [asyncio.create_task(one(n)) for n in range(streams)]
+    await all_begun.wait()
+    started_s = time.perf_counter()
+    await ended.wait()
+    ended_s = time.perf_counter()
+    await asyncio.gather(*running)
+    count = sum(started_s < at_s <= ended_s for at_s in times)
+    return count / (ended_s - started_s), count
+
+
+async def steps_cost(client: Client, cluster: ChaosCluster, streams: int, tokens: int) -> object:
+    """Processor time per token of whole requests, nearly all of it decodes."""
+    before = used_by(cluster)
+    rate, _ = await decode(client, streams, tokens, seed=streams)
+    spent = used_by(cluster).since(before)
+    count = streams * tokens
+    nodes = len(cluster.names)
+    return {
+        "streams": streams,
+        "tokens": count,
+        "tokens_per_s": rate,
+        "router_us_per_token": spent.router_s / count * 1e6,
+        "loop_us_per_token_and_node": spent.loop_s / count / nodes * 1e6,
+        "outside_device_us_per_token": (spent.router_s + spent.loop_s) / count * 1e6,
+        "device_us_per_token_and_node": spent.device_s / count / nodes * 1e6,
+    }
+
+
+def thirds(layers: int) -> dict[str, str]:
+    cuts = [layers * n // NODES for n in range(NODES + 1)]
+    return {f"n{at}": f"{a}:{b}" for at, (a, b) in enumerate(pairwise(cuts))}
+
+
+def plan_of(model: Path, slices: Mapping[str, str], threads: int, dtype: str) -> Plan:
+    return Plan(
+        model=model,
+        slices=slices,
+        node_memory="1200MiB",
+        settings="speculation.enabled = false\n",
+        gates=False,
+        log_level="warning",
+        # Of OpenMP, which has one in these children unless told otherwise.
+        environment={"OMP_NUM_THREADS": str(threads)},
+        node_threads=threads,
+        node_dtype=dtype,
+    )
+
+
+async def compare(
+    model: Path, folder: Path, streams: Sequence[int], tokens: int, rounds: int, dtype: str
+) -> dict[str, object]:
+    layers = ModelConfig.from_folder(model).num_layers
+    cores = psutil.cpu_count() or 1
+    plans = {
+        "one": plan_of(model, {"whole": f"0:{layers}"}, cores, dtype),
+        "three": plan_of(model, thirds(layers), 1, dtype),
+    }
+    rates: dict[str, dict[int, list[float]]] = {name: {n: [] for n in streams} for name in plans}
+    costs: list[object] = []
+    for number in range(rounds):
+        for name in plans if number % 2 == 0 else reversed(plans):
+            async with ChaosCluster(plans[name], folder / f"{name}-{number}") as cluster:
+                await cluster.whole(START_S)
+                async with Client(cluster.clients) as client:
+                    await decode(client, 2, 8, seed=99)
+                    for n in streams:
+                        rate, _ = await decode(client, n, tokens, seed=number)
+                        rates[name][n].append(rate)
+                        say(f"round {number + 1}, {name} node(s), {n} streams: {rate:.1f} tokens/s")
+                    if name == "three" and number == rounds - 1:
+                        costs = [await steps_cost(client, cluster, n, tokens) for n in streams]
+    return {
+        "rates": [
+            {
+                "streams": n,
+                "one_tokens_per_s": statistics.median(rates["one"][n]),
+                "three_tokens_per_s": statistics.median(rates["three"][n]),
+                "three_over_one": statistics.median(rates["three"][n])
+                / statistics.median(rates["one"][n]),
+            }
+            for n in streams
+        ],
+        "costs": costs,
+    }
+
+
+def main(
+    model: Annotated[Path | None, typer.Option(help="Default: the demonstration model.")] = None,
+    streams: Annotated[str, typer.Option(help="Requests at once, by commas.")] = "1,8,32",
+    tokens: Annotated[int, typer.Option(min=8, help="Of each answer.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, max=20)] = 3,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the nodes.")] = "bfloat16",
+    out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
+) -> None:
+    """One node and three on the same cores, and what a step costs beside the model."""
+    from bench.pipeline_engine import engine_cost
+
+    folder = resolve_model(model if model is not None else find_demo_gguf())
+    counts = [int(n) for n in streams.split(",")]
+    with tempfile.TemporaryDirectory(prefix="helix-mq-pipeline-") as place:
+        found = asyncio.run(compare(folder, Path(place), counts, tokens, rounds, dtype))
+    found["engine"] = [engine_cost(folder, n, dtype) for n in counts]
+    body: dict[str, object] = {
+        "command": f"python -m bench.pipeline {' '.join(sys.argv[1:])}".strip(),
+        "machine": machine_summary(PACKAGES),
+        "model": folder.name,
+        "dtype": dtype,
+        "tokens": tokens,
+        "rounds": rounds,
+        **found,
+    }
+    if out is not None:
+        write_results(out, body)
+    for rows in (found["rates"], found["costs"], found["engine"]):
+        assert isinstance(rows, list)
+        for row in rows:
+            print(row)
+
+
+if __name__ == "__main__":
+    typer.run(main)
