@@ -19,7 +19,7 @@ from helix_mq.clock import Clock
 from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import FrameError, HelixError, NotServing
 from helix_mq.frames import Message, decode, encode
-from helix_mq.ids import ROUTER, NodeId, RequestId
+from helix_mq.ids import ROUTER, NodeId, RequestId, id_after
 from helix_mq.messages import control, data
 from helix_mq.models.tokenizer import Tokenizer
 from helix_mq.outlink import PeerAddress
@@ -77,7 +77,7 @@ class RouterApp(OperatorSide):
         self._clock = clock
         self._incarnation = secrets.randbits(62)
         self._keeping = keeping
-        self._next_request = int(clock.wall_s() * 1000) << 20
+        self._highest_request: int = int(clock.wall_s() * 1000) << 20
         self._door = ControlDoor(security, core.cluster.membership.is_current)
         self._control: Listener | None = None
         self._plane = DataPlane(
@@ -128,7 +128,7 @@ class RouterApp(OperatorSide):
 
     def _restore(self, keeping: Keeping) -> None:
         # Also where the clock was set back: nodes know the old ids.
-        self._next_request = max(self._next_request, keeping.journal.highest_request + 1)
+        self._highest_request = max(self._highest_request, keeping.journal.highest_request)
         keeping.journal.start()
         if keeping.journal.life > 1:
             self.core.cluster.expect_back()
@@ -181,8 +181,7 @@ class RouterApp(OperatorSide):
     def submit(self, generation: Generation, origin: Origin = NO_ORIGIN) -> EventStream:
         if self.closing:
             raise NotServing("the router is shutting down", retry_after_s=5.0)
-        request = RequestId(self._next_request)
-        self._next_request += 1
+        self._highest_request = request = id_after(self._highest_request)
         stream = self._streams.open(request, len(generation.prompt_ids), origin)
         try:
             self._streams.check()

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,18 @@ async def test_rows_come_from_the_hop_before_or_not_at_all(tiny_folder: Path) ->
 
         await undisturbed(c, steal)
         assert (bad(c, "evil", "a"), bad(c, "evil", "b")) == (9, 6)
+
+
+async def test_the_id_of_one_request_does_not_tell_the_next(tiny_folder: Path) -> None:
+    """A member may write any route in which it is the hop before, and any id."""
+    async with cluster(tiny_folder, CHAIN) as c:
+        streams = [c.app.submit(greedy(PROMPT, 1)) for _ in range(4)]
+        ids = [stream.request for stream in streams]
+        gaps = [after - before for before, after in pairwise(ids)]
+        assert min(gaps) > 0
+        assert sum(gaps) > 1 << 20
+        for stream in streams:
+            await tokens_of(stream)
 
 
 async def test_tokens_are_handed_back_by_the_last_hop_or_not_at_all(tiny_folder: Path) -> None:

@@ -79,13 +79,13 @@ async def test_a_recorded_session_is_worth_nothing(tiny_folder: Path, tmp_path: 
         assert sum(map(len, recorder.pieces)) > 500
         listener = sockets._listener
         assert listener is not None
-        heard, submitted = listener.statistics().messages_in, c.app._next_request
+        heard, submitted = listener.statistics().messages_in, c.app._highest_request
         for in_step in (False, True):
             await replay(port, recorder.pieces, in_step=in_step)
         failed = listener.statistics().handshakes_failed
         assert sum(failed.values()) == 2, failed
         assert listener.statistics().messages_in == heard
-        assert c.app._next_request == submitted
+        assert c.app._highest_request == submitted
         async with Client(sockets.endpoint, key=key, server_key=server) as alice:
             again = await alice.generate("hello", max_tokens=5, temperature=0, ignore_eos=True)
         assert again.token_ids == said.token_ids
