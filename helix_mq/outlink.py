@@ -91,8 +91,8 @@ class OutLink:
         self._down_since_s: float | None = clock.now_s()
         self._window = window
         self._credit = CreditSender(window_bytes=window, clock=clock)
-        self._pacer = LinkPacer(clock)
         self._probes = LinkProbes(clock)
+        self._pacer = LinkPacer(clock, self._probed)
         self.silent = False
         """Given up for want of a sign of life, though the connection stands."""
         self._queue: LinkQueue[list[Buffer]] = LinkQueue()
@@ -127,7 +127,7 @@ class OutLink:
         """A new connection: fresh counts. Frames that wait for it go when credit comes."""
         self.link = link
         self._credit = CreditSender(window_bytes=self._window, clock=self._clock)
-        self._pacer = LinkPacer(self._clock)
+        self._pacer = LinkPacer(self._clock, self._probed)
         self._probes = LinkProbes(self._clock, random.Random(link))
         self.silent = False
 
@@ -149,8 +149,11 @@ class OutLink:
             self.flush()
 
     def _piece_bytes(self) -> int:
-        rate = self._pacer.bytes_per_s
+        rate = self._pacer.carries_bytes_per_s
         return max(MIN_PIECE_BYTES, int(rate * QUEUE_S / 2)) if rate else FIRST_PIECE_BYTES
+
+    def _probed(self) -> float:
+        return self._probes.bytes_per_s
 
     def _enqueue(self, header: FrameHeader, buffers: Sequence[Buffer], *, urgent: bool) -> None:
         parts = encode(header, buffers)

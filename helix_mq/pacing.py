@@ -6,11 +6,15 @@ only while about as much is under way as the link carries in a round trip and a 
 and round trip are taken from the receiver's acknowledgements, the rate as in BBR (Cardwell et al.,
 ACM Queue 2016): what was delivered between a message's sending and its acknowledgement, per time,
 or per the time in which it was sent if that is longer: acknowledgements may come all at once.
+
+Few frames show a link as slow as they are few. Probes know better (`helix_mq.link_probe`), and are
+believed until a window that was full has shown less.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -32,6 +36,9 @@ TRIP_MEMORY_S: Final = 60.0
 PROBE_S: Final = 20.0
 """A link that is always full shows its queue as round trip. So this often it is let run nearly
 empty, until one round trip has been seen."""
+FULL_MARGIN: Final = 2.0
+"""A window that is full holds more than a round trip; what comes through is more than half of what
+the link carries. So no more than this times that much is believed of probes."""
 _MAX_SENT: Final = 4096
 
 
@@ -50,8 +57,10 @@ class _Sent(msgspec.Struct, frozen=True, gc=False):
 class LinkPacer:
     """One connection's estimate. `sent` and `acknowledged` take running totals of its bytes."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, probed: Callable[[], float] = lambda: 0.0) -> None:
+        """`probed`: bytes per second that probes found lately; 0 for none."""
         self._clock = clock
+        self._probed = probed
         self._sent_bytes = 0
         self._delivered_bytes = 0
         self._delivered_at_s = clock.now_s()
@@ -63,6 +72,9 @@ class LinkPacer:
         self._ramp_bytes = 0
         self._rates = _Best(RATE_MEMORY_S, largest=True)
         self._trips = _Best(TRIP_MEMORY_S, largest=False)
+        # Of messages that were sent before the window was last found full, and how full it was.
+        self._full_sent_bytes = self._full_bytes = 0
+        self._full_rates = _Best(RATE_MEMORY_S, largest=True)
 
     @property
     def under_way_bytes(self) -> int:
@@ -74,19 +86,34 @@ class LinkPacer:
         return self._rates.value or 0.0
 
     @property
+    def carries_bytes_per_s(self) -> float:
+        """What the link is taken to carry, by frames and probes; 0 where nothing is known."""
+        seen, probed = self.bytes_per_s, self._probed()
+        if probed <= seen:
+            return seen
+        self._full_rates.forget(self._clock.now_s())
+        full = self._full_rates.value
+        return probed if full is None else max(seen, min(probed, FULL_MARGIN * full))
+
+    @property
     def round_trip_s(self) -> float:
         """The shortest round trip seen lately; 0 where none was."""
         return self._trips.value or 0.0
 
     @property
     def window_bytes(self) -> float:
-        rate = self._rates.value
-        if rate is None:
-            return float(FIRST_WINDOW_BYTES)
+        return self._window()[0]
+
+    def _window(self) -> tuple[float, bool]:
+        """Its bytes, and whether that is all the link is to have at once."""
+        rate = self.carries_bytes_per_s
+        if not rate:
+            return float(FIRST_WINDOW_BYTES), False
         if self._clock.now_s() >= self._probe_at_s:
-            return float(MIN_WINDOW_BYTES)
-        full = rate * (GAIN * self.round_trip_s + QUEUE_S)
-        return max(float(MIN_WINDOW_BYTES), min(full, rate * BURST_S + self._ramp_bytes))
+            return float(MIN_WINDOW_BYTES), False
+        full = max(float(MIN_WINDOW_BYTES), rate * (GAIN * self.round_trip_s + QUEUE_S))
+        ramp = rate * BURST_S + self._ramp_bytes
+        return (full, True) if full <= ramp else (max(float(MIN_WINDOW_BYTES), ramp), False)
 
     @property
     def sent_bytes(self) -> int:
@@ -103,7 +130,17 @@ class LinkPacer:
 
     def allows(self, nbytes: int) -> bool:
         """Whether bulk of this size may go now; always, when nothing is under way."""
-        return self.under_way_bytes <= 0 or self.under_way_bytes + nbytes <= self.window_bytes
+        under_way = self.under_way_bytes
+        if under_way <= 0:
+            return True
+        window, whole = self._window()
+        # A piece that was cut when the link seemed faster must not wait for it to be empty: decodes
+        # may be under way all the time.
+        if under_way + min(nbytes, window / 2) <= window:
+            return True
+        if whole:
+            self._full_sent_bytes, self._full_bytes = self._sent_bytes, under_way
+        return False
 
     def sent(self, nbytes: int) -> None:
         now = self._clock.now_s()
@@ -146,7 +183,10 @@ class LinkPacer:
         self._from_s = last.at_s
         taken_s = max(now - last.delivered_at_s, last.at_s - last.from_s)
         if taken_s > 0:
-            self._rates.add(now, (total_bytes - last.delivered_bytes) / taken_s)
+            came_bytes = total_bytes - last.delivered_bytes
+            self._rates.add(now, came_bytes / taken_s)
+            if last.total_bytes <= self._full_sent_bytes and came_bytes >= self._full_bytes:
+                self._full_rates.add(now, came_bytes / taken_s)
 
 
 class _Best:
@@ -162,7 +202,12 @@ class _Best:
         while kept and sign * kept[-1][1] <= sign * value:
             kept.pop()
         kept.append((now_s, value))
-        while kept[0][0] < now_s - self._memory_s:
+        self.forget(now_s)
+
+    def forget(self, now_s: float) -> None:
+        """What was too long ago."""
+        kept = self._kept
+        while kept and kept[0][0] < now_s - self._memory_s:
             kept.popleft()
 
     @property

@@ -17,18 +17,20 @@ PIECE = 256 * 1024
 
 def piece_bytes(pacer: LinkPacer) -> int:
     """As the sending end of a link cuts them."""
-    rate = pacer.bytes_per_s
+    rate = pacer.carries_bytes_per_s
     return max(MIN_PIECE_BYTES, int(rate * QUEUE_S / 2)) if rate else FIRST_PIECE_BYTES
 
 
-def run(rate: float, latency_s: float, seconds: float) -> tuple[LinkPacer, float, float]:
+def run(
+    rate: float, latency_s: float, seconds: float, probed: float = 0.0
+) -> tuple[LinkPacer, float, float]:
     """A sender that always has bulk, a FIFO wire, acknowledgements half a trip later.
 
     Gives the pacer, bytes delivered per second in the second half, and the longest a piece stood
     in the wire's queue then.
     """
     clock = VirtualClock()
-    pacer = LinkPacer(clock)
+    pacer = LinkPacer(clock, lambda: probed)
     acks: list[tuple[float, int]] = []
     free_s, sent, before, delivered, longest_s = 0.0, 0, 0, 0, 0.0
     while clock.now_s() < seconds:
@@ -60,6 +62,33 @@ def test_a_link_is_kept_full_with_a_short_queue(rate: float, latency_s: float) -
     assert longest_s <= 2 * 0.25 * latency_s + 5 * QUEUE_S + floor_s
     assert pacer.bytes_per_s == pytest.approx(rate, rel=0.25)
     assert 2 * latency_s <= pacer.round_trip_s <= 2 * latency_s + QUEUE_S + floor_s
+
+
+@pytest.mark.parametrize("rate", [1.25e6, 12.5e6])
+@pytest.mark.parametrize("latency_s", [0.0001, 0.05])
+@pytest.mark.parametrize("factor", [0.1, 20.0])
+def test_probes_that_are_wrong_do_little_harm(rate: float, latency_s: float, factor: float) -> None:
+    """The link shares its wire now, or was measured while it did."""
+    pacer, reached, longest_s = run(rate, latency_s, 60.0, factor * rate)
+    assert reached >= 0.9 * rate
+    assert pacer.carries_bytes_per_s <= 2.5 * rate
+    floor_s = MIN_WINDOW_BYTES / rate
+    assert longest_s <= 2 * (2 * 0.25 * latency_s + 5 * QUEUE_S + floor_s) + 4 * latency_s
+
+
+def test_probes_count_again_when_no_window_has_been_full_for_a_while() -> None:
+    clock = VirtualClock()
+    pacer = LinkPacer(clock, lambda: 1e8)
+    assert pacer.carries_bytes_per_s == 1e8
+    total = 0
+    while pacer.allows(PIECE):
+        total += PIECE
+        pacer.sent(PIECE)
+    clock.advance(1.0)
+    pacer.acknowledged(total)
+    assert pacer.carries_bytes_per_s == pytest.approx(2 * total)
+    clock.advance(11)
+    assert pacer.carries_bytes_per_s == 1e8
 
 
 def test_an_idle_link_takes_any_piece_and_idle_time_is_no_slowness() -> None:
