@@ -29,7 +29,7 @@ from router.core_settings import CoreStatistics
 from router.kv_books import KvBooks
 from router.outstaying import review
 from router.prefix_desk import PrefixDesk
-from router.refusals import AvoidedNodes, Expired, FromStart, GiveUp, MoveOn, judge
+from router.refusals import AvoidedNodes, Expired, FromStart, GiveUp, MoveOn, judge, tokens_lost
 from router.releases import Releases
 from router.request_checks import check_fits, deadline_error
 from router.restore import rebuild
@@ -277,7 +277,7 @@ class Core:
         session = self._sessions.get(RequestId(item.request))
         if session is None or not session.expects(node, item):
             if session is not None and session.missed(node, item):
-                self._reroute(iter([(session, f"tokens of {node} were lost")]))
+                self._refused(node, tokens_lost(item))
             return
         if (fault := token_fault(session, item, self.vocab_size)) is not None:
             self._refused(node, fault)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from helix_mq.errors import CapacityError, HelixError, LocalError
 from helix_mq.ids import NodeId
-from helix_mq.messages.data import RefusedItem
+from helix_mq.messages.data import RefusedItem, TokenItem
 from router.link_watch import Edge
 from router.sessions import Session, State
 
@@ -22,6 +22,9 @@ _LINK_CODES = frozenset({"link_lost", "no_peer"})
 
 _NO_RETURN = "no_return"
 """A last hop does not get through to the first; only said where tokens go that way."""
+
+_TOKENS_LOST = "tokens_lost"
+"""By the router itself, of a last hop: the link may be to blame, so nobody is avoided for it."""
 
 _NO_NUMBERS = "logits_not_finite"
 _TRIES_FOR_NUMBERS = 3
@@ -62,6 +65,13 @@ class MoveOn:
     damaged: bool = False
 
 
+def tokens_lost(item: TokenItem) -> RefusedItem:
+    """What it comes to that tokens before this one did not arrive: as often as with refusals, since
+    a node may say it at will and each time a prompt is computed anew."""
+    reason = "its tokens were lost on the way"
+    return RefusedItem(item.request, item.attempt, _TOKENS_LOST, reason)
+
+
 def judge(
     session: Session, node: NodeId, item: RefusedItem
 ) -> GiveUp | Expired | FromStart | MoveOn | None:
@@ -79,6 +89,8 @@ def judge(
         return Expired()
     if item.code == "kv_exhausted":
         return MoveOn(squeezed=True)
+    if item.code == _TOKENS_LOST:
+        return MoveOn()
     if item.code == _NO_NUMBERS:
         # The request's doing more likely than the node's, which goes on serving the others.
         if session.reroutes >= _TRIES_FOR_NUMBERS - 1:

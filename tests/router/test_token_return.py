@@ -15,7 +15,8 @@ from router.core import CoreSettings
 from router.link_watch import Edge, LinkSettings, LinkWatch, edges_of
 from router.membership import Membership
 from router.outgoing import build_frame
-from router.service import Finished
+from router.refusals import MAX_REROUTES
+from router.service import Broken, Finished
 from router.token_return import ReturnWays, TokenReturn, Way
 from tests.router.world import World, register
 
@@ -134,6 +135,18 @@ def test_tokens_that_were_lost_are_missed(world: World) -> None:
     world.in_flight = world.in_flight[-1:]
     world.run()
     assert isinstance(world.streams[request].end, Finished)
+
+
+def test_a_node_that_only_ever_says_that_tokens_were_lost_is_believed_so_often(
+    world: World,
+) -> None:
+    """Each time the whole prompt goes out again."""
+    request = world.submit((1, 2), LONG)
+    sent = len(world.in_flight)
+    for attempt in range(3 * MAX_REROUTES):
+        world.tokens("b", TokenItem(request, attempt, 50, 3))
+    assert isinstance(world.streams[request].end, Broken)
+    assert len(world.in_flight) - sent == MAX_REROUTES
 
 
 def test_by_way_of_the_router_a_token_too_many_is_passed_over() -> None:
