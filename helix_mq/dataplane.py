@@ -44,6 +44,10 @@ ACKNOWLEDGE_BYTES = 32 * 1024
 """A third of what a sender may have under way at least (pacing.MIN_WINDOW_BYTES). On fast links
 frames are larger than that, so this is one small message per frame at most."""
 
+ACKNOWLEDGE_EVERY_S = 0.001
+"""Small next to what a sender may have under way (pacing.QUEUE_S). On fast links a decode's frame
+comes sooner after the last one, and an acknowledgement costs nearly as much as a frame."""
+
 LOST_AFTER_S = 3.0
 """A connection is back within a second after a short break, its peer's restart included."""
 
@@ -175,6 +179,8 @@ class DataPlane:
         self._in: dict[bytes, InLink] = {}
         self._out: dict[str, OutLink] = {}
         self._to_tell: dict[InLink, None] = {}
+        self._told_at_s = -1.0
+        """On the loop's clock."""
 
     async def bind(self, endpoint: str, security: ServerSecurity | None) -> str:
         """Binds the data socket; gives the real endpoint. Peers must have the names under which
@@ -267,13 +273,18 @@ class DataPlane:
         return link.connection is not None and link.connection.send(encode(header, buffers))
 
     def announce_soon(self, link: InLink) -> None:
-        """Once for all that comes in this turn of the loop, and after it has been handled: what is
-        passed on need not wait for an acknowledgement."""
+        """After what came in this turn of the loop has been handled, as what is passed on need not
+        wait for an acknowledgement; where the last one was just now, once for all till then."""
         if not self._to_tell:
-            asyncio.get_running_loop().call_soon(self._announce)
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._told_at_s > ACKNOWLEDGE_EVERY_S:
+                loop.call_soon(self._announce)
+            else:
+                loop.call_later(ACKNOWLEDGE_EVERY_S, self._announce)
         self._to_tell[link] = None
 
     def _announce(self) -> None:
+        self._told_at_s = asyncio.get_running_loop().time()
         links, self._to_tell = self._to_tell, {}
         for link in links:
             link.announce()

@@ -20,6 +20,10 @@ SLICE_S = 0.001
 """A slice of work ends after so many messages or so much time, and goes on after other tasks."""
 
 
+_EVENTS = zmq.EVENTS
+_POLLIN = int(zmq.POLLIN)
+
+
 class Pump:
     """Calls `step` whenever the socket may have something.
 
@@ -33,7 +37,10 @@ class Pump:
         self._step = step
         self._where = where
         self._fd = int(socket.getsockopt(zmq.FD))
+        self._get = super(zmq.Socket, socket).get
         self.due = False
+        self.poked = False
+        """Whether this step is one that was asked for: most often there is nothing then."""
         self.stopped = False
         self._loop.add_reader(self._fd, self._run)
         # What came in before the reader was there has already rung its bell.
@@ -45,6 +52,11 @@ class Pump:
             self.due = True
             self._loop.call_soon(self._run_due)
 
+    def empty(self) -> bool:
+        """Nothing to receive, for which the FD will ring. Asking takes less than half of the time
+        that a receive does which finds nothing."""
+        return not int(self._get(_EVENTS)) & _POLLIN
+
     def stop(self) -> None:
         """No step runs after this."""
         if not self.stopped:
@@ -53,7 +65,9 @@ class Pump:
 
     def _run_due(self) -> None:
         self.due = False
+        self.poked = True
         self._run()
+        self.poked = False
 
     def _run(self) -> None:
         if self.stopped:

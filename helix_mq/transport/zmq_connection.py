@@ -167,11 +167,15 @@ class ZmqConnection:
         return self._up and bool(self._backlog.waiting) and self._flush()
 
     def _drain(self) -> bool:
+        pump = self._pump
+        if pump.poked and pump.empty():
+            return False
         until = time.perf_counter() + SLICE_S
         counters = self._counters
         recv = self._socket.recv
-        for _ in range(SLICE_MESSAGES):
-            if self._pump.stopped:
+        for i in range(SLICE_MESSAGES):
+            # Mostly there is one message; two are often followed by more.
+            if pump.stopped or (i == 1 and pump.empty()):
                 return False
             try:
                 parts, nbytes, _, fault = receive(recv, self._limits)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from helix_mq.dataplane import ACKNOWLEDGE_EVERY_S
 from helix_mq.frames import decode, encode
 from helix_mq.messages.data import (
     SAMPLE,
@@ -331,3 +332,17 @@ async def test_a_decode_passes_the_chunks_that_wait_for_a_slow_link() -> None:
             await end.plane.close()
         await transport.close()
         await link.close()
+
+
+async def test_quick_frames_share_an_acknowledgement_and_all_are_acknowledged(net: Net) -> None:
+    a, b = await net.pair(window=64 << 20)
+    loop = asyncio.get_running_loop()
+    began_s, credits_before = loop.time(), a.credits
+    for n in range(200):
+        a.send("b", n, 1024)
+        await b.until(lambda n=n: len(b.messages) == n + 1)  # type: ignore[misc]
+    # The last of them, too, without anybody asking.
+    pacer = a.plane._out["b"]._pacer
+    await a.until(lambda: pacer.under_way_bytes == 0)
+    taken_s = loop.time() - began_s
+    assert 0 < a.credits - credits_before <= 2 + taken_s / ACKNOWLEDGE_EVERY_S
