@@ -47,10 +47,14 @@ class PrefixMemory:
                 book[name] = hop.layers if before is None else _together(before, hop.layers)
             book.move_to_end(name)
         self._blocks += len(book)
-        while self._blocks > self._max_blocks:
+        while (over := self._blocks - self._max_blocks) > 0:
             longest = max(self._nodes.values(), key=len)
-            longest.popitem(last=False)
-            self._blocks -= 1
+            # Down to its share at once: to look for the longest again for each costs more than all
+            # else here.
+            most = max(1, len(longest) - self._max_blocks // len(self._nodes))
+            for _ in range(min(over, most)):
+                longest.popitem(last=False)
+                self._blocks -= 1
 
     def forget(self, node: NodeId, names: Iterable[bytes]) -> None:
         """The node does not keep these."""
