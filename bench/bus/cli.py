@@ -39,19 +39,21 @@ def bus(
     from bench.planner_common import machine_summary, write_results
 
     links = links_of(sizes, hops, transports, curve=curve)
+    machine = machine_summary(("msgpack", "msgspec", "pyzmq", "uvloop")) | {"libzmq": _libzmq()}
     rows: list[dict[str, object]] = []
-    for link in links:
+    for done, link in enumerate(links, 1):
         rows.extend(rows_of(link, measure(link, seconds, say)))
+        if out is not None:
+            # After each link: a run that is interrupted leaves what it has.
+            results: dict[str, object] = {
+                "command": f"helix-mq {shlex.join(sys.argv[1:])}",
+                "machine": machine,
+                "links": {"measured": done, "of": len(links)},
+                "rows": rows,
+                "targets": verdicts(rows),
+            }
+            write_results(out, json.loads(json.dumps(results)))
     print(table(rows))
-    if out is not None:
-        results: dict[str, object] = {
-            "command": f"helix-mq {shlex.join(sys.argv[1:])}",
-            "machine": machine_summary(("msgpack", "msgspec", "pyzmq", "uvloop"))
-            | {"libzmq": _libzmq()},
-            "rows": rows,
-            "targets": verdicts(rows),
-        }
-        write_results(out, json.loads(json.dumps(results)))
 
 
 def links_of(sizes: str, hops: str, transports: str, *, curve: bool) -> list[Link]:

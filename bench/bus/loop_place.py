@@ -11,7 +11,9 @@ from bench.bus.types import Load, Measured, Spec
 
 TICK_S = 0.001
 BURST = 64
-"""Messages a source sends in one turn of its loop."""
+"""Messages a source sends in one turn of its loop, at most."""
+BURST_S = 0.001
+"""What a turn of sending may take: as a slice of receiving does in our transport."""
 
 
 class LoopPlace(ABC):
@@ -92,10 +94,13 @@ class LoopPlace(ABC):
         """Goes on with the stream."""
         if self._goes_on or not self._sending:
             return
+        until_s = time.perf_counter() + BURST_S
         for _ in range(min(BURST, self._left)):
             if not self.send_one():
                 return
             self._left -= 1
+            if time.perf_counter() > until_s:
+                break
         if self._left:
             self._goes_on = True
             asyncio.get_running_loop().call_soon(self._go_on)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.bus.cli import LARGEST_BYTES, links_of, size_of
+from bench.bus.cli import LARGEST_BYTES, bus, links_of, size_of
 from bench.bus.report import rows_of, table, verdicts
 from bench.bus.ring import Ring, RingKind
 from bench.bus.run import Link, Round, Series
@@ -93,3 +96,20 @@ def test_the_plane_goes_over_several_hops_with_keys_and_copies_no_tensor() -> No
         # All that Python held at any time, of eight frames at three places: their headers.
         held = [share.traced_bytes for share in ring.run(Load("copies", 8))]
         assert max(held) < nbytes // 2, held
+
+
+def test_an_interrupted_run_leaves_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(link: Link, *args: object) -> list[Series]:
+        if link.size_bytes == MIB:
+            raise KeyboardInterrupt
+        return [series("blocking", 1, a_round(1e-4, 1000.0))]
+
+    monkeypatch.setattr("bench.bus.run.measure", measure)
+    out = tmp_path / "bus.json"
+    with pytest.raises(KeyboardInterrupt):
+        bus(sizes="1KiB,1MiB", hops="1", transports="ipc", curve=False, seconds=0.05, out=out)
+    results = json.loads(out.read_text())
+    assert results["links"] == {"measured": 1, "of": 2}
+    assert [row["size_bytes"] for row in results["rows"]] == [KIB]
