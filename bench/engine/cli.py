@@ -104,6 +104,10 @@ def engine(
     measured.missing.update(missing)
     config = ModelConfig.from_folder(job.folder)
     body = {
+        # Without what names places on this machine.
+        "command": f"helix-mq bench engine --batches {batches} --contexts {contexts} "
+        f"--new-tokens {new_tokens} --rounds {rounds} --threads {threads} --dtype {dtype} "
+        f"--beside {beside}",
         "machine": machine_summary(("numpy", "torch")),
         "model": job.folder.name,
         "threads": threads,

@@ -27,6 +27,13 @@ def ratio(ours: Sequence[Times], theirs: Sequence[Times]) -> float:
     return median(t.total_s / o.total_s for o, t in zip(ours, theirs, strict=True))
 
 
+def decode_ratio(ours: Sequence[Times], theirs: Sequence[Times]) -> float:
+    """As ratio(), of the decode steps alone: without the time to the first tokens."""
+    return median(
+        (t.total_s - t.first_s) / (o.total_s - o.first_s) for o, t in zip(ours, theirs, strict=True)
+    )
+
+
 def same_answers(ours: Times, theirs: Times) -> float:
     """Share of the answers that are the same token by token."""
     pairs = list(zip(ours.tokens, theirs.tokens, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from bench.engine.figures import figures, ratio, roofline, same_answers
+from bench.engine.figures import decode_ratio, figures, ratio, roofline, same_answers
 from bench.engine.run import Measured
 from bench.engine.types import Case, System
 from bench.simulator.stats_text import aligned
@@ -21,9 +21,11 @@ def body_of(
     config: ModelConfig,
     bytes_per_s: float | None,
 ) -> dict[str, object]:
-    """Per case: each system's figures, and ours over theirs (above 1: we are faster)."""
+    """Per case: each system's figures, and ours over theirs (above 1: we are faster); the figures
+    once more as rows, for tables and plots."""
     ours = [s for s in systems if s.name.startswith("helix_mq") and s.name in measured.times]
     found: list[dict[str, object]] = []
+    rows: list[dict[str, object]] = []
     for case in cases:
         entry: dict[str, object] = {"case": asdict(case)}
         by_system: dict[str, object] = {}
@@ -37,6 +39,7 @@ def body_of(
                 step_s = figures(case, rounds).step_s
                 row["roofline"] = roofline(config, case, itemsize, step_s, bytes_per_s)
             by_system[system.name] = row
+            rows.append({"case": case.name, "system": system.name, **row})
         entry["systems"] = by_system
         entry["ours_over_theirs"] = {
             f"{mine.name} over {other.name}": _compared(measured, case, mine, other)
@@ -45,7 +48,7 @@ def body_of(
             if other not in ours and _both(measured, case, mine, other)
         }
         found.append(entry)
-    return {"about": measured.about, "missing": measured.missing, "cases": found}
+    return {"about": measured.about, "missing": measured.missing, "cases": found, "rows": rows}
 
 
 def table_of(measured: Measured, systems: Sequence[System], cases: Sequence[Case]) -> str:
@@ -77,4 +80,8 @@ def _both(measured: Measured, case: Case, mine: System, other: System) -> bool:
 
 def _compared(measured: Measured, case: Case, mine: System, other: System) -> dict[str, float]:
     a, b = measured.times[mine.name][case], measured.times[other.name][case]
-    return {"ratio": ratio(a, b), "same_answers": same_answers(a[-1], b[-1])}
+    return {
+        "ratio": ratio(a, b),
+        "decode_ratio": decode_ratio(a, b),
+        "same_answers": same_answers(a[-1], b[-1]),
+    }
