@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helix_mq import frames
 from helix_mq.errors import FrameError
 from helix_mq.frames import check_frame, pack_route
 from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
@@ -17,7 +18,7 @@ from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Row, SampleSpec
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey
-from nodes.inbox import Accepted, FrameUse, NodeView, accept_frame, cut_payload
+from nodes.inbox import Accepted, FrameUse, NodeView, accept_frame, check_sender, cut_payload
 from nodes.ledger import Ledger
 
 ROUTE = Route(
@@ -298,3 +299,26 @@ def test_frame_use_counts_down_to_one_call() -> None:
     assert credit.times == 0
     use.take(1)
     assert credit.times == 1
+
+
+def test_a_long_route_is_read_once_however_many_rows_name_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes milliseconds, and 8,192 rows fit into a frame."""
+    hops = [Hop(NodeId("a"), LayerRange(n, n + 1)) for n in range(300)]
+    route = Route((*hops, Hop(NodeId("me"), LayerRange(300, 301))))
+    read: list[bytes] = []
+    unpack = frames._unpack_route
+
+    def counted(blob: bytes) -> Route:
+        read.append(blob)
+        return unpack(blob)
+
+    monkeypatch.setattr(frames, "_unpack_route", counted)
+    rows = [row(n, count=1, hop=300) for n in range(50)]
+    header, buffers = hidden_frame(rows, route)
+    check_sender(header)
+    accepted = accept((header, buffers))
+    assert [item.code for item in accepted.refused] == ["wrong_model"] * 50
+    # As it is decoded, for its sender, and for its rows.
+    assert len(read) == 3
