@@ -125,6 +125,8 @@ class Relocation:
     def tidy(self, node: NodeId) -> None:
         """The node may hold slices of epochs that nobody knows here, of a router before this."""
         self._telling.add(node)
+        # It has registered, perhaps again: what it was told last may have been lost.
+        self._told.pop(node, None)
 
     def abort(self) -> None:
         """The present placement stays; what has been loaded for the next is freed."""
