@@ -140,6 +140,11 @@ class SimNode:
         )
         self._outside.control(self, ev.NodeBeat(beat))
 
+    def say_ready(self, epoch: int, layers: LayerRange) -> None:
+        pages = (self.pages, PAGE_TOKENS)
+        said = Ready(epoch, layers.first, layers.end, *pages, 0.1, 1e3, "")
+        self._outside.control(self, ev.NodeReady(NodeId(self.name), self.incarnation, said))
+
     def on_control(self, message: msgspec.Struct) -> None:
         match message:
             case Assign():
@@ -150,25 +155,17 @@ class SimNode:
                 )
 
                 def loaded() -> None:
-                    self._slices[message.epoch] = LayerRange(message.first, message.end)
-                    self._serve()
-                    pages = (self.pages, PAGE_TOKENS)
-                    said = Ready(message.epoch, message.first, message.end, *pages, 0.1, 1e3, "")
-                    self._outside.control(
-                        self, ev.NodeReady(NodeId(self.name), self.incarnation, said)
-                    )
+                    layers = LayerRange(message.first, message.end)
+                    self._slices[message.epoch] = layers
+                    self.say_ready(message.epoch, layers)
             case Retain():
                 self._slices = {e: s for e, s in self._slices.items() if e in message.epochs}
-                self._serve()
             case RegisterAgain():
                 self.say_register()
             case Leave() | Rejected():
                 self._outside.end(self)
             case _:
                 raise AssertionError(f"a node is told {message}")
-
-    def _serve(self) -> None:
-        """Its slices are others now."""
 
     # -- rows -------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from tests.router.working_world import WorkingWorld
 
 KINDS = (
     *("kill", "restart", "stop", "drain", "cut", "isolate", "control", "tokens", "squeeze"),
-    *("step", "pages", "router"),
+    *("step", "pages", "router", "place", "place"),
 )
 FAULTS = st.builds(
     Fault,
@@ -45,6 +45,8 @@ def plan(world: WorkingWorld, fault: Fault) -> None:
             world.later(fault.at_s, lambda: world.break_step(fault.node))
         case "pages":
             world.later(fault.at_s, lambda: world.move_pages(fault.node))
+        case "place":
+            world.later(fault.at_s, world.place)
         case "router":
             world.later(fault.at_s, world.restart_router)
         case _:
@@ -55,10 +57,8 @@ def settle_work(world: WorkingWorld) -> None:
     settle(world)
     for node in world.working:
         assert node.unconsumed == 0, f"{node.name} keeps the credit of frames"
-        if node.worker is not None:
-            node.worker.check()
-            assert len(node.worker._returns) == 0
-        assert node.engine.free_pages == node.engine.total_pages
+        for slice_ in (*node.slices, *node.freed):
+            slice_.check_empty()
 
 
 @pytest.mark.parametrize("token_return", ["direct", "router"])
@@ -70,7 +70,7 @@ def test_undisturbed_every_feature_is_at_work(token_return: TokenReturn) -> None
     statistics = world.core.statistics()
     assert world.reroutes == statistics.prefixes.misses == 0
     assert statistics.prefixes.hit_tokens > 200
-    assert sum(node.model.drafts for node in world.working) > 100
+    assert sum(s.model.drafts for node in world.working for s in node.slices) > 100
     # Those of first hops are not counted.
     assert (statistics.drafts.accepted > 100) == (token_return == "router")
 

@@ -1,4 +1,4 @@
-"""A node of a FaultWorld that runs the production worker and engine; only the model is played.
+"""A node of a FaultWorld that runs production workers and engines; only the model is played.
 
 Its KV says, for every layer, which token stands at which position, and whatever a step reads is
 held against that: pages that are shared, moved or written over wrongly are seen where they are
@@ -18,12 +18,17 @@ import torch
 from helix_mq.errors import LocalError
 from helix_mq.features import FEATURES
 from helix_mq.frames import Buffer, decode, encode, split_frame
-from helix_mq.messages.data import FrameHeader, RefusedItem, Release, ReleaseItem
+from helix_mq.ids import ROUTER
+from helix_mq.layers import LayerRange
+from helix_mq.messages.control import Assign, Retain
+from helix_mq.messages.data import FrameHeader, Refused, RefusedItem, Release, ReleaseItem
 from helix_mq.outlink import is_urgent
 from nodes.batching import BatchLimits, SeqKey, Work
 from nodes.engine import Engine
+from nodes.holdings import Changed, Holdings
 from nodes.inbox import NodeView, Payload, check_sender
 from nodes.kv_cache import KvCache
+from nodes.ledger import Ledger
 from nodes.model.batch import SliceBatch, SliceOutput
 from nodes.model.slice import ModelSlice
 from nodes.steps import Batch, WorkerOptions
@@ -137,58 +142,155 @@ class SqueezedEngine(Engine):
         return super().admit(work)
 
 
-class WorkingNode(SimNode):
-    features = FEATURES
+class WorkingSlice:
+    """One slice of a node with its worker. Steps are as Worker.run() and its device thread do them,
+    on the world's time."""
 
-    def __init__(self, outside: Outside, name: str, incarnation: int, pages: int) -> None:
-        super().__init__(outside, name, incarnation)
-        self.pages = pages
+    def __init__(self, node: WorkingNode, layers: LayerRange, epoch: int) -> None:
         self.model = PlayedSlice()
         cache = KvCache.allocate(
             CONFIG,
-            total_pages=pages,
+            total_pages=node.pages,
             device=self.model.device,
             dtype=torch.float32,
             page_tokens=PAGE_TOKENS,
         )
-        self.engine = SqueezedEngine(name, cast(ModelSlice, self.model), cache)
-        self.worker: Worker | None = None
-        self.unconsumed = 0
-        """Frames whose credit has not gone back."""
+        self.engine = SqueezedEngine(node.name, cast(ModelSlice, self.model), cache)
+        view = NodeView(
+            *(node.name, frozenset({epoch}), layers, CONFIG.num_layers),
+            *(CONFIG.hidden_size, VOCAB, CONFIG.max_context, CONFIG.eos_ids),
+        )
+        self.worker = Worker(
+            view,
+            self.engine,
+            options=WorkerOptions(depth=2, limits=BatchLimits(prefill_tokens=48)),
+            clock=node.outside.time.clock,
+            device=cast(Executor, None),
+            links=node,
+        )
         self.resize_next = False
+        self._node = node
         self._stepping = False
 
-    def _serve(self) -> None:
-        epochs = frozenset(self._slices)
-        if self.worker is None:
-            view = NodeView(
-                *(self.name, epochs, self._slices[max(epochs)], CONFIG.num_layers),
-                *(CONFIG.hidden_size, VOCAB, CONFIG.max_context, CONFIG.eos_ids),
-            )
-            self.worker = Worker(
-                view,
-                self.engine,
-                options=WorkerOptions(depth=2, limits=BatchLimits(prefill_tokens=48)),
-                clock=self._outside.time.clock,
-                device=cast(Executor, None),
-                links=self,
-            )
-            self.ledger = self.worker._ledger
-        elif epochs:
-            self.worker.serve(epochs)
-        self._go_on()
+    def go_on(self) -> None:
+        if self._stepping or not self._node.alive:
+            return
+        if self.resize_next:
+            # Between two steps: pages move, and what prompts left is forgotten.
+            self.resize_next = False
+            self.engine.shrink(1)
+            self.engine.grow(self._node.pages)
+        if batch := self.worker._next_batch():
+            self._stepping = self.worker._busy = True
+            done = lambda: self._node.do(lambda: self._stepped(batch))  # noqa: E731
+            self._node.outside.time.later(STEP_S, done)
 
-    def _start_anew(self) -> None:
-        if self.worker is not None:
-            self.worker.close_all()
+    def _stepped(self, batch: Batch) -> None:
+        try:
+            result = self.engine.run(batch)
+        except LocalError as e:
+            self.worker._fail(batch, e.code, e.message)
+        else:
+            self.worker._forward(result)
+        self.worker._device_idle()
+        for work in batch:
+            work.payload.use.take(work.count)
+        self._stepping = False
+        self.worker.check()
+        self.go_on()
+
+    def check_empty(self) -> None:
+        self.worker.check()
+        assert not self._stepping
+        assert not self.worker._ledger.sequences()
+        assert not len(self.worker._returns)
+        assert not len(self.worker._batcher)
+        assert self.engine.free_pages == self.engine.total_pages
+
+
+class _AllOpen(Ledger):
+    """What is open on any of a node's slices."""
+
+    def __init__(self, slices: Callable[[], list[WorkingSlice]]) -> None:
+        super().__init__()
+        self._slices = slices
+
+    def __len__(self) -> int:
+        return len(self.sequences())
+
+    def sequences(self) -> list[SeqKey]:
+        return [seq for slice_ in self._slices() for seq in slice_.worker._ledger.sequences()]
+
+
+class WorkingNode(SimNode):
+    """Holds and frees slices as production's SliceKeeper does; loading takes a while."""
+
+    features = FEATURES
+
+    def __init__(self, outside: Outside, name: str, incarnation: int, pages: int) -> None:
+        super().__init__(outside, name, incarnation)
+        self.outside = outside
+        self.pages = pages
+        self.unconsumed = 0
+        """Frames whose credit has not gone back."""
+        self.freed: list[WorkingSlice] = []
+        self._holdings: Holdings[WorkingSlice] = Holdings()
+        self._orders: list[Assign] = []
+        self._loaded_s = 0.0
+        self.ledger = _AllOpen(lambda: self.slices)
+
+    @property
+    def slices(self) -> list[WorkingSlice]:
+        return [held.slice for held in self._holdings]
+
+    # -- control ------------------------------------------------------------------
+
+    def on_control(self, message: msgspec.Struct) -> None:
+        time = self.outside.time
+        match message:
+            case Assign():
+                self._orders.append(message)
+                # One after the other.
+                self._loaded_s = max(self._loaded_s, time.now_s + time.draw.uniform(0.05, 0.6))
+                act = lambda: self.do(lambda: self._assign(message))  # noqa: E731
+                time.later(self._loaded_s - time.now_s, act)
+            case Retain(epochs):
+                self._orders = [order for order in self._orders if order.epoch in epochs]
+                self._changed(self._holdings.retain(epochs))
+            case _:
+                super().on_control(message)
+
+    def _assign(self, order: Assign) -> None:
+        if order not in self._orders:
+            return
+        self._orders.remove(order)
+        layers = LayerRange(order.first, order.end)
+        held = self._holdings.of(layers)
+        if held is None:
+            new = WorkingSlice(self, layers, order.epoch)
+            self._changed(self._holdings.add(layers, order.epoch, new))
+        else:
+            if order.epoch in held.epochs:
+                held.slice.worker.close_epoch(order.epoch)
+            self._changed(self._holdings.serve(held, order.epoch))
+        self.say_ready(order.epoch, layers)
+
+    def _changed(self, changed: Changed[WorkingSlice]) -> None:
+        for held in changed.stay:
+            held.slice.worker.serve(frozenset(held.epochs))
+            held.slice.go_on()
+        for held in changed.freed:
+            held.slice.worker.close_all()
+            self.freed.append(held.slice)
+        self._slices = {e: held.layers for held in self._holdings for e in held.epochs}
 
     # -- its links ----------------------------------------------------------------
 
     def send(self, peer: str, header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> bool:
         if not isinstance(header, FrameHeader):
-            return self._outside.send(self.name, peer, header)
+            return self.outside.send(self.name, peer, header)
         parts = pieces(header, buffers, 40 * ROW_BYTES)
-        went = [self._outside.send(self.name, peer, framed(*part)) for part in parts]
+        went = [self.outside.send(self.name, peer, framed(*part)) for part in parts]
         return all(went)
 
     def blocked_peers(self) -> set[str]:
@@ -204,58 +306,34 @@ class WorkingNode(SimNode):
             case RowsFrame(header, buffers):
                 self._frame(header, buffers)
             case ReleaseItem():
-                if self.worker is not None:
-                    self.worker.on_release(Release((message,)))
+                for slice_ in self.slices:
+                    slice_.worker.on_release(Release((message,)))
             case _:
                 raise AssertionError(f"a node is sent {message}")
         self._go_on()
 
     def _frame(self, header: FrameHeader, buffers: tuple[memoryview, ...]) -> None:
         check_sender(header)
-        if self.worker is None:
-            for row in header.rows:
-                self._refuse(SeqKey(row.request, row.attempt), "stale_epoch")  # type: ignore[arg-type]
+        held = self._holdings.serving(header.epoch)
+        if held is None:
+            items = tuple(
+                RefusedItem(row.request, row.attempt, "stale_epoch", "not served")
+                for row in header.rows
+            )
+            self.outside.send(self.name, ROUTER, Refused(header.epoch, self.name, items))
             return
         self.unconsumed += 1
 
         def consumed() -> None:
             self.unconsumed -= 1
 
-        self.worker.on_frame(header, buffers, consumed)
+        held.slice.worker.on_frame(header, buffers, consumed)
 
     def on_link_lost(self, peer: str) -> None:
-        if self.worker is not None:
-            self.worker.on_link_lost(peer)
+        for slice_ in self.slices:
+            slice_.worker.on_link_lost(peer)
         self._go_on()
 
-    # -- steps: Worker.run() and its device thread, on the world's time -------------
-
     def _go_on(self) -> None:
-        if self.worker is None or self._stepping or not self.alive:
-            return
-        if self.resize_next:
-            # Between two steps: pages move, and what prompts left is forgotten.
-            self.resize_next = False
-            self.engine.shrink(1)
-            self.engine.grow(self.pages)
-        if batch := self.worker._next_batch():
-            self._stepping = self.worker._busy = True
-            self._outside.time.later(STEP_S, lambda: self.do(self._stepped(self.worker, batch)))
-
-    def _stepped(self, worker: Worker | None, batch: Batch) -> Callable[[], None]:
-        def act() -> None:
-            assert worker is not None
-            try:
-                result = self.engine.run(batch)
-            except LocalError as e:
-                worker._fail(batch, e.code, e.message)
-            else:
-                worker._forward(result)
-            worker._device_idle()
-            for work in batch:
-                work.payload.use.take(work.count)
-            self._stepping = False
-            worker.check()
-            self._go_on()
-
-        return act
+        for slice_ in self.slices:
+            slice_.go_on()

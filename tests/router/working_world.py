@@ -8,8 +8,10 @@ penalties and least lengths are among what is asked for.
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
-from helix_mq.ids import ROUTER, Attempt, Epoch, RequestId
+from helix_mq.errors import HelixError
+from helix_mq.ids import ROUTER, Attempt, Epoch, NodeId, RequestId
 from helix_mq.messages.data import TokenItem
 from helix_mq.sampling import SamplingParams
 from router import events as ev
@@ -19,9 +21,9 @@ from router.prefix_settings import PrefixSettings
 from router.restore import ATTEMPTS_PER_LIFE
 from router.service import Generation
 from router.token_return import TokenReturn
-from tests.router.fault_world import FaultWorld
+from tests.router.fault_world import SLICES, FaultWorld
 from tests.router.fault_world_node import PAGES
-from tests.router.working_node import WorkingNode, framed, pieces, spoken
+from tests.router.working_node import WorkingNode, WorkingSlice, framed, pieces, spoken
 from tests.router.world import EOS, Letters, Stream
 
 BEGINNINGS = tuple(
@@ -107,17 +109,28 @@ class WorkingWorld(FaultWorld):
         if not effect.past:
             super()._emit(effect)
 
+    def place(self) -> None:
+        """Other slices, of which any two nodes may go, too; if all are there."""
+        names, slices = sorted(SLICES), list(SLICES.values())
+        self.draw.shuffle(slices)
+        with suppress(HelixError):
+            wanted = {NodeId(n): layers for n, layers in zip(names, slices, strict=True)}
+            self.handle(ev.PlacementWanted(wanted))
+
     def squeeze(self, name: str) -> None:
-        for node in self.working:
-            node.engine.refuse_next += node.name == name
+        for slice_ in self._slices_of(name):
+            slice_.engine.refuse_next += 1
 
     def break_step(self, name: str) -> None:
-        for node in self.working:
-            node.model.fail_next += node.name == name
+        for slice_ in self._slices_of(name):
+            slice_.model.fail_next += 1
 
     def move_pages(self, name: str) -> None:
-        for node in self.working:
-            node.resize_next |= node.name == name
+        for slice_ in self._slices_of(name):
+            slice_.resize_next = True
+
+    def _slices_of(self, name: str) -> list[WorkingSlice]:
+        return [s for node in self.working if node.name == name for s in node.slices]
 
 
 def _alone(generation: Generation) -> tuple[list[int], str]:
