@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import msgpack
 import msgspec
@@ -38,7 +38,9 @@ Buffer = bytes | bytearray | memoryview
 MAX_PARTS = 4
 _HEADS = {kind: bytes((WIRE_VERSION, kind)) for kind in Kind}
 _KIND_BY_HEAD = {head: kind for kind, head in _HEADS.items()}
-_HOPS = tuple[tuple[Name, U31, U31], ...]
+_HOPS: msgspec.msgpack.Decoder[tuple[tuple[str, int, int], ...]] = msgspec.msgpack.Decoder(
+    Annotated[tuple[tuple[Name, U31, U31], ...], msgspec.Meta(max_length=1024)]
+)
 _MAX_ROUTE_BYTES = 8 * 1024
 _CACHED_ROUTE_BYTES = 1024
 """A route takes some twelve times its bytes; a cache of the longest would take 800 MB."""
@@ -203,18 +205,9 @@ def _cached_route(blob: bytes) -> Route:
 
 def _unpack_route(blob: bytes) -> Route:
     try:
-        plain = msgpack.unpackb(
-            blob, raw=False, max_array_len=1024, max_str_len=64, max_map_len=0, max_ext_len=0
-        )
-        hops = msgspec.convert(plain, _HOPS)
+        hops = _HOPS.decode(blob)
         return Route(tuple(Hop(NodeId(n), LayerRange(first, end)) for n, first, end in hops))
-    except (
-        ValueError,
-        TypeError,
-        RecursionError,
-        msgpack.UnpackException,
-        msgspec.ValidationError,
-    ) as e:
+    except (msgspec.DecodeError, ValueError, RecursionError) as e:
         raise FrameError(f"bad route: {e}", reason="route") from None
 
 

@@ -298,6 +298,26 @@ def test_bad_routes(hops: object) -> None:
         unpack_route(msgpack.packb(hops))
 
 
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"",
+        b"\xc1",
+        b"\xdc\x04\x00" * 1000,
+        b"\x91" * 5000,
+        b"\xdd\x7f\xff\xff\xff",
+        b"\x91\x93\xa1\xff\x00\x01",
+        pack_route(ROUTE) + b"\x00",
+        b"\x91\x93\xa1a\x00\xcf" + b"\xff" * 8,
+        msgpack.packb([["a", n, n + 1] for n in range(1025)]),
+    ],
+)
+def test_what_is_no_route_at_all(blob: bytes) -> None:
+    with pytest.raises(FrameError) as caught:
+        unpack_route(blob)
+    assert caught.value.reason == "route"
+
+
 def test_routes_come_back_equal() -> None:
     assert unpack_route(pack_route(ROUTE)) == ROUTE
 
