@@ -3,7 +3,8 @@
 Two questions, on one machine with real processes. How much of the tokens/s of one node do three
 reach that share the same cores and the same layers; clusters take turns, streams are all open at
 once. And what do router and nodes compute per decode step apart from the device's thread: the
-processor time of their event loops and of ZeroMQ's threads, from the kernel's books of each thread.
+processor time of their event loops and of ZeroMQ's threads, by the kernel's books of each thread,
+less what they take while nothing is decoded.
 The device's thread does more than the model; what that is per step is measured in this process, as
 processor time of Engine.run less that of the model's forward pass.
 """
@@ -37,6 +38,7 @@ NODES = 3
 PROMPT_TOKENS = 32
 START_S = 240.0
 DEADLINE_S = 600.0
+IDLE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +57,33 @@ class Used:
             self.device_s - before.device_s,
         )
 
+    def beside(self, idle: Used, times: float) -> Used:
+        """What is left when so many times `idle` is taken off."""
+        return Used(
+            self.router_s - idle.router_s * times,
+            self.loop_s - idle.loop_s * times,
+            self.device_s - idle.device_s * times,
+        )
+
 
 def used_by(cluster: ChaosCluster) -> Used:
+    """By the scheduler's own books, in nanoseconds: the usual ones count in steps of 10 ms."""
     router_s = loop_s = device_s = 0.0
     for name, child in cluster.children.items():
-        for thread in psutil.Process(child.pid).threads():
-            spent_s = thread.user_time + thread.system_time
+        for thread in Path(f"/proc/{child.pid}/task").iterdir():
+            try:
+                spent_s = int((thread / "schedstat").read_text().split()[0]) / 1e9
+                is_zmq = (thread / "comm").read_text().startswith("ZMQ")
+            except OSError:
+                # It has ended.
+                continue
             if name == ROUTER:
                 router_s += spent_s
-            elif thread.id == child.pid or _is_zmq(child.pid, thread.id):
+            elif thread.name == str(child.pid) or is_zmq:
                 loop_s += spent_s
             else:
                 device_s += spent_s
     return Used(router_s, loop_s, device_s)
-
-
-def _is_zmq(pid: int, thread: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/task/{thread}/comm").read_text().startswith("ZMQ")
-    except OSError:
-        return False
 
 
 async def decode(client: Client, streams: int, tokens: int, seed: int) -> tuple[float, int]:
@@ -111,12 +120,17 @@ async def decode(client: Client, streams: int, tokens: int, seed: int) -> tuple[
 
 async def steps_cost(client: Client, cluster: ChaosCluster, streams: int, tokens: int) -> object:
     """Processor time per token of whole requests, nearly all of it decodes."""
-    before = used_by(cluster)
+    before, idle_from_s = used_by(cluster), time.perf_counter()
+    await asyncio.sleep(IDLE_S)
+    idle, idle_s = used_by(cluster).since(before), time.perf_counter() - idle_from_s
+    before, from_s = used_by(cluster), time.perf_counter()
     rate, _ = await decode(client, streams, tokens, seed=streams)
-    spent = used_by(cluster).since(before)
+    # Signs of life, probes and figures are paid by the second, whatever is decoded.
+    spent = used_by(cluster).since(before).beside(idle, (time.perf_counter() - from_s) / idle_s)
     count = streams * tokens
     nodes = len(cluster.names)
     return {
+        "idle_us_per_s": (idle.router_s + idle.loop_s) / idle_s * 1e6,
         "streams": streams,
         "tokens": count,
         "tokens_per_s": rate,
