@@ -111,8 +111,9 @@ class PrefixPages:
             if unit is None:
                 parent = chain[number - 1] if number else b""
                 unit = self._units[name] = _Unit(parent, layers, self.unit_pages)
+            # One by one: who makes names up may call two units of a sequence the same.
             freed.append(self._unlist(unit.put(layers, pages)))
-        self._listed[table] = True
+            self._listed[pages] = True
         self._want(chain)
         return _joined(freed)
 

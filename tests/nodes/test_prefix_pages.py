@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -211,3 +213,70 @@ def test_check_notices_a_user_who_is_not_counted() -> None:
     del pool._sequences["b"]
     with pytest.raises(AssertionError, match="other users"):
         pool.check()
+
+
+def test_units_of_a_sequence_may_have_one_name() -> None:
+    """A node that makes names up must not have the pages of another lost."""
+    layers = LayerRange(0, 2)
+    pool = LayerPagePool(32, 16)
+    pool.open("a", layers)
+    pool.ensure("a", 2 * BLOCK_TOKENS)
+    pool.name("a", BlockNames(0, b"x" * 32))
+    pool.publish("a", 2 * BLOCK_TOKENS)
+    pool.check()
+    pool.free("a")
+    pool.check()
+    pool.open("b", layers)
+    pool.ensure("b", 16 * 16)
+    pool.check()
+    assert pool.statistics().cached_pages == 0
+
+
+made_up = st.lists(st.sampled_from([bytes([n]) * 16 for n in range(4)]), min_size=1, max_size=5)
+Hostile = tuple[str, int, LayerRange, list[bytes], int]
+hostile_steps = st.tuples(
+    st.sampled_from(["open", "resume", "more", "free", "distrust", "resize"]),
+    st.integers(0, 3),
+    st.sampled_from(RANGES),
+    made_up,
+    st.integers(1, 60),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(hostile_steps, max_size=40))
+def test_whatever_names_are_made_up_pages_are_accounted_for(steps: list[Hostile]) -> None:
+    pool, done = LayerPagePool(40, 32), dict[int, int]()
+    for what, seq, layers, names, number in steps:
+        if what in ("open", "resume") and seq not in done:
+            tokens = number % 5 * BLOCK_TOKENS
+            if what == "open" or not pool.resume(seq, layers, tokens, names[-1]):
+                pool.open(seq, layers)
+                tokens = 0
+            done[seq] = tokens
+        elif what == "resize":
+            with suppress(ValueError):
+                pool.resize(max(1, number))
+        elif seq not in done:
+            continue
+        elif what == "free":
+            pool.free(seq)
+            del done[seq]
+        elif what == "distrust":
+            pool.distrust(seq)
+        else:
+            end = done[seq] + len(names) * BLOCK_TOKENS
+            pool.name(seq, BlockNames(done[seq], b"".join(names)))
+            with suppress(KvExhausted):
+                pool.ensure(seq, end)
+                pool.publish(seq, end)
+                done[seq] = end
+        pool.check()
+    for seq in done:
+        pool.free(seq)
+    pool.check()
+    assert pool.free_pages == pool.total_pages
+    # All of it can be had.
+    pool.open("all", LayerRange(0, 1))
+    pool.ensure("all", pool.total_pages * pool.page_tokens)
+    pool.check()
