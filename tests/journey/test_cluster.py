@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +21,15 @@ PLACEMENTS = {
 }
 
 
+@cache
+def one_machine(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def reference(folder: Path, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
     """Greedy tokens of transformers on the same weights."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.tensor([prompt])
-    out = model.generate(
+    out = one_machine(folder).generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,

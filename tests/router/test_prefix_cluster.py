@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-import torch
-import transformers
 
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
 from helix_mq.sampling import SamplingParams
 from router.service import Generation
 from tests.cluster import Cluster, cluster, greedy
+from tests.journey.test_cluster import reference
 
 SYSTEM = tuple(range(200))
 TAILS = [(201, 7, 9), (250,), (3, 3, 3, 3, 8), (17, 99)]
-
-
-@cache
-def one_machine(folder: Path) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def reference(folder: Path, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
-    """Greedy tokens of transformers on the same weights."""
-    ids = torch.tensor([prompt])
-    out = one_machine(folder).generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=tokens,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return tuple(out[0, len(prompt) :].tolist())
 
 
 def computed(c: Cluster) -> int:
@@ -101,7 +79,8 @@ async def test_many_with_one_prompt_at_once(tiny_folder: Path) -> None:
         for _ in range(2):
             results = await asyncio.gather(*(c.run(greedy(SYSTEM, 10)) for _ in range(8)))
             assert {r.token_ids for r in results} == {wanted}
-        assert all(r.finish.cached_tokens == 192 for r in results)
+        # A route that was not taken before finds nothing kept.
+        assert {192} <= {r.finish.cached_tokens for r in results} <= {0, 192}
 
 
 async def test_a_node_that_keeps_it_no_more_costs_nobody_anything(tiny_folder: Path) -> None:
