@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -113,10 +113,8 @@ class Worker:
         self._wake.set()
 
     def close_epoch(self, epoch: int) -> None:
-        """Forgets the sequences of `epoch`: whoever knew them does not any more."""
-        for seq in self._ledger.sequences():
-            if self._ledger.epoch(seq) == epoch:
-                self._close(seq)
+        """Gives the sequences of `epoch` up: a router that assigns it anew lost sight of them."""
+        self._start_anew(s for s in self._ledger.sequences() if self._ledger.epoch(s) == epoch)
         self._wake.set()
 
     async def between_steps(self, job: Callable[[], None]) -> None:
@@ -177,13 +175,14 @@ class Worker:
         self._give_up(back, "no_return", f"the link {self.view.node} > {peer} broke")
 
     def close_all(self) -> None:
-        """Gives every sequence up, e.g. when a router that lost sight of this node assigns anew.
+        """Gives every sequence up, e.g. when the slice is to go."""
+        self._start_anew(self._ledger.sequences())
 
-        Refused and not just closed: an order that comes twice may find requests of now, which the
-        router would wait for until their deadline. Refusals of others it passes over.
-        """
+    def _start_anew(self, sequences: Iterable[SeqKey]) -> None:
+        """Refused and not just closed: an order that comes twice may find requests of now, which
+        the router would wait for until their deadline. Refusals of others it passes over."""
         text = f"{self.view.node} starts its slice anew"
-        self._give_up(self._ledger.sequences(), "not_ready", text)
+        self._give_up(list(sequences), "not_ready", text)
 
     async def run(self) -> None:
         """Steps for ever; ends by cancellation, after the step in progress."""

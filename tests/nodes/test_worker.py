@@ -229,6 +229,20 @@ async def test_closing_all_gives_back_rows_that_wait() -> None:
         assert b.credited == 2
 
 
+async def test_an_epoch_that_is_assigned_again_refuses_what_is_open_under_it() -> None:
+    """A node that was away may register many times, and be assigned as often: after the first it
+    has requests of now."""
+    async with bench() as b:
+        b.frame(prompt(1))
+        await b.until(lambda: len(b.tokens) == 1)
+        (epoch,) = b.worker.view.epochs
+        b.worker.close_epoch(epoch + 1)
+        assert b.refused == []
+        b.worker.close_epoch(epoch)
+        assert b.refused == [(1, "not_ready")]
+        assert b.worker.statistics().open_requests == 0
+
+
 async def test_what_is_closed_with_the_slice_is_refused() -> None:
     """An assignment that comes twice must not leave requests waiting for tokens for ever."""
     async with bench() as b:
