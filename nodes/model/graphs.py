@@ -125,6 +125,10 @@ class DecodeGraphs:
         while len(self._recordings) >= MAX_RECORDINGS:
             self._recordings.popitem(last=False)
         plain = self._plain(batch, cache)
+        if not _finite(plain):
+            # One sequence that overflowed; nothing can be compared with it, and it is no reason to
+            # go without recordings for good.
+            return plain
         try:
             if self._inputs is None:
                 self._inputs = self._new_inputs(cache)
@@ -206,6 +210,10 @@ class DecodeGraphs:
 def _place(cache: KvCache) -> tuple[object, ...]:
     """Where a cache's tensors are; no reference to them, which would keep the memory."""
     return cache.keys.data_ptr(), cache.values.data_ptr(), len(cache.keys), cache.page_tokens
+
+
+def _finite(output: SliceOutput) -> bool:
+    return all(bool(torch.isfinite(part).all()) for part in (output.hidden, output.logits))
 
 
 def _difference(got: torch.Tensor, wanted: torch.Tensor) -> float:

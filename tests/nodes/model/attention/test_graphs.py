@@ -231,6 +231,25 @@ def test_what_differs_from_the_plain_pass_is_dropped_and_said_once(
     assert len(caplog.records) == 1
 
 
+def test_a_sequence_that_overflowed_is_no_reason_to_go_without(
+    checkpoint: Callable[[str], Any], kernels: dict[str, PagedKernel]
+) -> None:
+    layers = LayerRange(1, 3)
+    run = Decoder(checkpoint("llama3").folder, layers, kernels["flash_attn_3"], CallAgain())
+    run.step({"a": 5, "b": 5})
+    part, cache = run.parts[0]
+    cache.pool.ensure("a", 6)
+    hidden = torch.full((1, part.config.hidden_size), float("nan"))
+    out = part.forward(SliceBatch([RowSpec("a", 5, 1, layers)], hidden=hidden), cache)
+    assert out.hidden.isnan().any()
+    assert run.graphs.statistics().off == ""
+    assert run.graphs.statistics().recorded == 0
+    run.free("a")
+    run.step({"b": 1})
+    run.step({"b": 1})
+    assert run.graphs.statistics().replays == 1
+
+
 def test_the_oldest_size_goes_when_there_are_too_many(
     checkpoint: Callable[[str], Any],
     kernels: dict[str, PagedKernel],
