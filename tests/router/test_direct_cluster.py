@@ -89,10 +89,7 @@ def seen(result: Result) -> tuple[object, ...]:
     return told, end.finish_reason, end.stop_reason, end.output_tokens
 
 
-@pytest.mark.parametrize("placement", [CHAIN, ALONE])
-async def test_streams_are_those_of_router_return(
-    tiny_folder: Path, placement: dict[str, str]
-) -> None:
+async def test_streams_are_those_of_router_return(tiny_folder: Path) -> None:
     async with cluster(tiny_folder, ALONE, token_return="router") as c:
         asked = generations()
         asked += stopped(await c.run(asked[0]), asked[0])
@@ -100,20 +97,20 @@ async def test_streams_are_those_of_router_return(
         assert all(row.spec is None or not row.direct for row in rows_sent(c))
     ends = {(r.finish.finish_reason, r.finish.stop_reason is None) for r in by_router}
     assert ends == {("length", True), ("stop", True), ("stop", False)}, "not every end was met"
-    async with cluster(tiny_folder, placement, token_return="direct", dead_after_s=30.0) as c:
-        sent = rows_sent(c)
-        straight = await results(c, asked)
-        assert [seen(r) for r in straight] == [seen(r) for r in by_router]
-        assert [(row.position, row.direct) for row in sent] == [(0, True)] * len(asked)
-        assert not any(r.finish.reroutes for r in straight)
-        await c.quiet()
-        for daemon in c.daemons.values():
-            assert daemon.worker is not None
-            assert len(daemon.worker._returns) == 0
+    for placement in (CHAIN, ALONE):
+        async with cluster(tiny_folder, placement, token_return="direct", dead_after_s=30.0) as c:
+            sent = rows_sent(c)
+            straight = await results(c, asked)
+            assert [seen(r) for r in straight] == [seen(r) for r in by_router]
+            assert [(row.position, row.direct) for row in sent] == [(0, True)] * len(asked)
+            assert not any(r.finish.reroutes for r in straight)
+            await c.quiet()
+            for daemon in c.daemons.values():
+                assert daemon.worker is not None
+                assert len(daemon.worker._returns) == 0
 
 
-@pytest.mark.parametrize("placement", [CHAIN, ALONE])
-async def test_first_hops_draft(tiny_folder: Path, placement: dict[str, str]) -> None:
+async def test_first_hops_draft(tiny_folder: Path) -> None:
     line = (7, 8, 9, 30, 31, 200, 11, 12)
     sampled = SamplingParams(
         temperature=0.7, seed=9, max_tokens=60, ignore_eos=True, repetition_penalty=1.05,
@@ -125,22 +122,23 @@ async def test_first_hops_draft(tiny_folder: Path, placement: dict[str, str]) ->
     off = SpeculationSection(enabled=False)
     async with cluster(tiny_folder, ALONE, token_return="router", speculation=off) as c:
         wanted = [await c.run(generation) for generation in asked]
-    async with cluster(tiny_folder, placement, token_return="direct", dead_after_s=30.0) as c:
-        first = c.daemons["a"].worker
-        assert first is not None
-        before, saved = 0, []
-        for generation, alone in zip(asked, wanted, strict=True):
-            assert seen(await c.run(generation)) == seen(alone)
-            await c.quiet()
-            steps = first.statistics().steps
-            saved.append(60 - (steps - before))
-            before = steps
-        # A text that repeats itself takes far fewer rounds; the router has not drafted.
-        assert saved[0] > 20
-        assert c.app.core.statistics().drafts == DraftStatistics()
-        assert len(first._returns) == 0
+    for placement in (CHAIN, ALONE):
+        async with cluster(tiny_folder, placement, token_return="direct", dead_after_s=30.0) as c:
+            first = c.daemons["a"].worker
+            assert first is not None
+            before, saved = 0, []
+            for generation, alone in zip(asked, wanted, strict=True):
+                assert seen(await c.run(generation)) == seen(alone)
+                await c.quiet()
+                steps = first.statistics().steps
+                saved.append(60 - (steps - before))
+                before = steps
+            # A text that repeats itself takes far fewer rounds; the router has not drafted.
+            assert saved[0] > 20
+            assert c.app.core.statistics().drafts == DraftStatistics()
+            assert len(first._returns) == 0
     async with cluster(
-        tiny_folder, placement, token_return="direct", speculation=off, dead_after_s=30.0
+        tiny_folder, CHAIN, token_return="direct", speculation=off, dead_after_s=30.0
     ) as c:
         assert seen(await c.run(asked[0])) == seen(wanted[0])
         await c.quiet()
@@ -184,10 +182,21 @@ async def test_a_deadline_ends_the_loop(tiny_folder: Path) -> None:
             await c.run(greedy((1, 2, 3), 480, deadline_s=0.3))
 
 
+_UNDISTURBED: dict[Path, Result] = {}
+
+
+async def undisturbed(folder: Path) -> Result:
+    """The long request on one node; run once for all tests."""
+    if folder not in _UNDISTURBED:
+        async with cluster(folder, ALONE, token_return="router") as c:
+            _UNDISTURBED[folder] = await c.run(LONG)
+    return _UNDISTURBED[folder]
+
+
 async def broken(folder: Path, fault: Callable[[Cluster], Awaitable[None]]) -> Result:
-    """A long request, undisturbed and then with a fault while its tokens come."""
+    """A long request, with a fault while its tokens come."""
+    wanted = await undisturbed(folder)
     async with cluster(folder, CHAIN, token_return="direct", dead_after_s=1.0) as c:
-        wanted = await c.run(LONG)
         running = asyncio.create_task(c.run(LONG))
         sessions = c.app.core.sessions
         await c.until(lambda: any(len(s.output) > 5 for s in sessions().values()), "it runs")
