@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from helix_mq.cli import build_app
 from helix_mq.errors import CapacityError, ConfigError, ModelFormatError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
@@ -314,9 +316,10 @@ def test_a_cluster_is_planned_with_what_was_measured(tiny_folder: Path, tmp_path
         )
         cluster = tmp_path / "cluster.toml"
         cluster.write_text(f'name = "two"\nrouter = "here"\n{nodes}')
-        plan = json.loads(
-            helix(tmp_path, "plan", str(cluster), "--model", str(tiny_folder), "--json")
-        )
+        command = ["plan", str(cluster), "--model", str(tiny_folder), "--json"]
+        done = CliRunner().invoke(build_app(), command)
+        assert done.exit_code == 0, done.output
+        plan = json.loads(done.stdout)
         held = [first + n for first, end in plan["placement"].values() for n in range(end - first)]
         assert set(held) == set(range(6))
         return float(plan["objective_tokens_per_s"])
