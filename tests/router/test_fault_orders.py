@@ -113,7 +113,9 @@ def settle(world: FaultWorld, *, all_placed: bool = True) -> None:
         world.later(1.0, restart)
 
     restart()
-    done = world.run_until(lambda: all(s.end for s in world.streams.values()), 120)
+    # A placement that cannot be completed is given up when its time to load is over.
+    within_s = 120 if all_placed else 2400
+    done = world.run_until(lambda: all(s.end for s in world.streams.values()), within_s)
     left = {r: s.reroutes for r, s in world.core.sessions().items()}
     assert done, f"streams that hang, with how often they were moved: {left}"
     assert all(isinstance(s.end, Finished) for s in world.streams.values())
