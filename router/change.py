@@ -15,7 +15,8 @@ class ClusterChange:
     """Effects to carry out, nodes lost, nodes ready, nodes whose former slice takes no more
     requests, links that closed, and whether there is another flow.
 
-    `placed`: nodes are due other slices than before. `fallback`: no plan was found to begin with.
+    `placed`: nodes are due other slices than before. `given_up`: what was being made is not any
+    more, and nobody is to wait for it. `fallback`: no plan was found to begin with.
     """
 
     effects: list[ev.Effect] = field(default_factory=list)
@@ -27,6 +28,7 @@ class ClusterChange:
     flow_fresh: bool = False
     """The other flow is there already."""
     placed: bool = False
+    given_up: bool = False
     fallback: bool = False
 
     def note(self, level: int, text: str, node: str = "", kind: str = "") -> None:

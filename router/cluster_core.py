@@ -186,8 +186,10 @@ class ClusterCore:
     def _finish(self, change: ClusterChange) -> ClusterChange:
         if change.fallback:
             self._placer.fall_back()
-        if change.placed or change.fallback:
+        if change.placed or change.fallback or change.given_up:
+            # Also those who came while another placement was being made, and waited for it.
             self._assigner.assign(change)
+        if change.placed or change.fallback:
             self._assigner.keep(change)
         self._settle(change)
         return change
@@ -240,9 +242,11 @@ class ClusterCore:
         if old is not None and old.serves:
             # Until it has loaded again nothing may be routed there.
             self._lose(name, "it came back without its slice", change)
-        self.membership.join(register, now_s)
+        member = self.membership.join(register, now_s)
         change.note(logging.INFO, f"joined: {register.device}", name, "joined")
         change.effects.append(ev.PeersChanged())
+        for order in self.moves.relocation.rejoined(member):
+            change.effects.append(to_member(register, order))
         self.moves.replanner.changed(now_s)
         self._assigner.assign(change)
 

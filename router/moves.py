@@ -316,6 +316,7 @@ class Moves:
 
     def _abort(self, text: str, change: ClusterChange) -> None:
         self.relocation.abort()
+        change.given_up = True
         self._stay(text, change)
 
     def _room(self, node: NodeId, layers: LayerRange) -> bool:

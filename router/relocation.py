@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from helix_mq.ids import Epoch, NodeId
 from helix_mq.layers import LayerRange, uncovered
-from helix_mq.messages.control import Assign, Ready, Retain
+from helix_mq.messages.control import Assign, Ready, Retain, SliceRef
 from router.membership import Member, Membership
 from router.waypoints import Slices, moved
 
@@ -162,6 +162,19 @@ class Relocation:
         if shift is None or node not in shift.slices or node in shift.readies:
             return []
         return [self._order(shift.epoch, shift.slices[node])]
+
+    def rejoined(self, member: Member) -> list[Assign]:
+        """What is told again to a process that is waited for and does not serve yet: its orders, or
+        its answer, may have been lost with its connection."""
+        shift, name = self.shift, member.name
+        if shift is None or name not in shift.slices:
+            return []
+        said, held = shift.readies.get(name), member.register.holding
+        if said is not None and held == SliceRef(said.epoch, said.first, said.end):
+            return []
+        shift.readies.pop(name, None)
+        self.tidy(name)
+        return [self._order(shift.epoch, shift.slices[name])]
 
     def _order(self, epoch: Epoch, layers: LayerRange) -> Assign:
         depth = max(1, round(self._num_layers / len(layers)))
