@@ -95,6 +95,21 @@ async def test_a_step_that_fails_refuses_its_rows_and_the_node_goes_on() -> None
         assert b.worker.statistics().open_requests == 1
 
 
+async def test_a_row_that_cannot_be_admitted_is_refused_and_the_others_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with bench() as b:
+        b.engine.admit_faults = [RuntimeError("books are wrong")]
+        b.frame(prompt(1), prompt(2))
+        await b.until(lambda: bool(b.tokens))
+        assert b.refused == [(1, "step_failed")]
+        assert [t.request for t in b.tokens] == [2]
+        assert b.engine.freed == [key(1)]
+        b.frame(prompt(3))
+        await b.until(lambda: len(b.tokens) == 2)
+    assert "books are wrong" in caplog.text
+
+
 async def test_a_lost_link_gives_up_what_crosses_it_and_nothing_else() -> None:
     async with bench() as b:
         b.frame(prompt(1), route=ONWARD)

@@ -43,7 +43,8 @@ WAIT_S = 10.0
 
 
 class FakeEngine:
-    """Pages of one token each. `gate` holds steps; `faults` is raised by the next steps."""
+    """Pages of one token each. `gate` holds steps; `faults` is raised by the next steps,
+    `admit_faults` by the next rows that are admitted."""
 
     def __init__(self, pages: int) -> None:
         self.total_pages = pages
@@ -51,6 +52,9 @@ class FakeEngine:
         self.freed: list[SeqKey] = []
         self.batches: list[list[tuple[SeqKey, int, int]]] = []
         self.faults: list[Exception] = []
+        self.admit_faults: list[Exception] = []
+        self.disturbed = False
+        """Rows were admitted while a step read pages."""
         self.gate = threading.Event()
         self.gate.set()
         self.running = False
@@ -68,9 +72,11 @@ class FakeEngine:
         return 0
 
     def admit(self, work: Work[Payload]) -> RefusedItem | None:
-        assert not self.running
+        self.disturbed |= self.running
         need = work.position + work.count
         self.held.setdefault(work.seq, 0)
+        if self.admit_faults:
+            raise self.admit_faults.pop(0)
         if need - self.held[work.seq] > self.free_pages:
             return RefusedItem(work.seq.request, work.seq.attempt, "kv_exhausted", "no page")
         self.held[work.seq] = need
@@ -200,6 +206,7 @@ async def bench(
         one.worker.close_all()
         one.worker.check()
         assert one.engine.held == {}
+        assert not one.engine.disturbed
         assert one.engine.free_pages == pages
         assert one.worker.statistics().waiting_rows == 0
         assert one.credited == one.frames, "credit lost or given twice"

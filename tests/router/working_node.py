@@ -131,15 +131,21 @@ class PlayedSlice:
 
 
 class SqueezedEngine(Engine):
-    """`refuse_next`: rows that find no pages."""
+    """`refuse_next`: rows that find no pages. `fault`: what a row came to that is no refusal; the
+    worker would go on after it."""
 
     refuse_next = 0
+    fault: Exception | None = None
 
     def admit(self, work: Work[Payload]) -> RefusedItem | None:
         if self.refuse_next:
             self.refuse_next -= 1
             return RefusedItem(*work.seq, "kv_exhausted", "no pages")
-        return super().admit(work)
+        try:
+            return super().admit(work)
+        except Exception as e:
+            self.fault = e
+            raise
 
 
 class WorkingSlice:
@@ -180,7 +186,10 @@ class WorkingSlice:
             self.resize_next = False
             self.engine.shrink(1)
             self.engine.grow(self._node.pages)
-        if batch := self.worker._next_batch():
+        batch = self.worker._next_batch()
+        if self.engine.fault is not None:
+            raise self.engine.fault
+        if batch:
             self._stepping = self.worker._busy = True
             done = lambda: self._node.do(lambda: self._stepped(batch))  # noqa: E731
             self._node.outside.time.later(STEP_S, done)
