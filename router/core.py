@@ -278,6 +278,7 @@ class Core:
         if session is None or not session.expects(node, item):
             if session is not None and session.missed(node, item):
                 self._refused(node, tokens_lost(item))
+            self._effects.extend(self._releases.stale(session, NodeId(node), item))
             return
         if (fault := token_fault(session, item, self.vocab_size)) is not None:
             self._refused(node, fault)
@@ -351,10 +352,9 @@ class Core:
         """Frees the request's pages on every hop that is still there, and its bookings."""
         self._books.release(session.request)
         self._desk.off_route(session)
-        if session.route is None:
-            return
-        self._scheduler.on_left(session.route, session.routed_tokens)
-        self._effects.extend(self._releases.of(session))
+        if session.route is not None:
+            self._scheduler.on_left(session.route, session.routed_tokens)
+            self._effects.extend(self._releases.of(session))
 
     def _end(self, session: Session, last: StreamEvent) -> None:
         self._desk.ended(session)

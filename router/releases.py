@@ -9,7 +9,7 @@ from collections import deque
 from typing import Final
 
 from helix_mq.ids import NodeId
-from helix_mq.messages.data import ReleaseItem
+from helix_mq.messages.data import ReleaseItem, TokenItem
 from router.events import SendRelease
 from router.membership import Membership
 from router.sessions import Session
@@ -32,6 +32,15 @@ class Releases:
         for node in nodes:
             self._said.setdefault(node, deque(maxlen=REMEMBERED)).append(item)
         return [SendRelease(node, item) for node in nodes]
+
+    def stale(self, session: Session | None, node: NodeId, item: TokenItem) -> list[SendRelease]:
+        """To who sends tokens of an attempt that is over: a process that was taken for dead may
+        have gone on, and passed rows to one that has started since and was never told."""
+        if session is not None and item.attempt >= session.attempt:
+            return []
+        if node not in self._membership:
+            return []
+        return [SendRelease(node, ReleaseItem(item.request, item.attempt))]
 
     def again(self, node: NodeId) -> list[SendRelease]:
         """What may have been lost on the way to the node."""

@@ -14,7 +14,7 @@ from helix_mq.errors import (
 from helix_mq.ids import NodeId, RequestId
 from helix_mq.layers import LayerRange
 from helix_mq.messages.control import Assign
-from helix_mq.messages.data import Refused, RefusedItem, TokenItem, Tokens
+from helix_mq.messages.data import Refused, RefusedItem, ReleaseItem, TokenItem, Tokens
 from helix_mq.sampling import SamplingParams
 from router import events as ev
 from router.core import CoreSettings
@@ -105,11 +105,25 @@ def test_late_repeated_and_foreign_tokens_change_nothing(world: World) -> None:
         (last, TokenItem(request, 0, item.position + 2, item.token)),
         ("nobody", TokenItem(request, 0, item.position + 1, item.token)),
         (row.route.hops[0].node, TokenItem(request, 0, item.position + 1, item.token)),
-        (last, TokenItem(999, 0, item.position + 1, item.token)),
+        ("nobody", TokenItem(999, 0, item.position + 1, item.token)),
     ]
     for node, bad in wrong:
         assert world.tokens(node, bad) == []
     assert world.streams[request].tokens == before
+
+
+def test_who_sends_tokens_of_what_is_over_is_told_to_free_it(world: World) -> None:
+    """A stopped process that was taken for dead goes on, and passes rows to one that has started
+    since: what it was told before it died is not known to that."""
+    request = world.submit()
+    row = world.in_flight[0]
+    last, first = row.route.hops[-1].node, row.route.hops[0].node
+    foreign = TokenItem(999, 0, 3, 5)
+    assert world.tokens(last, foreign) == [ev.SendRelease(last, ReleaseItem(999, 0))]
+    world.lose(first)
+    old = TokenItem(request, row.attempt, 3, 5)
+    assert world.core.sessions()[request].attempt > row.attempt
+    assert world.tokens(last, old) == [ev.SendRelease(last, ReleaseItem(request, row.attempt))]
 
 
 def test_losing_a_node_reroutes_and_releases_on_the_others(world: World) -> None:
