@@ -79,9 +79,6 @@ def test_undisturbed_every_feature_is_at_work(token_return: TokenReturn) -> None
 @settings(
     max_examples=8,
     deadline=None,
-    # The same stories each time: one in some hundred, with placements that are wanted while nodes
-    # die, still ends with a shift that waits for a node which came back and is not told of it.
-    derandomize=True,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow],
 )
