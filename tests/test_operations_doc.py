@@ -60,6 +60,8 @@ def spoken_codes() -> set[str]:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call):
                     codes |= _code_of(node)
+                elif isinstance(node, ast.Assign):
+                    codes |= _code_of_pair(node)
                 elif isinstance(node, ast.ClassDef) and node.name == "Verdict":
                     texts = (n.value for n in ast.walk(node) if isinstance(n, ast.Assign))
                     codes |= {str(v.value) for v in texts if isinstance(v, ast.Constant)}
@@ -73,6 +75,18 @@ def _code_of(call: ast.Call) -> set[str]:
         return set()
     code = call.args[at]
     return {code.value} if isinstance(code, ast.Constant) and isinstance(code.value, str) else set()
+
+
+def _code_of_pair(assignment: ast.Assign) -> set[str]:
+    """Of `code, reason = "a_code", ...`."""
+    target, value = assignment.targets[0], assignment.value
+    if not (isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)):
+        return set()
+    names = [name.id for name in target.elts if isinstance(name, ast.Name)]
+    first = value.elts[0]
+    if names != ["code", "reason"] or not isinstance(first, ast.Constant):
+        return set()
+    return {str(first.value)}
 
 
 def explained() -> set[str]:

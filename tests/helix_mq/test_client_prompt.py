@@ -72,7 +72,7 @@ async def test_json_from_stdin_with_options(router: tuple[EchoService, str]) -> 
     assert child.returncode == 0, err
     got = json.loads(out)
     assert got["text"] == service.text_of(service.submitted[0])
-    assert got["usage"] == {"prompt_tokens": 7, "output_tokens": 3}
+    assert got["usage"] == {"prompt_tokens": 7, "output_tokens": 3, "cached_tokens": 0}
     assert service.submitted[0].sampling.seed == 4
 
 

@@ -144,7 +144,8 @@ async def test_first_hops_draft(tiny_folder: Path) -> None:
         await c.quiet()
         first = c.daemons["a"].worker
         assert first is not None
-        assert first.statistics().steps == 60, "a prompt, then token by token"
+        # The prompt in as many steps as it may take, then token by token.
+        assert first.statistics().tokens == len(line) * 8 + 59
 
 
 async def test_who_cannot_is_not_asked_to(
