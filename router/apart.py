@@ -47,19 +47,26 @@ class Apart:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
-        loop = asyncio.get_running_loop()
+        loop, pool = asyncio.get_running_loop(), self._pool
+        died = NothingFound(
+            f"the process for {self._what} died, perhaps for lack of memory: the router's log "
+            "and the kernel's say more"
+        )
         try:
             async with asyncio.timeout(limit_s + GRACE_S):
-                return await loop.run_in_executor(self._pool, work, wanted)
+                return await loop.run_in_executor(pool, work, wanted)
         except TimeoutError:
             self.close()
             return NothingFound(f"{self._what} took longer than {limit_s + GRACE_S:.0f} s")
         except BrokenProcessPool:
             self.close()
-            return NothingFound(
-                f"the process for {self._what} died, perhaps for lack of memory: the router's log "
-                "and the kernel's say more"
-            )
+            return died
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._pool is pool or (task is not None and task.cancelling()):
+                raise
+            # close() has ended the process before it had begun with this.
+            return died
         except Exception as e:
             log.exception("%s failed", self._what)
             return NothingFound(f"{self._what} failed: {type(e).__name__}")

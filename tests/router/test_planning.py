@@ -117,6 +117,18 @@ async def test_a_planning_process_that_dies_costs_its_search_and_no_more() -> No
         planning.close()
 
 
+async def test_what_had_not_begun_when_the_process_was_ended_is_answered() -> None:
+    """close() takes back what waits; that must not look as if somebody had cancelled its task."""
+    planning = PlanningProcess()
+    problem = live_problem(CONFIG, [machine("a"), machine("b")], no_link)
+    waiting = [asyncio.ensure_future(planning.search(Search(problem, None, 30.0))) for _ in "abcd"]
+    await asyncio.sleep(0)
+    planning.close()
+    for answer in await asyncio.gather(*waiting):
+        assert isinstance(answer, NothingFound)
+        assert "died" in answer.reason
+
+
 @pytest.mark.parametrize(
     ("device", "name"),
     [
