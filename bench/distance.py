@@ -11,27 +11,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from bench.routed import RoutedTransport
 from bench.shaped_tcp import ShapedTcp
 from helix_mq.clock import SystemClock
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.models.digest import model_digest
-from helix_mq.transport import (
-    ClientSecurity,
-    Connection,
-    DisconnectHandler,
-    Handler,
-    Limits,
-    Listener,
-    ServerSecurity,
-    StateHandler,
-    Transport,
-    ZmqTransport,
-)
-from helix_mq.transport.limits import DEFAULT_LIMITS
+from helix_mq.transport import Transport, ZmqTransport
 from nodes.daemon import NodeDaemon
 from nodes.identity import NodeIdentity
 from nodes.security import NodeSecurity
@@ -71,7 +61,11 @@ class Distances:
         self._relays: dict[tuple[str, str], list[ShapedTcp]] = {}
 
     def transport(self, member: str) -> Transport:
-        return _FromMember(self, member)
+        return RoutedTransport(
+            self._sockets,
+            partial(self._way, member),
+            lambda endpoint: self._owners.update({endpoint: member}),
+        )
 
     def swallow(self, one: str, other: str) -> None:
         """From now on nothing passes on what `one` connected to `other`; nothing is closed.
@@ -83,48 +77,6 @@ class Distances:
     def let_through(self, one: str, other: str) -> None:
         for relay in self._relays[one, other]:
             relay.let_through()
-
-    async def listen(
-        self,
-        member: str,
-        endpoint: str,
-        handler: Handler,
-        limits: Limits,
-        security: ServerSecurity | None,
-        insecure: bool,
-        on_disconnect: DisconnectHandler | None,
-    ) -> Listener:
-        listener = await self._sockets.listen(
-            endpoint,
-            handler,
-            limits=limits,
-            security=security,
-            insecure=insecure,
-            on_disconnect=on_disconnect,
-        )
-        self._owners[listener.endpoint] = member
-        return listener
-
-    async def connect(
-        self,
-        member: str,
-        endpoint: str,
-        handler: Handler,
-        routing_id: bytes | None,
-        limits: Limits,
-        security: ClientSecurity | None,
-        insecure: bool,
-        on_state: StateHandler | None,
-    ) -> Connection:
-        return await self._sockets.connect(
-            await self._way(member, endpoint),
-            handler,
-            routing_id=routing_id,
-            limits=limits,
-            security=security,
-            insecure=insecure,
-            on_state=on_state,
-        )
 
     async def _way(self, member: str, endpoint: str) -> str:
         owner = self._owners[endpoint]
@@ -140,46 +92,6 @@ class Distances:
             for relay in relays:
                 await relay.close()
         await self._sockets.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _FromMember:
-    """The Transport that one member is given."""
-
-    distances: Distances
-    member: str
-
-    async def listen(
-        self,
-        endpoint: str,
-        handler: Handler,
-        *,
-        limits: Limits = DEFAULT_LIMITS,
-        security: ServerSecurity | None = None,
-        insecure: bool = False,
-        on_disconnect: DisconnectHandler | None = None,
-    ) -> Listener:
-        return await self.distances.listen(
-            self.member, endpoint, handler, limits, security, insecure, on_disconnect
-        )
-
-    async def connect(
-        self,
-        endpoint: str,
-        handler: Handler,
-        *,
-        routing_id: bytes | None = None,
-        limits: Limits = DEFAULT_LIMITS,
-        security: ClientSecurity | None = None,
-        insecure: bool = False,
-        on_state: StateHandler | None = None,
-    ) -> Connection:
-        return await self.distances.connect(
-            self.member, endpoint, handler, routing_id, limits, security, insecure, on_state
-        )
-
-    async def close(self) -> None:
-        """The sockets are shared and closed by the distances."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from nodes.daemon import NodeDaemon
 from nodes.identity import identify
 from nodes.measuring import with_times
 from nodes.metrics import NodeMetrics
+from nodes.running import run_until
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
 from nodes.tuning import tune_process
@@ -40,16 +41,11 @@ async def serve(settings: NodeSettings, stop: asyncio.Event) -> None:
         await daemon.up.wait()
         announcer.ready()
 
-    async def stop_on_signal() -> None:
-        await stop.wait()
-        daemon.stop()
-
-    waiting = [asyncio.create_task(ready_when_up()), asyncio.create_task(stop_on_signal())]
+    waiting = asyncio.create_task(ready_when_up())
     try:
-        await daemon.run()
+        await run_until(daemon, stop)
     finally:
-        for task in waiting:
-            task.cancel()
+        waiting.cancel()
         await metrics.close()
         await transport.close()
         await announcer.close()

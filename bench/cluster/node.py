@@ -10,31 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from bench.cluster.paced import NodeLog, Pace, paced_load, table_of
+from bench.routed import RoutedTransport
 from helix_mq.clock import SystemClock
 from helix_mq.models.resolve import resolve_model
 from helix_mq.process import run
 from helix_mq.settings import load as load_settings
-from helix_mq.transport import (
-    ClientSecurity,
-    Connection,
-    DisconnectHandler,
-    Handler,
-    Limits,
-    Listener,
-    ServerSecurity,
-    StateHandler,
-    Transport,
-    ZmqTransport,
-)
-from helix_mq.transport.limits import DEFAULT_LIMITS
+from helix_mq.transport import ZmqTransport
 from nodes.daemon import NodeDaemon
 from nodes.identity import identify
+from nodes.running import run_until
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
 from nodes.tuning import tune_process
@@ -52,84 +41,31 @@ class NodeSpec(msgspec.Struct, frozen=True):
     log: str
 
 
-class RoutedTransport:
-    """ZeroMQ as ever, but what is dialled is looked up first."""
-
-    def __init__(self, inner: Transport, ways: Mapping[str, str]) -> None:
-        self._inner = inner
-        self._ways = ways
-
-    async def listen(
-        self,
-        endpoint: str,
-        handler: Handler,
-        *,
-        limits: Limits = DEFAULT_LIMITS,
-        security: ServerSecurity | None = None,
-        insecure: bool = False,
-        on_disconnect: DisconnectHandler | None = None,
-    ) -> Listener:
-        return await self._inner.listen(
-            endpoint,
-            handler,
-            limits=limits,
-            security=security,
-            insecure=insecure,
-            on_disconnect=on_disconnect,
-        )
-
-    async def connect(
-        self,
-        endpoint: str,
-        handler: Handler,
-        *,
-        routing_id: bytes | None = None,
-        limits: Limits = DEFAULT_LIMITS,
-        security: ClientSecurity | None = None,
-        insecure: bool = False,
-        on_state: StateHandler | None = None,
-    ) -> Connection:
-        return await self._inner.connect(
-            self._ways.get(endpoint, endpoint),
-            handler,
-            routing_id=routing_id,
-            limits=limits,
-            security=security,
-            insecure=insecure,
-            on_state=on_state,
-        )
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
 async def serve(spec: NodeSpec, settings: NodeSettings, stop: asyncio.Event) -> None:
     """Until stopped; then writes what its engine did."""
     tune_process()
     folder = await asyncio.to_thread(resolve_model, settings.model)
     identity = await asyncio.to_thread(identify, settings, folder)
-    transport = RoutedTransport(ZmqTransport(), spec.ways)
+    sockets = ZmqTransport()
+
+    async def way(endpoint: str) -> str:
+        return spec.ways.get(endpoint, endpoint)
+
     times = StepTimes(spec.prefill, spec.decode)
     pace = Pace(table_of(times))
     daemon = NodeDaemon(
         settings,
         identity,
-        transport,
+        RoutedTransport(sockets, way),
         NodeSecurity(settings.security),
         SystemClock(),
         load=paced_load(times, pace),
     )
 
-    async def stop_on_signal() -> None:
-        await stop.wait()
-        daemon.stop()
-
-    stopping = asyncio.create_task(stop_on_signal())
     try:
-        await daemon.run()
+        await run_until(daemon, stop)
     finally:
-        stopping.cancel()
-        await transport.close()
+        await sockets.close()
         log = NodeLog(settings.name, tuple(pace.steps))
         await asyncio.to_thread(Path(spec.log).write_bytes, msgspec.json.encode(log))
 

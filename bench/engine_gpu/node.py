@@ -21,6 +21,7 @@ from nodes.identity import identify
 from nodes.loading import LoadRequest, load
 from nodes.model.slice import ModelSlice
 from nodes.model.weights import Progress
+from nodes.running import run_until
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
 from nodes.tuning import tune_process
@@ -48,15 +49,9 @@ async def serve(settings: NodeSettings, stop: asyncio.Event) -> None:
         load=partial(load, make=make_slice),
     )
 
-    async def stop_on_signal() -> None:
-        await stop.wait()
-        daemon.stop()
-
-    stopping = asyncio.create_task(stop_on_signal())
     try:
-        await daemon.run()
+        await run_until(daemon, stop)
     finally:
-        stopping.cancel()
         await transport.close()
 
 

@@ -6,15 +6,14 @@ Results share an envelope, not a form: `machine`, where there is one `command`, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.result_files import read_object
 from helix_mq.errors import ConfigError
 
-MAX_FILE_BYTES = 64 << 20
 MAX_FILES = 500
 _ENVELOPE = ("machine", "command", "version")
 _FORMER_NAMES = {"slow trucks": "simulator trucks"}
@@ -54,16 +53,7 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
 
 def read(path: Path) -> Result:
     """ConfigError for what is no result file."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, no result file")
-        body = json.loads(path.read_text("utf-8"))
-    except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror or e}") from None
-    except (ValueError, RecursionError) as e:
-        raise ConfigError(f"{path}: no JSON: {e}") from None
-    if not isinstance(body, dict) or not body:
-        raise ConfigError(f"{path}: no result file: a JSON object with figures was expected")
+    body = read_object(path)
     inner = body.get("helix_mq")
     envelope = inner if isinstance(inner, dict) and "machine" in inner else body
     command = envelope.get("command")

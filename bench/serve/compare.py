@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer
 
+from bench.result_files import read_object
 from helix_mq.errors import ConfigError
 
-MAX_FILE_BYTES = 64 << 20
 SAME = 0.01
 """Less than this is called the same."""
 
@@ -65,15 +65,8 @@ def compare(
 
 def read_result(path: Path) -> Mapping[str, object]:
     """ConfigError for what is no result file."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, no result file")
-        found = json.loads(path.read_text("utf-8"))
-    except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror or e}") from None
-    except (ValueError, RecursionError) as e:
-        raise ConfigError(f"{path}: no JSON: {e}") from None
-    if not isinstance(found, dict) or not any(name in found for name in _RATES):
+    found = read_object(path)
+    if not any(name in found for name in _RATES):
         raise ConfigError(f"{path}: holds none of {', '.join(_RATES)}: no result of bench serve")
     return found
 

@@ -6,6 +6,7 @@ segment by segment. Each has its own KV cache, of its heads, with the pages that
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,27 +31,28 @@ from nodes.model.weights import SliceWeights
 I64 = npt.NDArray[np.int64]
 
 
-class Others:
+class Others(ABC):
     """The other ranks, as rank 0 commands them. Each may raise what says that one is lost."""
 
+    @abstractmethod
     def tell(self, order: Order, arrays: Sequence[Array] = ()) -> None:
         """All of them, without waiting."""
-        raise NotImplementedError
 
+    @abstractmethod
     def have(self, order: Order, arrays: Sequence[Array] = ()) -> None:
         """All of them, until they have done it. torch.OutOfMemoryError when one could not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def broken(self, reason: str) -> None:
         """The ranks are out of step, for good."""
-        raise NotImplementedError
 
+    @abstractmethod
     def listen(self, listener: Callable[[str], None]) -> None:
         """`listener` is told of the loss of one, past or to come, in words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Ends them."""
 
 
 class FollowerSlice(ModelSlice):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +109,9 @@ class ThreadedOthers(Others):
 
     def broken(self, reason: str) -> None:
         raise AssertionError(reason)
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """A thread is not lost."""
 
     def close(self) -> None:
         for thread in self._threads:
