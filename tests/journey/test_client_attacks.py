@@ -22,8 +22,9 @@ from router import tokenising
 from router.clients import ClientSockets
 from router.events import SendRow
 from router.outgoing import Outgoing
+from tests.attacker import Attacker
 from tests.cluster import Cluster, cluster, endpoint
-from tests.journey.test_attacks import CHAIN, ROUTE, Attacker
+from tests.journey.test_attacks import CHAIN, ROUTE
 
 
 class Deaf(Attacker):

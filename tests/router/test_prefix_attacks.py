@@ -7,8 +7,9 @@ from pathlib import Path
 
 from helix_mq.messages import data
 from helix_mq.prefix_blocks import name_blocks
+from tests.attacker import attacker, node_data
 from tests.cluster import Cluster, cluster, greedy
-from tests.journey.test_attacks import CHAIN, SPEC, attacker, hidden_frame, node_data
+from tests.journey.test_attacks import CHAIN, SPEC, hidden_frame
 
 PROMPT = tuple(range(150))
 
