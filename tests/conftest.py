@@ -11,9 +11,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import tokenizers
 import torch
 import transformers
+
+from bench.byte_tokenizer import byte_tokenizer
 
 # Tiny matrices: two threads only wait for each other, ten times slower on a busy machine.
 torch.set_num_threads(1)
@@ -26,12 +27,7 @@ CHAT_TEMPLATE = (
 
 def write_byte_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer: 256 bytes, then the special tokens of the chat template."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocab = {letter: i for i, letter in enumerate(alphabet)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"])
+    tokenizer = byte_tokenizer(("<|end|>", "<|user|>", "<|assistant|>", "<|system|>"))
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=CHAT_TEMPLATE
     )

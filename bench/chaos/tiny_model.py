@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 from safetensors.numpy import save_file
 
+from bench.byte_tokenizer import byte_tokenizer
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
 from helix_mq.models.tensor_names import slice_tensors
@@ -57,12 +57,7 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocab = {letter: i for i, letter in enumerate(alphabet)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"])
+    tokenizer = byte_tokenizer(("<|end|>", "<|user|>", "<|assistant|>", "<|system|>"))
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "<|end|>", "chat_template": _CHAT}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")

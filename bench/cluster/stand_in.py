@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import tokenizers
 import torch
 from safetensors.numpy import save_file
 
+from bench.byte_tokenizer import byte_tokenizer
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
@@ -75,12 +75,7 @@ def write_stand_in(folder: Path, num_layers: int, activation_bytes: int) -> Path
 
 
 def write_tokenizer(folder: Path) -> None:
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocab = {letter: i for i, letter in enumerate(alphabet)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text("{}", "utf-8")
 
 

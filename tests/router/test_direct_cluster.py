@@ -14,11 +14,11 @@ from helix_mq.errors import DeadlineExceeded
 from helix_mq.features import VERIFY
 from helix_mq.ids import NodeId
 from helix_mq.sampling import SamplingParams
-from router.events import SendRow
 from router.service import Broken, Delta, Finished, Generation
 from router.settings import SpeculationSection
 from router.speculation import DraftStatistics
 from tests.cluster import Cluster, Result, cluster, greedy
+from tests.router.streams import results, rows_sent, seen
 
 CHAIN = {"a": "0:2", "b": "2:4", "c": "4:6"}
 ALONE = {"a": "0:6"}
@@ -63,30 +63,6 @@ def stopped(like: Result, generation: Generation) -> list[Generation]:
         Generation(generation.prompt_ids, by_token),
         Generation(generation.prompt_ids, sampling, stop=(piece,)),
     ]
-
-
-def rows_sent(c: Cluster) -> list[SendRow]:
-    """Rows that the router sends from now on."""
-    sent: list[SendRow] = []
-    add = c.app._outgoing.add_row
-
-    def added(row: SendRow) -> None:
-        sent.append(row)
-        add(row)
-
-    c.app._outgoing.add_row = added  # type: ignore[method-assign]
-    return sent
-
-
-async def results(c: Cluster, wanted: list[Generation]) -> list[Result]:
-    return list(await asyncio.gather(*(c.run(generation) for generation in wanted)))
-
-
-def seen(result: Result) -> tuple[object, ...]:
-    """All that a client can tell of a stream but its times and the last digits of numbers."""
-    end = result.finish
-    told = [(d.index, d.token, d.text, d.logprob and d.logprob.token) for d in result.deltas]
-    return told, end.finish_reason, end.stop_reason, end.output_tokens
 
 
 async def test_streams_are_those_of_router_return(tiny_folder: Path) -> None:

@@ -11,11 +11,11 @@ import nodes.daemon
 from helix_mq.features import DIRECT
 from helix_mq.ids import NodeId
 from helix_mq.sampling import SamplingParams
-from router.events import SendRow
 from router.service import Generation
 from router.settings import SpeculationSection
-from tests.cluster import Cluster, Result, cluster, greedy
+from tests.cluster import Result, cluster, greedy
 from tests.journey.test_cluster import reference
+from tests.router.streams import results, rows_sent, seen
 
 SLICES = {
     "one": {"a": "0:6"},
@@ -25,30 +25,6 @@ OFF = SpeculationSection(enabled=False)
 LINE = (7, 8, 9, 30, 31, 200, 11, 12)
 PROMPTS = [LINE * 8, tuple((i * i * 31 + 7 * i) % 256 for i in range(70)), (5,)]
 """Much of the first stands in it before, hardly anything of the second."""
-
-
-def sent_rows(c: Cluster) -> list[SendRow]:
-    """Rows that the router sends from now on."""
-    sent: list[SendRow] = []
-    add = c.app._outgoing.add_row
-
-    def added(row: SendRow) -> None:
-        sent.append(row)
-        add(row)
-
-    c.app._outgoing.add_row = added  # type: ignore[method-assign]
-    return sent
-
-
-async def results(c: Cluster, wanted: list[Generation]) -> list[Result]:
-    return list(await asyncio.gather(*(c.run(generation) for generation in wanted)))
-
-
-def seen(result: Result) -> tuple[object, ...]:
-    """All that a client can tell of a stream but its times and the last digits of numbers."""
-    end = result.finish
-    told = [(d.token, d.text, d.logprob is not None) for d in result.deltas]
-    return told, end.finish_reason, end.stop_reason, end.output_tokens
 
 
 def numbers(result: Result) -> list[float]:
@@ -62,7 +38,7 @@ async def test_greedy_tokens_equal_transformers(
     tiny_folder: Path, placement: dict[str, str]
 ) -> None:
     async with cluster(tiny_folder, placement, token_return="router") as c:
-        sent = sent_rows(c)
+        sent = rows_sent(c)
         found = await results(c, [greedy(prompt, 50) for prompt in PROMPTS])
         counts = c.app.core.statistics().drafts
     for prompt, result in zip(PROMPTS, found, strict=True):
@@ -154,7 +130,7 @@ async def test_nodes_that_cannot_verify_get_no_drafts(
 ) -> None:
     monkeypatch.setattr(nodes.daemon, "FEATURES", (DIRECT,))
     async with cluster(tiny_folder, SLICES["three, overlapping"], token_return="router") as c:
-        sent = sent_rows(c)
+        sent = rows_sent(c)
         await c.run(greedy(LINE * 8, 40))
     assert not any(row.verify for row in sent)
     assert len(sent) == 40
@@ -163,7 +139,7 @@ async def test_nodes_that_cannot_verify_get_no_drafts(
 async def test_many_requests_at_once_share_the_drafts(tiny_folder: Path) -> None:
     few = SpeculationSection(drafts_at_once=4)
     async with cluster(tiny_folder, SLICES["one"], speculation=few, token_return="router") as c:
-        sent = sent_rows(c)
+        sent = rows_sent(c)
         await results(c, [greedy(LINE * 8, 30) for _ in range(6)])
         crowded = max(len(row.token_ids) for row in sent if row.position)
         sent.clear()
