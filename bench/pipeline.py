@@ -26,6 +26,7 @@ import psutil
 import typer
 
 from bench.chaos.cluster import ROUTER, ChaosCluster, Plan
+from bench.ending import run_to_its_end
 from bench.live_run import say
 from bench.planner_common import machine_summary, write_results
 from helix_mq.client import Client
@@ -213,7 +214,7 @@ def main(
     folder = resolve_model(model if model is not None else find_demo_gguf())
     counts = [int(n) for n in streams.split(",")]
     with tempfile.TemporaryDirectory(prefix="helix-mq-pipeline-") as place:
-        found = asyncio.run(compare(folder, Path(place), counts, tokens, rounds, dtype))
+        found = run_to_its_end(compare(folder, Path(place), counts, tokens, rounds, dtype))
     found["engine"] = [engine_cost(folder, n, dtype) for n in counts]
     body: dict[str, object] = {
         "command": f"python -m bench.pipeline {' '.join(sys.argv[1:])}".strip(),

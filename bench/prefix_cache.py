@@ -23,6 +23,7 @@ from pathlib import Path
 import httpx
 
 from bench.chaos.cluster import ChaosCluster, Plan, slices_of
+from bench.ending import run_to_its_end
 from bench.planner_common import machine_summary, write_results
 from helix_mq.client import Client
 from helix_mq.models.config import ModelConfig
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.output_tokens,
         given.at_once,
     )
-    found = asyncio.run(compare(model, wanted))
+    found = run_to_its_end(compare(model, wanted))
     result: dict[str, object] = {
         "command": " ".join(["python -m bench.prefix_cache", *(arguments or sys.argv[1:])]),
         "machine": machine_summary(("torch", "pyzmq", "numpy")),

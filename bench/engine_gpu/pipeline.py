@@ -19,6 +19,7 @@ import httpx
 
 from bench.cluster.machines import Process
 from bench.cluster.stand_in import VOCABULARY, write_tokenizer
+from bench.ending import run_to_its_end
 from bench.engine_gpu.models import config_of, write_config
 from bench.engine_gpu.setup import Part, Say, Setup
 from helix_mq.client import Client
@@ -43,7 +44,7 @@ def pipeline(setup: Setup, say: Say) -> Part:
     for name, slices in ways.items():
         say(f"pipeline: {name}")
         with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as folder:
-            found[name] = asyncio.run(_Cluster(setup, slices, Path(folder)).measure())
+            found[name] = run_to_its_end(_Cluster(setup, slices, Path(folder)).measure())
     ratio = found["two processes"]["tokens_per_s"] / found["one process"]["tokens_per_s"]
     return found | {
         "requests": requests(setup),

@@ -26,6 +26,7 @@ import typer
 
 from bench.chaos.cluster import ChaosCluster, Plan
 from bench.chaos.tiny_model import NUM_LAYERS, write_tiny_model
+from bench.ending import run_to_its_end
 from bench.live_run import say
 from bench.planner_common import machine_summary, write_results
 from bench.serve.check_figures import (
@@ -235,7 +236,7 @@ def main(
             write_results(out, body)
         print(json.dumps({name: found["ours_over_aiperf"] for name, found in servers.items()}))
 
-    asyncio.run(run())
+    run_to_its_end(run())
 
 
 if __name__ == "__main__":
