@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from helix_mq.token_return import TokenReturn
 from router.admission_gate import AdmissionSettings
 from router.prefix_settings import PrefixSettings, PrefixStatistics
 from router.schedulers_base import Scheduling
 from router.speculation import DraftStatistics, SpeculationSettings
-from router.token_return import TokenReturn
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange
 from helix_mq.messages.data import MAX_DRAFTS
 from helix_mq.settings import ProcessSettings, Section
+from helix_mq.token_return import TokenReturn
 from router.link_forms import Activations
 from router.prefix_settings import Share
 from router.schedulers_base import Method
-from router.token_return import TokenReturn
 from router.weights_rule import Allowed
 
 

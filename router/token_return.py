@@ -2,26 +2,20 @@
 
 Straight, a decode saves the two legs to the router and back, whose owner then learns each token
 while the next is computed. In exchange nodes compute a little beyond a stop string or a cancelled
-request. So in `auto` it is done where it saves time that can be measured.
+request. So in `auto` it is done where it saves time that can be measured: helix_mq.token_return.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from helix_mq.features import DIRECT
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import Route
+from helix_mq.token_return import TokenReturn, goes_straight, saved_s
 from router.link_watch import LinkWatch
 from router.membership import Membership
-
-TokenReturn = Literal["auto", "direct", "router"]
-"""`direct` wherever the nodes can and the link works; `auto` where it also saves LEAST_SAVED_S."""
-
-LEAST_SAVED_S = 0.001
-"""Per token. On one network the legs to the router cost a few tenths of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +61,10 @@ class ReturnWays:
         return (last, first) not in self._links.closed and self._saves(route)
 
     def _saves(self, route: Route) -> bool:
-        if self._wanted == "direct":
-            return True
         first, last = route.hops[0].node, route.hops[-1].node
-        legs_s = self._round_trip_s(last, ROUTER), self._round_trip_s(ROUTER, first)
-        straight_s = self._round_trip_s(last, first) if first != last else 0.0
-        if not all(legs_s) or (first != last and not straight_s):
-            return False
-        return (sum(legs_s) - straight_s) / 2 >= LEAST_SAVED_S
+        saved = saved_s(
+            self._round_trip_s(last, ROUTER),
+            self._round_trip_s(ROUTER, first),
+            self._round_trip_s(last, first) if first != last else None,
+        )
+        return goes_straight(self._wanted, saved)

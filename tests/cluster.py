@@ -19,6 +19,7 @@ from helix_mq.ids import NodeId
 from helix_mq.messages.control import StepTimes
 from helix_mq.models.digest import model_digest
 from helix_mq.sampling import SamplingParams
+from helix_mq.token_return import TokenReturn
 from helix_mq.transport import MemoryTransport, Transport, ZmqTransport
 from nodes.daemon import NodeDaemon
 from nodes.identity import NodeIdentity
@@ -37,7 +38,6 @@ from router.settings import (
     SchedulingSection,
     SpeculationSection,
 )
-from router.token_return import TokenReturn
 
 DEADLINE_S = 60.0
 

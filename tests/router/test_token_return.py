@@ -10,6 +10,7 @@ from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import Refused, RefusedItem, TokenItem
 from helix_mq.sampling import SamplingParams
+from helix_mq.token_return import TokenReturn
 from router import events as ev
 from router.core import CoreSettings
 from router.link_watch import Edge, LinkSettings, LinkWatch, edges_of
@@ -17,7 +18,7 @@ from router.membership import Membership
 from router.outgoing import build_frame
 from router.refusals import MAX_REROUTES
 from router.service import Broken, Finished
-from router.token_return import ReturnWays, TokenReturn, Way
+from router.token_return import ReturnWays, Way
 from tests.router.world import World, register
 
 A, B, C = (NodeId(n) for n in "abc")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from helix_mq.ids import ROUTER
-from router.token_return import TokenReturn
+from helix_mq.token_return import TokenReturn
 from tests.router.test_fault_orders import NAMES, SECONDS, Fault, plan_fault, plan_load, settle
 from tests.router.working_world import WorkingWorld
 

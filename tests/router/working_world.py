@@ -14,13 +14,13 @@ from helix_mq.errors import HelixError
 from helix_mq.ids import ROUTER, Attempt, Epoch, NodeId, RequestId
 from helix_mq.messages.data import TokenItem
 from helix_mq.sampling import SamplingParams
+from helix_mq.token_return import TokenReturn
 from router import events as ev
 from router.core import CoreSettings
 from router.outgoing import build_frame
 from router.prefix_settings import PrefixSettings
 from router.restore import ATTEMPTS_PER_LIFE
 from router.service import Generation
-from router.token_return import TokenReturn
 from tests.router.fault_world import SLICES, FaultWorld
 from tests.router.fault_world_node import PAGES
 from tests.router.working_node import WorkingNode, WorkingSlice, framed, pieces, spoken
