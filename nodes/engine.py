@@ -102,6 +102,9 @@ class Engine:
             return _refuse(work, e.code, f"{self._node}: {e.message}")
         return None
 
+    def draft_room(self, work: Work[Payload]) -> int:
+        return self._pool.draft_room(work.seq, work.position + 1, len(work.drafts))
+
     def _resume(self, work: Work[Payload]) -> bool:
         """Opens a sequence whose first tokens others have computed, if what they left is here."""
         blocks = work.payload.blocks

@@ -9,6 +9,7 @@ long as nothing else needs them (`nodes.prefix_pages`): those count as free.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ SeqKey = Hashable
 PageTable = npt.NDArray[np.int32]
 
 DEFAULT_PAGE_TOKENS = 16
+
+KEPT_FROM_DRAFTS = 0.1
+"""Of all pages: so many stay free for whoever needs them, as the router's own mark has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,23 @@ class LayerPagePool:
         self._free = free = free - count
         if free + idle < self._least_free:
             self._least_free = free + idle
+
+    def draft_room(self, seq: SeqKey, tokens: int, wanted: int) -> int:
+        """How many of `wanted` drafts behind the first `tokens` of `seq` cost nobody anything.
+
+        Those on pages that these tokens take anyway, and on unused ones while many are left. Kept
+        beginnings of prompts do not give way for drafts, as they do for tokens.
+        """
+        sequence, page = self._sequences.get(seq), self.page_tokens
+        if sequence is None:
+            return wanted
+        pages = max(sequence.pages, -(-tokens // page))
+        room = pages * page - tokens
+        if wanted > room:
+            kept = math.ceil(KEPT_FROM_DRAFTS * self.total_pages)
+            unused = self._free - (pages - sequence.pages) * sequence.num_layers - kept
+            room += max(0, unused // sequence.num_layers) * page
+        return min(wanted, room)
 
     def sequences(self) -> tuple[SeqKey, ...]:
         """The open sequences, oldest first."""

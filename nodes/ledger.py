@@ -138,6 +138,16 @@ class Ledger:
         known.drafts = drafts
         known.epoch = max(known.epoch, epoch)
 
+    def shorten(self, seq: SeqKey, position: int, count: int, drafts: int) -> bool:
+        """Of the row that came last, `count` tokens from `position` on, only the first and so many
+        drafts will run. False, and nothing is changed, if others have come behind it."""
+        known = self._open.get(seq)
+        if known is None or known.next_position != position + count:
+            return False
+        known.next_position = position + 1 + drafts
+        known.drafts = drafts
+        return True
+
     def expect_from(self, seq: SeqKey, last_hop: str) -> None:
         """Tokens of the open `seq` may come from its last hop, too."""
         self._open[seq].returned_by = last_hop

@@ -50,6 +50,11 @@ class StepEngine(Protocol):
         """Reserves pages for a row about to run, or says why not. Loop thread, device idle."""
         ...
 
+    def draft_room(self, work: Work[Payload]) -> int:
+        """How many of the row's drafts have pages that nobody else needs. Loop thread, device
+        idle."""
+        ...
+
     def run(self, batch: Batch) -> StepResult:
         """Runs one step. Device thread."""
         ...

@@ -29,7 +29,7 @@ from helix_mq.messages.data import (
     TokenItem,
     Tokens,
 )
-from nodes.admitting import admit
+from nodes.admitting import admit, without_crowding
 from nodes.batching import Batcher, SeqKey
 from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
 from nodes.ledger import Ledger
@@ -289,6 +289,8 @@ class Worker:
         """Those of the picked rows that have pages; the others are refused."""
         batch: Batch = []
         for work in picked:
+            if work.drafts:
+                work = without_crowding(self._engine, self._ledger, work)
             refusal = admit(self._engine, work, self.view.node)
             if refusal is None:
                 batch.append(work)

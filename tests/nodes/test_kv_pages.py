@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from helix_mq.errors import KvExhausted
 from helix_mq.layers import LayerRange
+from helix_mq.prefix_blocks import BlockNames
 from nodes.kv_pages import LayerPagePool
 
 PAGES = 40
@@ -149,3 +150,39 @@ def test_a_sequence_opens_once() -> None:
     pool.open("a", LayerRange(0, 1))
     with pytest.raises(ValueError, match="already open"):
         pool.open("a", LayerRange(0, 1))
+
+
+def test_drafts_have_the_pages_that_their_token_takes() -> None:
+    pool = LayerPagePool(PAGES, page_tokens=4)
+    pool.open("others", LayerRange(0, 1))
+    pool.ensure("others", 4 * 35)
+    pool.open("a", LayerRange(0, 2))
+    pool.ensure("a", 3)
+    # A tenth of all pages stays: of three unused ones none can be had in both layers.
+    assert [pool.draft_room("a", tokens, 9) for tokens in (3, 4, 5)] == [1, 0, 3]
+    assert pool.draft_room("a", 3, 1) == 1
+    pool.free("others")
+    assert pool.draft_room("a", 3, 9) == 9
+    assert pool.draft_room("a", 3, 200) == 1 + (PAGES - 2 - 4) // 2 * 4
+    assert pool.draft_room("unknown", 3, 5) == 5
+
+
+def test_drafts_drive_out_nothing_that_is_kept() -> None:
+    blocks, tokens = BlockNames(0, bytes(range(32))), 128
+    pool = LayerPagePool(PAGES, page_tokens=4)
+    pool.open("a", LayerRange(0, 1))
+    pool.name("a", blocks)
+    pool.ensure("a", tokens)
+    pool.publish("a", tokens)
+    pool.free("a")
+    assert (pool.free_pages, pool.statistics().cached_pages) == (PAGES, 32)
+    pool.open("b", LayerRange(0, 1))
+    pool.ensure("b", 4)
+    # Seven unused ones, of which four stay.
+    assert pool.draft_room("b", 4, 16) == 3 * 4
+    pool.ensure("b", 4 * 5)
+    assert pool.draft_room("b", 4 * 5, 16) == 0
+    # A token drives kept ones out, and its drafts have the rest of its page.
+    pool.ensure("b", 4 * 8)
+    assert pool.draft_room("b", 4 * 8 + 1, 16) == 3
+    assert pool.statistics().cached_pages == 32

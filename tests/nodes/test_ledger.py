@@ -120,3 +120,14 @@ def test_following_is_judging_and_advancing_in_one(
             slow.advance(seq, position, count, attempt, drafts)
             assert slow.epoch(seq) == fast.epoch(seq)
     assert slow.sequences() == fast.sequences()
+
+
+def test_a_row_with_fewer_drafts_is_followed_where_it_ends() -> None:
+    ledger = Ledger()
+    ledger.open(key(1), LAYERS, 0)
+    ledger.advance(key(1), 7, 5, drafts=4)
+    assert not ledger.shorten(key(2), 7, 5, 1)
+    assert not ledger.shorten(key(1), 7, 4, 1)
+    assert ledger.shorten(key(1), 7, 5, 1)
+    places = [p for p in range(16) if ledger.judge(key(1), p, LAYERS) is Verdict.CONTINUE]
+    assert places == [8, 9]

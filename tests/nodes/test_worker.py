@@ -18,6 +18,7 @@ from tests.nodes.worker_bench import (
     WAIT_S,
     bench,
     decode,
+    guessed,
     key,
     prompt,
 )
@@ -270,3 +271,27 @@ async def test_what_is_closed_with_the_slice_is_refused() -> None:
         b.engine.gate.set()
         b.frame(decode(1, 4))
         assert b.refused[2:] == [], "it is known to be closed"
+
+
+async def test_drafts_without_room_are_left_out_and_the_text_goes_on() -> None:
+    async with bench(pages=10) as b:
+        b.frame(prompt(1), prompt(2))
+        await b.until(lambda: len(b.tokens) == 2)
+        # Two pages are left: one for the token and one for the first of five drafts.
+        b.frame(guessed(1, 4, drafts=5))
+        await b.until(lambda: len(b.tokens) == 3)
+        assert b.engine.batches[-1] == [(key(1), 4, 2)]
+        # Behind what has run, and nowhere else: the three others have no KV.
+        b.frame(decode(1, 7))
+        await b.until(lambda: b.refused == [(1, "out_of_order")])
+        b.release(2)
+        b.frame(prompt(3, 1))
+        await b.until(lambda: len(b.tokens) == 4)
+
+
+async def test_drafts_that_others_came_behind_run_whole_or_not_at_all() -> None:
+    async with bench(pages=8) as b:
+        b.frame(prompt(1))
+        await b.until(lambda: len(b.tokens) == 1)
+        b.frame(guessed(1, 4, drafts=7), decode(1, 12))
+        await b.until(lambda: b.refused == [(1, "kv_exhausted")])

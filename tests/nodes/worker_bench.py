@@ -19,6 +19,7 @@ from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import (
     SAMPLE,
+    VERIFY,
     FrameHeader,
     Refused,
     RefusedItem,
@@ -70,6 +71,10 @@ class FakeEngine:
     @property
     def cached_pages(self) -> int:
         return 0
+
+    def draft_room(self, work: Work[Payload]) -> int:
+        room = self.free_pages - (work.position + 1 - self.held[work.seq])
+        return max(0, min(len(work.drafts), room))
 
     def admit(self, work: Work[Payload]) -> RefusedItem | None:
         self.disturbed |= self.running
@@ -218,6 +223,10 @@ def prompt(request: int, count: int = 4, attempt: int = 0, deadline_ms: int = 0)
 
 def decode(request: int, position: int) -> Row:
     return Row(request, 0, position, 1, 0, 0, SAMPLE, 0)
+
+
+def guessed(request: int, position: int, drafts: int) -> Row:
+    return Row(request, 0, position, 1 + drafts, 0, 0, SAMPLE | VERIFY, 0)
 
 
 def key(request: int, attempt: int = 0) -> SeqKey:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import torch
 
-from helix_mq.errors import LocalError
+from helix_mq.errors import KvExhausted, LocalError
 from helix_mq.features import FEATURES
 from helix_mq.frames import Buffer, decode, encode, split_frame
 from helix_mq.ids import ROUTER
@@ -142,10 +142,21 @@ class SqueezedEngine(Engine):
             self.refuse_next -= 1
             return RefusedItem(*work.seq, "kv_exhausted", "no pages")
         try:
-            return super().admit(work)
+            refused = super().admit(work)
         except Exception as e:
             self.fault = e
             raise
+        if work.drafts and refused is not None and refused.code == "kv_exhausted":
+            self.fault = self._crowded(work)
+        return refused
+
+    def _crowded(self, work: Work[Payload]) -> AssertionError | None:
+        """Rows that have no pages would have none without drafts."""
+        try:
+            self._pool.ensure(work.seq, work.position + 1)
+        except KvExhausted:
+            return None
+        return AssertionError("drafts took the room of their token")
 
 
 class WorkingSlice:
