@@ -7,7 +7,9 @@ network a few tenths of a millisecond less, between regions most of the time of 
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, cast, get_args
+
+from helix_mq.errors import ConfigError
 
 TokenReturn = Literal["auto", "direct", "router"]
 """`direct` wherever the nodes can and the link works; `auto` where it also saves LEAST_SAVED_S."""
@@ -31,3 +33,11 @@ def saved_s(to_router_s: float, from_router_s: float, straight_s: float | None) 
 def goes_straight(wanted: TokenReturn, saved_s: float) -> bool:
     """Whether tokens are to go straight where they can."""
     return wanted == "direct" or (wanted == "auto" and saved_s >= LEAST_SAVED_S)
+
+
+def token_return(text: str) -> TokenReturn:
+    """As a command line or a file gives it. ConfigError in words."""
+    if text not in get_args(TokenReturn):
+        known = ", ".join(get_args(TokenReturn))
+        raise ConfigError(f"token_return={text!r:.40}: take one of {known}", param="token_return")
+    return cast(TokenReturn, text)

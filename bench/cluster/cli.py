@@ -42,6 +42,9 @@ def cluster(
     duration: Annotated[float, typer.Option(min=1, help="Seconds measured, per scheduler.")] = 45.0,
     warmup: Annotated[float, typer.Option(min=0, help="Seconds before that.")] = 15.0,
     seed: Annotated[int, typer.Option(help="Of lengths and of schedulers that draw lots.")] = 0,
+    token_return: Annotated[
+        str, typer.Option(help="auto, direct or router: as in router.toml.")
+    ] = "auto",
     slower: Annotated[
         float, typer.Option(help="Emulate the cluster so many times slower than it is.")
     ] = 1.0,
@@ -69,11 +72,13 @@ def cluster(
     from bench.planner_common import machine_summary, write_results
     from bench.simulator.plots_file import check_path
     from helix_mq.process import run
+    from helix_mq.token_return import token_return as checked_way
 
     if plot is not None:
         check_path(plot)
     schedulers = _schedulers(scheduler or [])
-    trial = Trial(workload, at_once, warmup, duration, seed, overhead_ms / 1e3)
+    way = checked_way(token_return)
+    trial = Trial(workload, at_once, warmup, duration, seed, overhead_ms / 1e3, way)
     pairs: list[Pair] = []
     with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as temporary:
         place = folder or Path(temporary)

@@ -23,6 +23,7 @@ from bench.cluster.ways import ShaperLog, ShaperSpec, WaySpec, machine_links
 from helix_mq.demo import free_ports
 from helix_mq.errors import LocalError
 from helix_mq.ids import ROUTER, NodeId
+from helix_mq.token_return import TokenReturn
 
 START_S = 180.0
 STOP_S = 20.0
@@ -87,13 +88,21 @@ class _Ports:
     ways: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the router is told beside the plan."""
+
+    scheduler: str
+    seed: int = 0
+    token_return: TokenReturn = "auto"
+
+
 class LiveCluster:
     """An async context: whole when entered, gone when left; `logs` then has what was done."""
 
-    def __init__(self, subject: Subject, scheduler: str, seed: int, folder: Path) -> None:
+    def __init__(self, subject: Subject, choices: Choices, folder: Path) -> None:
         self._subject = subject
-        self._scheduler = scheduler
-        self._seed = seed
+        self._choices = choices
         self._folder = folder
         self._names = sorted(subject.placement.slices)
         self._links = {
@@ -163,18 +172,18 @@ class LiveCluster:
         return self._write("shaper-spec.json", msgspec.json.encode(spec))
 
     def _router_toml(self, model: Path) -> str:
-        ports = self._ports
+        ports, chosen = self._ports, self._choices
         return (
             f'model = "{model}"\nmodel_name = "stand-in"\nlog_level = "info"\n'
-            # What the simulator does not do; a stand-in's texts would be guessed far too well.
-            'token_return = "router"\n'
+            f'token_return = "{chosen.token_return}"\n'
             f'clients = "tcp://127.0.0.1:{ports.clients}"\n'
             f'control = "tcp://127.0.0.1:{ports.control}"\n'
             f'data = "tcp://127.0.0.1:{ports.data}"\n'
             f"[http]\nport = {ports.http}\n"
             f'[placement]\nplan = "{self._subject.plan}"\n'
+            # The simulator has no texts, and a stand-in's would be guessed far too well.
             "[speculation]\nenabled = false\n"
-            f'[scheduling]\nmethod = "{self._scheduler}"\nseed = {self._seed}\n'
+            f'[scheduling]\nmethod = "{chosen.scheduler}"\nseed = {chosen.seed}\n'
             "[admission]\nmax_wait_s = 86400\nmax_waiting = 100000\n"
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from bench.cluster.load import ClosedLoad
-from bench.cluster.machines import LiveCluster
+from bench.cluster.machines import Choices, LiveCluster
 from bench.cluster.paced import NodeLog, StepLog
 from bench.cluster.replay import replay
 from bench.cluster.subject import Subject
@@ -27,6 +27,7 @@ from bench.simulator.stats import Report, report
 from bench.traces.types import Lengths
 from bench.traces.workload import open_workload
 from helix_mq.errors import ConfigError
+from helix_mq.token_return import TokenReturn
 
 LOAD = "load"
 BACK_TO_BACK_S = 0.01
@@ -43,6 +44,7 @@ class Trial:
     duration_s: float
     seed: int = 0
     overhead_s: float = 0.0
+    token_return: TokenReturn = "auto"
 
     def __post_init__(self) -> None:
         for name in ("at_once", "duration_s"):
@@ -95,7 +97,8 @@ class Live:
 
 async def run_live(subject: Subject, scheduler: str, trial: Trial, folder: Path) -> Live:
     """Starts everything, loads it, stops it. LocalError for what did not start or broke."""
-    async with LiveCluster(subject, scheduler, trial.seed, folder) as cluster:
+    choices = Choices(scheduler, trial.seed, trial.token_return)
+    async with LiveCluster(subject, choices, folder) as cluster:
         load = ClosedLoad(cluster.clients, trial.lengths(), trial.at_once, trial.seed)
         loading = asyncio.create_task(load.run(trial.end_s))
         watching = asyncio.create_task(_watch(cluster, trial))
@@ -179,6 +182,7 @@ def run_simulated(subject: Subject, scheduler: str, trial: Trial) -> Report:
         seed=trial.seed,
         at_once=trial.at_once,
         node=replace(base.node, overhead_s=trial.overhead_s),
+        core=replace(base.core, token_return=trial.token_return),
     )
     recorder = Recorder(trial.warmup_s, trial.duration_s)
     simulate(

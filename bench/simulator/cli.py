@@ -76,6 +76,9 @@ def run(
         int | None,
         typer.Option(help="Prompt tokens per step; else each node derives it from its times."),
     ] = None,
+    token_return: Annotated[
+        str, typer.Option(help="auto, direct or router: as in router.toml.")
+    ] = "auto",
     fault: Annotated[
         list[str] | None,
         typer.Option(
@@ -151,6 +154,7 @@ def run(
             prefill_tokens=prefill_tokens,
             faults=tuple(parse_fault(text) for text in fault or ()),
             at_once=at_once,
+            token_return=token_return,
         )
     )
     objectives = objectives_of(ttft, tpot)

@@ -29,6 +29,9 @@ def compare(
     duration: Annotated[float, typer.Option(help="Seconds measured.")] = 600.0,
     warmup: Annotated[float, typer.Option(help="Seconds before that.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    token_return: Annotated[
+        str, typer.Option(help="auto, direct or router: as in router.toml.")
+    ] = "auto",
     ttft: Annotated[float | None, typer.Option(help="Goodput: seconds, at most.")] = None,
     tpot: Annotated[float | None, typer.Option(help="Goodput: seconds, at most.")] = None,
     processes: Annotated[int | None, typer.Option(help="At a time; by default one a core.")] = None,
@@ -50,7 +53,15 @@ def compare(
         check_path(plot)
     todo = cases(placement, scheduler or ["maxflow"], workload, [seed])
     inputs = read_inputs(cluster, model, placement, seed)
-    settings = settings_of(Options(mode=mode, duration_s=duration, warmup_s=warmup, seed=seed))
+    settings = settings_of(
+        Options(
+            mode=mode,
+            duration_s=duration,
+            warmup_s=warmup,
+            seed=seed,
+            token_return=token_return,
+        )
+    )
     run = NativeRun(
         inputs.problem,
         inputs.placements,

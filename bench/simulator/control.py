@@ -14,17 +14,18 @@ from hashlib import blake2b
 from typing import cast
 
 from bench.simulator.flight import Leg, Row, legs_of
-from bench.simulator.node import TOKEN, NodeRefusals, NodeTokens, SimNode
+from bench.simulator.node import SimNode
+from bench.simulator.node_parts import TOKEN, NodeRefusals, NodeTokens
 from bench.simulator.records import Recorder
 from bench.simulator.timeline import Timeline
 from bench.simulator.wires import Wires
 from bench.traces.types import Lengths
 from helix_mq.errors import HelixError
-from helix_mq.ids import ROUTER, Attempt, Epoch, NodeId, RequestId
+from helix_mq.ids import ROUTER, Epoch, NodeId, RequestId
 from helix_mq.messages.data import Refused, Tokens
 from helix_mq.models.config import Family, ModelConfig
 from helix_mq.sampling import SamplingParams
-from nodes.batching import SeqKey, Work
+from nodes.batching import Work
 from router import events as ev
 from router.core import Core
 from router.service import Broken, Delta, Finished, Generation
@@ -159,9 +160,8 @@ class Control:
     def _add_row(self, effect: ev.SendRow, rows: dict[NodeId, list[Row]]) -> None:
         request, tokens = effect.request, len(effect.token_ids)
         if effect.position == 0:
-            seq = SeqKey(request, Attempt(effect.attempt))
-            leg = legs_of(seq, effect.route, self.nodes, self.wires, effect.deadline_ms)
-            self._first_legs[request] = leg
+            leg = self._first_legs[request] = legs_of(effect, self.nodes, self.wires)
+            self._recorder.on_way(str(request), effect.direct)
         else:
             leg = self._first_legs[request]
         row = Work(leg.seq, effect.position, tokens, leg.layers, leg.next_hop, True, leg)

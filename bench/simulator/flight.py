@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from helix_mq.ids import ROUTER, NodeId
-from helix_mq.layers import Hop, Route
+from helix_mq.ids import ROUTER, Attempt, NodeId
+from helix_mq.layers import Hop
+from helix_mq.messages.data import SampleSpec
 from nodes.batching import SeqKey, Work
+from router.events import SendRow
 
 if TYPE_CHECKING:
     from bench.simulator.node import SimNode
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
 
 
 class Leg:
-    """One hop of one attempt. `next` is None on the last, whose `wire` leads to the router."""
+    """One hop of one attempt. `next` is None on the last, whose `wire` leads to the router; `back`
+    is the first, on the last of a direct sequence."""
 
     __slots__ = (
+        "back",
         "closed",
         "deadline_ms",
         "layers",
@@ -29,12 +33,16 @@ class Leg:
         "next",
         "next_hop",
         "node",
+        "prompt_tokens",
         "room",
+        "sampling",
         "seq",
         "wire",
     )
 
-    def __init__(self, seq: SeqKey, hop: Hop, node: SimNode, deadline_ms: int) -> None:
+    def __init__(
+        self, seq: SeqKey, hop: Hop, node: SimNode, deadline_ms: int, spec: SampleSpec
+    ) -> None:
         self.seq = seq
         self.layers = node.same(hop.layers)
         self.node = node
@@ -49,24 +57,31 @@ class Leg:
         self.next_hop: str = ROUTER
         self.wire: Wire | None = None
         """To the next hop; None where the problem has no such link."""
+        self.back: Leg | None = None
+        self.sampling = spec.sampling
+        self.prompt_tokens = spec.prompt_tokens
 
 
 Row = Work[Leg]
 
 
-def legs_of(
-    seq: SeqKey, route: Route, nodes: Mapping[NodeId, SimNode], wires: Wires, deadline_ms: int
-) -> Leg:
-    """The first leg of a route, linked to those behind it."""
+def legs_of(order: SendRow, nodes: Mapping[NodeId, SimNode], wires: Wires) -> Leg:
+    """The first leg of the route that an attempt's first row goes on, linked to those behind it."""
+    seq = SeqKey(order.request, Attempt(order.attempt))
+    assert order.spec is not None
     behind: Leg | None = None
-    for hop in reversed(route.hops):
-        leg = Leg(seq, hop, nodes[hop.node], deadline_ms)
+    legs: list[Leg] = []
+    for hop in reversed(order.route.hops):
+        leg = Leg(seq, hop, nodes[hop.node], order.deadline_ms, order.spec)
         if behind is not None:
             leg.next, leg.next_hop = behind, behind.node.name
         leg.wire = wires.between(hop.node, leg.next_hop)
+        legs.append(leg)
         behind = leg
-    assert behind is not None
-    return behind
+    last, first = legs[0], legs[-1]
+    if order.direct:
+        last.back = first
+    return first
 
 
 def whole(leg: Leg, start: int, stop: int) -> Leg:

@@ -7,7 +7,7 @@ and lost links is decided by the core, as in production.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bench.simulator.control import EPOCH, Control
 from bench.simulator.node import SimNode
@@ -15,13 +15,15 @@ from bench.simulator.settings import Fault, FaultKind, NodeSettings
 from bench.simulator.timeline import Timeline
 from bench.simulator.wires import Wire, Wires
 from helix_mq.errors import ConfigError
+from helix_mq.features import DIRECT
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import Placement
-from helix_mq.messages.control import Assign, Ready, Register, RegisterAgain
+from helix_mq.messages.control import Assign, LinkReport, Ready, Register, RegisterAgain
 from router import events as ev
 from solver.problem import Problem, ProblemNode
 
 DIGEST = "simulated"
+SHORTEST_TRIP_S = 1e-6
 
 
 class Machines:
@@ -46,6 +48,8 @@ class Machines:
         self._heartbeat_s = heartbeat_s
         self._incarnation: dict[NodeId, int] = {}
         self._started = False
+        self._untold = False
+        """Somebody has come whose links, and links to whom, nobody has spoken of."""
         control.on_order = self._on_order
 
     def start(self, absent: frozenset[str]) -> None:
@@ -84,6 +88,7 @@ class Machines:
             DIGEST,
             "1",
             heartbeat_s=self._heartbeat_s,
+            features=(DIRECT,),
         )
         self._control.handle(ev.NodeRegistered(register))
 
@@ -108,11 +113,35 @@ class Machines:
         speed = node.tokens_per_s(held) * held
         ready = Ready(EPOCH, order.first, order.end, pages, page_tokens, 0.0, speed, "")
         self._control.handle(ev.NodeReady(name, incarnation, ready))
+        self._untold = True
 
     def beat(self) -> None:
-        """Every living process says so."""
+        """Every living process says so, and after a change what it has measured of its links."""
+        links = self._told_links() if self._untold else {}
+        self._untold = False
+        if ROUTER in links:
+            self._control.handle(ev.OwnLinks((), links[ROUTER]))
         for name, incarnation in self._incarnation.items():
-            self._control.handle(ev.NodeBeat(self._nodes[name].heartbeat(incarnation, EPOCH)))
+            beat = self._nodes[name].heartbeat(incarnation, EPOCH, links.get(name, ()))
+            self._control.handle(ev.NodeBeat(beat))
+
+    def _told_links(self) -> dict[NodeId, tuple[LinkReport, ...]]:
+        """By sender, of the links that tokens return over: a thousand nodes have a million."""
+        here = [(name, self._placement.slices[name]) for name in self._incarnation]
+        firsts = [name for name, held in here if held.first == 0]
+        lasts = [name for name, held in here if held.end == self._placement.num_layers]
+        told = {name: self._links(name, [ROUTER, *firsts]) for name in lasts}
+        return {ROUTER: self._links(ROUTER, firsts), **told}
+
+    def _links(self, source: NodeId, targets: Iterable[NodeId]) -> tuple[LinkReport, ...]:
+        """Round trips of those that there are, none of them quite 0, which would mean unknown."""
+        wires = self._control.wires
+        found = [(t, wires.round_trip_s(source, t)) for t in targets if t != source]
+        return tuple(
+            LinkReport(target, 0, 0, 0, 0.0, round_trip_s=max(trip_s, SHORTEST_TRIP_S))
+            for target, trip_s in found
+            if trip_s is not None
+        )
 
     # -- faults -----------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from typing import Any
 from bench.simulator.control import EPOCH, Control, NoText, model_config
 from bench.simulator.feeders import ClosedFeeder, Feeder, OfflineFeeder, OnlineFeeder
 from bench.simulator.machines import DIGEST, Machines
-from bench.simulator.node import NodeParts, NodeRefusals, NodeTokens, SimNode
+from bench.simulator.node import SimNode
+from bench.simulator.node_parts import NodeParts, NodeRefusals, NodeTokens
 from bench.simulator.records import Recorder
 from bench.simulator.settings import FaultKind, Mode, SimSettings
 from bench.simulator.step_times import step_tables
@@ -205,6 +206,7 @@ class Simulation:
         faults = self.settings.faults
         self.machines.start(frozenset(f.node for f in faults if f.kind is FaultKind.JOIN))
         self.timeline.run_until(0.0)
+        self.machines.beat()
         for fault in faults:
             self.timeline.at(fault.at_s, self.machines.strike, fault)
         self.timeline.at(self.settings.heartbeat_s, self._tick, None)

@@ -7,53 +7,23 @@ of the step, as on a device. What a batch takes comes from the machine type's St
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.simulator.flight import Leg, Row, pieces_of, sequences_of, whole
-from bench.simulator.records import Recorder
+from bench.simulator.flight import Leg, Row, whole
+from bench.simulator.node_parts import NodeParts, NodeRefusals
+from bench.simulator.outbox import Outbox
 from bench.simulator.step_times import StepTable
-from bench.simulator.timeline import Timeline
-from bench.simulator.wires import Wire, Wires
 from helix_mq.errors import KvExhausted
-from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
+from helix_mq.ids import Attempt, NodeId, RequestId
 from helix_mq.layers import LayerRange
-from helix_mq.messages.control import Heartbeat
-from helix_mq.messages.data import RefusedItem, ReleaseItem, TokenItem
-from nodes.batching import Batcher, SeqKey, Work
+from helix_mq.messages.control import Heartbeat, LinkReport
+from helix_mq.messages.data import RefusedItem, ReleaseItem
+from nodes.batching import Batcher, SeqKey
 from nodes.kv_pages import LayerPagePool
 from nodes.ledger import Ledger, Verdict
 
 DROPPED = frozenset({Verdict.STALE})
 """Verdicts on rows that nobody waits for; the others are refused, and the router told."""
-
-TOKEN = 0
-"""What every position holds: output lengths decide the end, never the tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeParts:
-    """What all nodes of a run share."""
-
-    timeline: Timeline
-    wires: Wires
-    recorder: Recorder
-    to_router: Callable[[NodeTokens], None]
-    refuse: Callable[[NodeRefusals], None]
-    overhead_s: float
-    fifo_links: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NodeTokens:
-    node: NodeId
-    items: tuple[TokenItem, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeRefusals:
-    node: NodeId
-    items: tuple[RefusedItem, ...]
 
 
 @dataclass(slots=True)
@@ -93,7 +63,7 @@ class SimNode:
         self._depth = depth
         self._busy = False
         self._prompt_ends_s = 0.0
-        self._blocked: set[str] = set()
+        self._out = Outbox(self.name, self._parts, self._refuse, self._has_room)
 
     def same(self, layers: LayerRange) -> LayerRange:
         """One object for equal ranges, so that a batch's rows compare by identity."""
@@ -127,8 +97,10 @@ class SimNode:
         freed = set(self.pool.sequences()) - set(self._ledger.sequences())
         assert freed <= set(self._frees), freed
 
-    def heartbeat(self, incarnation: int, epoch: int) -> Heartbeat:
-        """What a daemon says of itself; tokens, links and faults are not looked at by anyone."""
+    def heartbeat(
+        self, incarnation: int, epoch: int, links: tuple[LinkReport, ...] = ()
+    ) -> Heartbeat:
+        """What a daemon says of itself; tokens and faults are not looked at by anyone."""
         waiting, pool = self._batcher.statistics(), self.pool
         return Heartbeat(
             node=self.name,
@@ -145,7 +117,7 @@ class SimNode:
             tokens=0,
             layer_tokens=0,
             bad_messages=0,
-            links=(),
+            links=links,
             expected_s=self._expected_s,
         )
 
@@ -193,9 +165,12 @@ class SimNode:
         if not self.alive:
             return
         # Nothing waits there any more that would say when there is room again.
-        self._blocked.discard(peer)
+        self._out.blocked.discard(peer)
+        why = f"the link {self.name} > {peer} broke"
         lost = [seq for seq, leg in self._legs.items() if leg.next_hop == peer]
-        self._refuse([(s, "link_lost", f"the link {self.name} > {peer} broke") for s in lost])
+        self._refuse([(seq, "link_lost", why) for seq in lost])
+        back = [seq for seq, leg in self._legs.items() if leg.back and leg.back.node.name == peer]
+        self._refuse([(seq, "no_return", why) for seq in back])
 
     def _close(self, seq: SeqKey) -> None:
         self._batcher.remove(seq)
@@ -224,7 +199,7 @@ class SimNode:
         # Again while all that was picked is refused: what waits behind it may run.
         while step is None and (
             picked := self._batcher.next_batch(
-                open_requests=len(self._ledger), depth=self._depth, blocked=self._blocked
+                open_requests=len(self._ledger), depth=self._depth, blocked=self._out.blocked
             )
         ):
             step = self._admit(picked)
@@ -298,18 +273,8 @@ class SimNode:
         if life != self.life:
             return
         self._busy = False
-        tokens: list[TokenItem] = []
-        # Decodes and prefill leave in frames of their own, the latter in pieces, as on the wire.
-        first_prefill = step.decodes
-        rows = step.rows
-        urgent = self._onward(rows if first_prefill == len(rows) else rows[:first_prefill], tokens)
-        for hop, frame in urgent.items():
-            self._send_decodes(hop, frame)
-        if first_prefill < len(rows):
-            for hop, frame in self._onward(rows[first_prefill:], tokens).items():
-                self._send_prefill(hop, frame)
-        if tokens:
-            self._send_tokens(tuple(tokens))
+        if own := self._out.leave(step.rows, step.decodes):
+            self._batcher.extend(own)
         for seq in self._frees:
             if seq in self.pool:
                 self.pool.free(seq)
@@ -317,67 +282,7 @@ class SimNode:
         if len(self._batcher):
             self._start()
 
-    def _onward(self, batch: list[Row], tokens: list[TokenItem]) -> dict[str, list[Row]]:
-        """Rows for the next hops, by hop; those that end here become tokens."""
-        frames: dict[str, list[Row]] = {}
-        rows: list[Row] = []
-        last_hop = ""
-        for row in batch:
-            leg = row.payload
-            if not leg.live:
-                continue
-            on = leg.next
-            if on is not None:
-                hop = leg.next_hop
-                if hop is not last_hop:
-                    last_hop = hop
-                    rows = frames.setdefault(hop, [])
-                rows.append(
-                    Work(on.seq, row.position, row.count, on.layers, on.next_hop, row.sample, on)
-                )
-            elif row.sample:
-                seq = row.seq
-                tokens.append(TokenItem(seq[0], seq[1], row.position + row.count, TOKEN))
-        return frames
-
-    def _wire_to(self, hop: str, rows: list[Row]) -> Wire | None:
-        """The link to a next hop; without one its rows are refused."""
-        wire = self._parts.wires.between(self.name, hop)
-        if wire is not None and wire.up:
-            return wire
-        why = f"{self.name} has no link to {hop}"
-        self._refuse([(row.seq, "no_peer", why) for row in rows])
-        return None
-
-    def _send_decodes(self, hop: str, rows: list[Row]) -> None:
-        wire, wires = self._wire_to(hop, rows), self._parts.wires
-        if wire is not None:
-            size = len(rows) * wires.activation_bytes
-            on_rows = rows[0].payload.node.on_rows
-            urgent = not self._parts.fifo_links
-            wires.send(wire, size, on_rows, rows, keys_of=sequences_of, urgent=urgent)
-
-    def _send_prefill(self, hop: str, rows: list[Row]) -> None:
-        wire, wires = self._wire_to(hop, rows), self._parts.wires
-        if wire is None:
-            return
-        on_rows, token_bytes = rows[0].payload.node.on_rows, wires.activation_bytes
-        for piece in pieces_of(rows, max(1, wire.piece_bytes // token_bytes)):
-            size = sum([row.count for row in piece]) * token_bytes
-            wires.send(wire, size, on_rows, piece, keys_of=sequences_of, urgent=False)
-        if wire.congested:
-            self._blocked.add(hop)
-            wire.on_room = self._has_room
-
-    def _has_room(self, hop: str) -> None:
+    def _has_room(self) -> None:
         """A link that prefill was held back for can take more."""
-        self._blocked.discard(hop)
         if self.alive and not self._busy:
             self._start()
-
-    def _send_tokens(self, items: tuple[TokenItem, ...]) -> None:
-        parts = self._parts
-        wire: Wire | None = parts.wires.between(self.name, ROUTER)
-        if wire is not None and wire.up:
-            size = len(items) * parts.wires.token_bytes
-            parts.wires.send(wire, size, parts.to_router, NodeTokens(self.name, items))

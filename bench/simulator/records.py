@@ -40,6 +40,9 @@ class RequestRecord:
     tokens: int
     ok: bool
     reason: str
+    direct: bool | None = None
+    """Whether its tokens went straight to the first hop, on its last route; None where nobody said
+    so."""
 
     @property
     def ttft_s(self) -> float | None:
@@ -61,7 +64,15 @@ class RequestRecord:
 class _Open:
     """A request on its way."""
 
-    __slots__ = ("arrival_s", "first_s", "last_s", "output_tokens", "prompt_tokens", "tokens")
+    __slots__ = (
+        "arrival_s",
+        "direct",
+        "first_s",
+        "last_s",
+        "output_tokens",
+        "prompt_tokens",
+        "tokens",
+    )
 
     def __init__(self, arrival_s: float, prompt_tokens: int, output_tokens: int) -> None:
         self.arrival_s = arrival_s
@@ -70,6 +81,7 @@ class _Open:
         self.tokens = 0
         self.first_s = 0.0
         self.last_s = 0.0
+        self.direct: bool | None = None
 
 
 class Recorder:
@@ -131,6 +143,10 @@ class Recorder:
             self.arrived += 1
         self.in_system.set(at_s, len(self._open))
 
+    def on_way(self, request: str, direct: bool) -> None:
+        """An open request goes on a route, its tokens straight back to the first hop or not."""
+        self._open[request].direct = direct
+
     def on_token(self, request: str, at_s: float, count: int) -> None:
         """`count` tokens of an open request reach its client at once."""
         state = self._open[request]
@@ -169,6 +185,7 @@ class Recorder:
                 state.tokens,
                 ok,
                 reason,
+                state.direct,
             )
         )
 

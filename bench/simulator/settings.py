@@ -13,6 +13,7 @@ from typing import cast
 
 from bench.simulator.step_times import ChunkCost
 from helix_mq.errors import ConfigError
+from helix_mq.token_return import token_return
 from nodes.batching import BatchLimits
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from router.cluster_core import ClusterSettings
@@ -160,6 +161,7 @@ class Options:
     """None lets each node derive it from its step times."""
     faults: tuple[Fault, ...] = ()
     at_once: int = 64
+    token_return: str = "auto"
 
 
 def settings_of(options: Options) -> SimSettings:
@@ -186,7 +188,11 @@ def settings_of(options: Options) -> SimSettings:
         seed=options.seed,
         kv_high_water=options.kv_high_water,
         node=replace(base.node, limits=limits, derive_budget=budget is None),
-        core=replace(base.core, expected_output_tokens=options.expected_output_tokens),
+        core=replace(
+            base.core,
+            expected_output_tokens=options.expected_output_tokens,
+            token_return=token_return(options.token_return),
+        ),
         faults=options.faults,
         at_once=options.at_once,
     )

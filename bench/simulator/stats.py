@@ -155,6 +155,9 @@ class Report:
     nodes: tuple[NodeUse, ...]
     links: tuple[LinkUse, ...]
     timeline: Timeline
+    direct: int | None = None
+    """Of the requests that ended, those whose tokens went straight from the last hop to the first;
+    None where that was not looked at."""
 
     def as_dict(self, *, timeline: bool = True) -> dict[str, Any]:
         """Ready for JSON. Latencies are in seconds, under `ttft_s`, `tpot_s`, `itl_s`, `e2e_s`."""
@@ -218,7 +221,13 @@ def report(recorder: Recorder, objectives: Objectives | None = None) -> Report:
         nodes=nodes,
         links=_links(recorder),
         timeline=_timeline(recorder),
+        direct=_direct(recorder),
     )
+
+
+def _direct(recorder: Recorder) -> int | None:
+    said = [r.direct for r in recorder.records if r.direct is not None]
+    return sum(said) if said else None
 
 
 def _per(amount: float, of: float) -> float:

@@ -73,6 +73,14 @@ def _totals(report: Report) -> list[str]:
         ),
         ("KV pages", f"{report.kv_mean:.0%} in use, {report.kv_peak:.0%} on the fullest node"),
     ]
+    if report.direct is not None:
+        ended = report.finished + report.failed
+        rows.append(
+            (
+                "token return",
+                f"{report.direct} of {ended} requests straight from the last hop to the first",
+            )
+        )
     if report.goodput is not None:
         good = report.goodput
         rows.append(

@@ -122,6 +122,14 @@ class Wires:
             self._wires[src, dst] = wire
         return wire
 
+    def round_trip_s(self, src: str, dst: str) -> float | None:
+        """Of next to nothing over the link from `src` to `dst`, as its sender would measure it;
+        None where there is no such link. Without one back, that takes as long as there."""
+        there = self._links.get((src, dst))
+        if there is None:
+            return None
+        return there.latency_s + self._links.get((dst, src), there).latency_s
+
     def control_latency_s(self, src: str, dst: str) -> float:
         """Of small messages, which go between any two machines, over others where need be."""
         link = self._links.get((src, dst)) or self._links.get((dst, src))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from bench.simulator.wires import Wires
 from bench.traces.types import Arrival, Lengths
 from helix_mq.ids import ROUTER
 from helix_mq.layers import LayerRange
+from helix_mq.token_return import TokenReturn
 from nodes.batching import BatchLimits
 from solver.objective import StepTimes
 
@@ -30,13 +32,17 @@ def arriving(*requests: tuple[float, int, int]) -> Workload:
     return Workload([Arrival(at_s, Lengths(p, o)) for at_s, p, o in requests])
 
 
-def test_two_nodes_by_hand(make_cluster: Callable[..., Any], log: Any) -> None:
+@pytest.mark.parametrize(("way", "second_s"), [("router", 0.051014), ("direct", 0.050012)])
+def test_two_nodes_by_hand(
+    make_cluster: Callable[..., Any], log: Any, way: TokenReturn, second_s: float
+) -> None:
     """8 B to a: 8 us and 1 ms; a 10 ms (the floor); 4,000 B to b: 4 ms and 1 ms; b 10 ms; 2 B back
-    and out again, 1.002 ms each way; then the same with one row of 1,000 B."""
+    and out again, 1.002 ms each way, or once straight to a; then the same with one row of 1,000 B.
+    """
     cluster = make_cluster({"a": (0, 1), "b": (1, 2)})
-    run = Simulation(*cluster, ONLINE, log)
+    run = Simulation(*cluster, replace(ONLINE, core=replace(ONLINE.core, token_return=way)), log)
     result = run.run(arriving((0.0, 4, 2)))
-    assert [at_s for _, at_s in log.token_log] == pytest.approx([0.02701, 0.051014], abs=1e-6)
+    assert [at_s for _, at_s in log.token_log] == pytest.approx([0.02701, second_s], abs=1e-6)
     assert [(node, rows, tokens) for node, _, _, rows, tokens, _ in log.step_log] == [
         ("a", 0, 4),
         ("b", 0, 4),
@@ -44,7 +50,9 @@ def test_two_nodes_by_hand(make_cluster: Callable[..., Any], log: Any) -> None:
         ("b", 1, 0),
     ]
     starts = [start_s for _, start_s, _, _, _, _ in log.step_log]
-    assert starts == pytest.approx([0.001008, 0.016008, 0.028012, 0.040012], abs=1e-6)
+    earlier_s = 0.051014 - second_s
+    decodes_s = [0.028012 - earlier_s, 0.040012 - earlier_s]
+    assert starts == pytest.approx([0.001008, 0.016008, *decodes_s], abs=1e-6)
     assert (result.finished, result.tokens, result.rows, result.steps) == (1, 2, 4, 4)
     run.check()
 
