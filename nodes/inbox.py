@@ -8,7 +8,6 @@ that fails is ever executed. Credit goes back to the sender when a frame's last 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import attrgetter
 
 import msgspec
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from helix_mq.errors import FrameError
 from helix_mq.frames import unpack_routes
 from helix_mq.ids import ROUTER, Attempt, RequestId
-from helix_mq.layers import LayerRange, Route
+from helix_mq.layers import Route
 from helix_mq.messages.data import (
     BLOCK_TOKENS,
     DIRECT,
@@ -35,6 +34,8 @@ from helix_mq.prefix_blocks import BlockNames
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey, Work
 from nodes.ledger import Ledger, Verdict
+from nodes.stops import NodeView as NodeView
+from nodes.stops import Stop
 
 MAX_SEQUENCE_MS = 2 * 86_400_000
 """Pages come back after this at the latest, whatever deadline a row names and whoever forgets to
@@ -61,7 +62,7 @@ class FrameUse:
             self._on_consumed()
 
 
-class Payload(msgspec.Struct, frozen=True):
+class Payload(msgspec.Struct, frozen=True, gc=False):
     """The tokens of a Work: `data` is `[count, width]` elements of `dtype`, a view of the frame.
 
     A struct, as Work is: one is made for every row at every hop.
@@ -110,21 +111,7 @@ def cut_payload(payload: Payload, start: int, stop: int) -> Payload:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class NodeView:
-    """What this node is, for checking rows against it."""
-
-    node: str
-    epochs: frozenset[int]
-    held: LayerRange
-    num_layers: int
-    hidden_size: int
-    vocab_size: int
-    max_context: int
-    eos_ids: tuple[int, ...] = ()
-
-
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """The outcome of one frame: work to queue, refusals to report, older attempts to close.
 
     `strange`: tokens handed back by who is not the last hop of a sequence that is open here. They
@@ -173,107 +160,93 @@ def accept_frame(
     Raises FrameError when the frame as a whole does not fit the model (width, token ids); the
     frame is consumed in every case.
     """
-    rows = header.rows
+    rows, sender, epoch, routes = header.rows, header.sender, header.epoch, header.routes
+    dtype, width = header.dtype, header.width
     work: list[Work[Payload]] = []
     refused: list[RefusedItem] = []
     superseded: list[SeqKey] = []
     strange = 0
-    total = sum(map(_COUNT, rows))
+    total = rows[0].count if len(rows) == 1 else sum(map(_COUNT, rows))
     use = FrameUse(total, on_consumed)
     try:
         _check_whole(view, header, buffers)
     except FrameError:
         use.take(total)
         raise
-    stride = token_bytes(header.dtype, header.width)
+    stride = token_bytes(dtype, width)
     at = history_at = 0
     data = buffers[0].cast("B")
-    routes = unpack_routes(header.routes)
-    stop: _Stop | None = None
+    by_router = sender == ROUTER
+    served = epoch in view.epochs
+    index = hop = -1
     for row in rows:
-        piece = data[at : at + row.count * stride]
-        at += row.count * stride
+        count, position, spec, flags = row.count, row.position, row.spec, row.flags
+        end = at + count * stride
+        piece, at = data[at:end], end
         history: IntArray | None = None
-        if row.spec is not None and row.spec.history_tokens:
-            end = history_at + 4 * row.spec.history_tokens
+        if spec is not None and spec.history_tokens:
+            end = history_at + 4 * spec.history_tokens
             history = np.frombuffer(buffers[1].cast("B")[history_at:end], dtype=np.int32)
             history_at = end
-        seq = _seq(row)
-        if not row.hop and header.sender != ROUTER and ledger.returned_by(seq) != header.sender:
+        if row.route != index or row.hop != hop:
+            # Rows of a frame mostly go the same way.
+            index, hop = row.route, row.hop
+            blob = routes[index]
+            stop = view.stop(blob, hop)
+        if not hop and not by_router and ledger.returned_by(seq := _seq(row)) != sender:
             # Not from the last hop of a sequence that the router opened here as direct.
-            use.take(row.count)
+            use.take(count)
             strange += not ledger.is_over(seq)
             continue
-        if stop is None or stop.index != row.route or stop.hop != row.hop:
-            # Rows of a frame mostly go the same way.
-            stop = _stop(view, routes[row.route], row)
-        refusal = _judge(view, ledger, header.epoch, row, seq, stop, now_ms, superseded)
-        if refusal is not None:
-            use.take(row.count)
-            if refusal.code != Verdict.STALE:
-                refused.append(refusal)
-            continue
-        flags = row.flags
+        guessed = count - 1 if flags & VERIFY else 0
+        known: SeqKey | None = None
+        if (
+            served
+            and spec is None
+            and not stop.code
+            and position + count <= view.max_context
+            and (row.deadline_ms > now_ms or not row.deadline_ms)
+        ):
+            # What nearly every row is: the next one of an open sequence, with nothing to say of it.
+            known = ledger.follow(
+                row.request, row.attempt, position, count, stop.layers, epoch, guessed
+            )
+        if known is None:
+            known = seq = _seq(row)
+            refusal = _judge(view, ledger, epoch, row, seq, stop, now_ms, superseded)
+            if refusal is not None:
+                use.take(count)
+                if refusal.code != Verdict.STALE:
+                    refused.append(refusal)
+                continue
         work.append(
             Work(
-                seq,
-                row.position,
-                row.count,
+                known,
+                position,
+                count,
                 stop.layers,
                 stop.next_hop,
-                bool(flags & SAMPLE),
+                flags & SAMPLE != 0,
                 Payload(
-                    header.dtype,
-                    header.width,
+                    dtype,
+                    width,
                     piece,
                     use,
                     stop.route,
-                    header.routes[row.route],
-                    row.hop,
-                    header.epoch,
+                    blob,
+                    hop,
+                    epoch,
                     row.deadline_ms,
-                    row.spec,
+                    spec,
                     history,
-                    bool(flags & DIRECT),
-                    BlockNames(row.position, row.blocks) if row.blocks else None,
-                    bool(flags & DRAFTING) and header.sender == ROUTER,
+                    flags & DIRECT != 0,
+                    BlockNames(position, row.blocks) if row.blocks else None,
+                    by_router and flags & DRAFTING != 0,
                 ),
                 _drafts(row, piece) if flags & VERIFY else (),
             )
         )
     return Accepted(work, refused, superseded, strange)
-
-
-class _Stop(msgspec.Struct, frozen=True):
-    """A hop as the rows that stop there share it; `code` and `reason` where they may not."""
-
-    index: int
-    hop: int
-    route: Route
-    layers: LayerRange
-    next_hop: str
-    last: bool
-    code: str = ""
-    reason: str = ""
-
-
-def _stop(view: NodeView, route: Route, row: Row) -> _Stop:
-    """Holds the row's hop against what this node is."""
-    hops = route.hops
-    hop, last = hops[row.hop], row.hop == len(hops) - 1
-    code = reason = ""
-    if hop.node != view.node:
-        code, reason = "wrong_node", f"hop {row.hop} is {hop.node}, this is {view.node}"
-    elif hops[-1].layers.end != view.num_layers:
-        code = "wrong_model"
-        reason = (
-            f"its route has {route.num_layers} layers and the model of {view.node} "
-            f"{view.num_layers}: give router and node the same model"
-        )
-    elif not view.held.covers(hop.layers):
-        code, reason = "not_held", f"{view.node} holds {view.held}, not {hop.layers}"
-    next_hop = ROUTER if last else hops[row.hop + 1].node
-    return _Stop(row.route, row.hop, route, hop.layers, next_hop, last, code, reason)
 
 
 def _drafts(row: Row, piece: memoryview) -> tuple[int, ...]:
@@ -307,7 +280,7 @@ def _judge(
     epoch: int,
     row: Row,
     seq: SeqKey,
-    stop: _Stop,
+    stop: Stop,
     now_ms: int,
     superseded: list[SeqKey],
 ) -> RefusedItem | None:
@@ -341,8 +314,6 @@ def _judge(
             row, "deadline", f"the request's deadline has passed by the clock of {view.node}"
         )
     drafts = row.count - 1 if row.flags & VERIFY else 0
-    if ledger.follow(seq, row.position, row.count, stop.layers, epoch, drafts):
-        return None
     resumes = bool(row.blocks) and row.position % BLOCK_TOKENS == 0
     verdict = ledger.judge(seq, row.position, stop.layers, resumes=resumes)
     if verdict is Verdict.FULL:

@@ -9,9 +9,10 @@ are refused instead of opening the sequence, and its pages, again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import cast
 
 from helix_mq.ids import Attempt, RequestId
 from helix_mq.layers import LayerRange
@@ -40,6 +41,7 @@ class Verdict(StrEnum):
 
 @dataclass(slots=True)
 class OpenSequence:
+    seq: SeqKey
     layers: LayerRange
     next_position: int
     deadline_ms: int
@@ -54,6 +56,7 @@ class OpenSequence:
 class Ledger:
     def __init__(self) -> None:
         self._open: dict[SeqKey, OpenSequence] = {}
+        self._find = cast(Callable[[tuple[int, int]], OpenSequence | None], self._open.get)
         self._newest: dict[RequestId, Attempt] = {}
         self._tombstones: OrderedDict[RequestId, Attempt] = OrderedDict()
 
@@ -95,27 +98,36 @@ class Ledger:
         return Verdict.CONTINUE
 
     def follow(
-        self, seq: SeqKey, position: int, count: int, layers: LayerRange, epoch: int, drafts: int
-    ) -> bool:
+        self,
+        request: int,
+        attempt: int,
+        position: int,
+        count: int,
+        layers: LayerRange,
+        epoch: int,
+        drafts: int,
+    ) -> SeqKey | None:
         """`judge` and `advance` in one for what nearly every row is: the next one of an open
-        sequence. False, and nothing is changed, where there is more to say about it."""
-        known = self._open.get(seq)
+        sequence, whose key is given. None, and nothing is changed, where there is more to say
+        about it."""
+        # Found by the plain numbers: making a key takes as long as all that follows.
+        known = self._find((request, attempt))
         if known is None:
-            return False
-        request, attempt = seq
-        dead = self._tombstones.get(request)
-        if self._newest.get(request) != attempt or (dead is not None and attempt <= dead):
-            return False
-        # Routes are cached, so the layers are mostly the same object; comparing takes longer.
+            return None
+        seq = known.seq
+        dead = self._tombstones.get(seq.request)
+        if self._newest.get(seq.request) != attempt or (dead is not None and attempt <= dead):
+            return None
+        # Stops are remembered, so the layers are mostly the same object; comparing takes longer.
         if known.layers is not layers and known.layers != layers:
-            return False
+            return None
         if not 0 <= known.next_position - position <= known.drafts:
-            return False
+            return None
         known.next_position = position + count
         known.drafts = drafts
         if epoch > known.epoch:
             known.epoch = epoch
-        return True
+        return seq
 
     def open(
         self, seq: SeqKey, layers: LayerRange, deadline_ms: int, position: int = 0
@@ -126,7 +138,7 @@ class Ledger:
         if newest is not None and newest < seq.attempt:
             older.append(SeqKey(seq.request, newest))
         self._newest[seq.request] = seq.attempt
-        self._open[seq] = OpenSequence(layers, position, deadline_ms)
+        self._open[seq] = OpenSequence(seq, layers, position, deadline_ms)
         return older
 
     def advance(

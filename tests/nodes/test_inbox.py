@@ -322,3 +322,19 @@ def test_a_long_route_is_read_once_however_many_rows_name_it(
     assert [item.code for item in accepted.refused] == ["wrong_model"] * 50
     # As it is decoded, for its sender, and for its rows.
     assert len(read) == 3
+
+
+def test_what_is_known_of_routes_is_bounded() -> None:
+    view = replace(VIEW)
+    for n in range(3000):
+        hops = (Hop(NodeId(f"n{n}"), LayerRange(0, 2)), Hop(NodeId("me"), LayerRange(2, 6)))
+        blob = pack_route(Route(hops))
+        stop = view.stop(blob, 1)
+        assert (stop.layers, stop.last, stop.code) == (LayerRange(2, 6), True, "")
+        assert view.stop(blob, 1) is stop
+        assert view.stop(blob, 0).code == "wrong_node"
+        assert len(view._stops) <= 1024
+    many = tuple(Hop(NodeId(f"node-with-a-long-name-{i}"), LayerRange(i, i + 1)) for i in range(60))
+    before = len(view._stops)
+    assert view.stop(pack_route(Route(many)), 59).code == "wrong_node"
+    assert len(view._stops) == before

@@ -111,8 +111,8 @@ def test_following_is_judging_and_advancing_in_one(
             continue
         verdict = slow.judge(seq, position, layers)
         assert fast.judge(seq, position, layers) is verdict
-        followed = fast.follow(seq, position, count, layers, attempt, drafts)
-        assert followed is (verdict is Verdict.CONTINUE)
+        followed = fast.follow(request, attempt, position, count, layers, attempt, drafts)
+        assert followed == (seq if verdict is Verdict.CONTINUE else None)
         if verdict is Verdict.OPEN:
             assert slow.open(seq, layers, 0) == fast.open(seq, layers, 0)
             fast.advance(seq, position, count, attempt, drafts)
