@@ -13,26 +13,32 @@ from bench.planner_common import machine_summary, write_results
 
 
 def run_gpu(*, device: str, tiny: bool, parts: str | None, out: Path | None, as_json: bool) -> None:
-    """Runs the suite, prints it, and writes it where wanted. ConfigError in words."""
-    from bench.engine_gpu.suite import PARTS, device_of, run_suite, setup_of
+    """Runs the suite, prints it, and writes it where wanted, anew after each part. ConfigError in
+    words."""
+    from bench.engine_gpu.parts import PARTS
+    from bench.engine_gpu.suite import Suite, check_device
 
     names = list(PARTS) if parts is None else parts.split(",")
-    setup = setup_of(device_of(device), tiny=tiny)
-    found = run_suite(setup, names, say)
-    body = {"machine": machine_summary(("numpy", "torch", "pyzmq")), "suite": "gpu", **found}
-    if out is not None:
-        write_results(out, body)
+    machine = machine_summary(("numpy", "torch", "pyzmq"))
+    suite = Suite(check_device(device, tiny=tiny), tiny)
+    body: dict[str, Any] = {}
+    for found in suite.through(names, say):
+        body = {"machine": machine, "suite": "gpu", **found}
+        if out is not None:
+            write_results(out, body)
     typer.echo(json.dumps(body) if as_json else "\n".join(lines(body)))
 
 
 def lines(body: dict[str, Any]) -> list[str]:
     """A line per part, and per case of those that have some."""
     device = body["device"]
-    rows = [
-        f"{device.get('name', device['type'])}, torch {device['torch']}: copies at "
-        f"{device['copy_bytes_per_s'] / 1e9:,.0f} GB/s, products at "
-        f"{device['product_flop_per_s'] / 1e12:,.1f} TFLOP/s"
-    ]
+    rows = []
+    if device:
+        rows.append(
+            f"{device.get('name', device['type'])}, torch {device['torch']}: copies at "
+            f"{device['copy_bytes_per_s'] / 1e9:,.0f} GB/s, products at "
+            f"{device['product_flop_per_s'] / 1e12:,.1f} TFLOP/s"
+        )
     for name, part in body["parts"].items():
         passed = part.get("passed")
         verdict = "" if passed is None else "passed" if passed else "NOT passed"

@@ -104,7 +104,7 @@ class _Cluster:
             f"[placement]\nnodes_expected = {len(self._slices)}\n[placement.nodes]\n{placement}"
             "[speculation]\nenabled = false\n",
         )
-        self._add("router", "helix_mq", "router", "--config", router)
+        self._add("router", "bench.engine_gpu.router", router)
         for name, (first, end) in self._slices.items():
             node = self._file(
                 f"{name}.toml",

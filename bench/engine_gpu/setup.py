@@ -45,12 +45,22 @@ class Setup:
         return paged_on_cpu() if self.device.type == "cpu" else None
 
 
+def dtype_of(device: torch.device) -> torch.dtype:
+    """That is measured in."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def fields_of(*, tiny: bool) -> dict[str, Any]:
+    """config.json of the model that is measured."""
+    return TINY if tiny else LLAMA_8B
+
+
 def full_setup(device: torch.device, ceilings: Ceilings) -> Setup:
     return Setup(
         device=device,
-        dtype=torch.bfloat16,
+        dtype=dtype_of(device),
         tiny=False,
-        fields=LLAMA_8B,
+        fields=fields_of(tiny=False),
         parity_fields=SMALL,
         batches=(1, 8, 32, 128),
         context=1024,
@@ -65,9 +75,9 @@ def full_setup(device: torch.device, ceilings: Ceilings) -> Setup:
 def tiny_setup(device: torch.device, ceilings: Ceilings) -> Setup:
     return Setup(
         device=device,
-        dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
+        dtype=dtype_of(device),
         tiny=True,
-        fields=TINY,
+        fields=fields_of(tiny=True),
         parity_fields=TINY,
         batches=(1, 3),
         context=20,

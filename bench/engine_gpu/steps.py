@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import median
 
-import torch
-
 from bench.engine_gpu.models import random_slice, recorder_for
 from bench.engine_gpu.roofline import decode_bytes, floor_s, flops
 from bench.engine_gpu.setup import Part, Say, Setup
@@ -59,10 +57,6 @@ def prefill(setup: Setup, say: Say) -> Part:
             }
         )
     return {"prompts": rows}
-
-
-def peak_bytes(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _model(setup: Setup, cases: list[list[Span]]) -> tuple[ModelSlice, Stepper]:

@@ -1,112 +1,106 @@
-"""The parts in turn, each for itself: one that fails leaves its reason in the result."""
+"""The parts in turn, each in a process of its own and within its time: one that fails, hangs or
+takes the device down with it leaves its reason, and the others go on."""
 
 from __future__ import annotations
 
-import gc
+import sys
+import tempfile
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
-from bench.engine_gpu.attention import attention
-from bench.engine_gpu.beside import beside_transformers
-from bench.engine_gpu.parity import parity
-from bench.engine_gpu.pipeline import pipeline
-from bench.engine_gpu.ranks import ranks
-from bench.engine_gpu.roofline import measure_ceilings
-from bench.engine_gpu.setup import Part, Say, Setup, full_setup, tiny_setup
-from bench.engine_gpu.steps import decode, peak_bytes, prefill
+from bench.engine_gpu.apart import run_apart
+from bench.engine_gpu.part import Found, Job
+from bench.engine_gpu.parts import PARTS, check_names
+from bench.engine_gpu.roofline import Ceilings
+from bench.engine_gpu.setup import Part, Say, fields_of
 from helix_mq.errors import ConfigError
 
-PARTS: Mapping[str, Callable[[Setup, Say], Part]] = {
-    "attention": attention,
-    "parity": parity,
-    "decode": decode,
-    "prefill": prefill,
-    "transformers": beside_transformers,
-    "pipeline": pipeline,
-    "ranks": ranks,
-}
 LIMIT_S = 480.0
-"""A part that has not begun by then is left out."""
+"""Of all parts together."""
+_LEAST_S = 10.0
+"""A part that has not so much time left is not begun."""
+
+RunJob = Callable[[Job, float], tuple[Found | None, str]]
+"""From a job and the seconds it may take: what was found, or in words why nothing was."""
 
 
-def device_of(wanted: str) -> torch.device:
-    """ConfigError where this machine has none such."""
+def check_device(wanted: str, *, tiny: bool) -> str:
+    """`wanted`; ConfigError where this machine has none such, and for the full size on a CPU."""
     device = torch.device(wanted)
+    if device.type == "cpu" and not tiny:
+        raise ConfigError("--device cpu is for trials only: add --tiny", param="device")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"--device {wanted}: torch {torch.__version__} sees no CUDA device here, and this "
             "suite measures one. For a trial of its parts without a GPU: --device cpu --tiny",
             param="device",
         )
-    return device
+    return wanted
 
 
-def setup_of(device: torch.device, *, tiny: bool) -> Setup:
-    """Measures the device's ceilings. ConfigError for the full size on a CPU."""
-    if device.type == "cpu" and not tiny:
-        raise ConfigError("--device cpu is for trials only: add --tiny", param="device")
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    ceilings = measure_ceilings(device, dtype, small=tiny)
-    return tiny_setup(device, ceilings) if tiny else full_setup(device, ceilings)
+def run_job(job: Job, limit_s: float) -> tuple[Found | None, str]:
+    with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as place:
+        given, found = Path(place) / "job.json", Path(place) / "found.json"
+        given.write_bytes(msgspec.json.encode(job))
+        # With a line for each thread where a library crashes.
+        python = (sys.executable, "-X", "faulthandler")
+        reason = run_apart(
+            (*python, "-m", "bench.engine_gpu.part", str(given), str(found)), limit_s
+        )
+        if reason or not found.exists():
+            return None, reason or "its process left no result"
+        return msgspec.json.decode(found.read_bytes(), type=Found), ""
 
 
-def run_suite(setup: Setup, names: Sequence[str], say: Say) -> dict[str, Any]:
-    """The result as JSON. ConfigError for a part of an unknown name."""
-    for name in names:
-        if name not in PARTS:
-            raise ConfigError(
-                f"--parts {name!r:.40} is unknown; use {', '.join(PARTS)}", param="parts"
-            )
-    began = time.perf_counter()
-    found: dict[str, Any] = {}
-    for name in names:
-        found[name] = _part(name, setup, say, began)
-    return {
-        "device": _device(setup),
-        "model": setup.fields,
-        "tiny": setup.tiny,
-        "dtype": str(setup.dtype).removeprefix("torch."),
-        "parts": found,
-        "seconds": time.perf_counter() - began,
-    }
+@dataclass(slots=True)
+class Suite:
+    """What has been found so far."""
+
+    device: str
+    tiny: bool
+    run: RunJob = run_job
+    limit_s: float = LIMIT_S
+    parts: dict[str, Part] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    _ceilings: Ceilings | None = None
+
+    def through(self, names: list[str], say: Say) -> Iterator[dict[str, Any]]:
+        """The result as JSON after each part. ConfigError for a part of an unknown name."""
+        check_names(names)
+        began = time.perf_counter()
+        for name in names:
+            started = time.perf_counter()
+            left_s = self.limit_s - (started - began)
+            self.parts[name] = self._part(name, left_s, say)
+            self.parts[name].setdefault("seconds", time.perf_counter() - started)
+            yield {
+                "device": self.facts,
+                "model": fields_of(tiny=self.tiny),
+                "tiny": self.tiny,
+                "parts": dict(self.parts),
+                "left": names[len(self.parts) :],
+                "seconds": time.perf_counter() - began,
+            }
+
+    def _part(self, name: str, left_s: float, say: Say) -> Part:
+        if left_s < _LEAST_S:
+            return _failed(f"not begun: {self.limit_s:.0f} s have passed")
+        job = Job(name, self.device, self.tiny, self._ceilings)
+        found, reason = self.run(job, min(left_s, PARTS[name].limit_s))
+        if found is None:
+            say(f"{name}: {reason}")
+            return _failed(reason)
+        self.facts, self._ceilings = found.device, found.ceilings
+        if "reason" in found.part:
+            say(f"{name}: {found.part['reason']}")
+        return found.part
 
 
-def _part(name: str, setup: Setup, say: Say, began: float) -> Part:
-    started = time.perf_counter()
-    if started - began > LIMIT_S:
-        return {"passed": False, "reason": f"not begun within {LIMIT_S:.0f} s"}
-    if setup.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(setup.device)
-    found: Part
-    try:
-        found = PARTS[name](setup, say)
-    except Exception as e:  # Whatever a foreign library raises: the other parts go on.
-        last = traceback.extract_tb(e.__traceback__)[-1]
-        reason = f"{type(e).__name__}: {str(e).strip()[:500]} ({last.name}, line {last.lineno})"
-        found = {"passed": False, "reason": reason}
-        say(f"{name}: {reason}")
-    found["seconds"] = time.perf_counter() - started
-    found["peak_bytes"] = peak_bytes(setup.device)
-    gc.collect()
-    if setup.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return found
-
-
-def _device(setup: Setup) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "type": setup.device.type,
-        "copy_bytes_per_s": setup.ceilings.bytes_per_s,
-        "product_flop_per_s": setup.ceilings.flop_per_s,
-        "torch": str(torch.__version__),
-    }
-    if setup.device.type == "cuda":
-        properties = torch.cuda.get_device_properties(setup.device)
-        facts["name"] = properties.name
-        facts["memory_bytes"] = properties.total_memory
-        facts["cuda"] = str(torch.version.cuda)
-    return facts
+def _failed(reason: str) -> Part:
+    return {"passed": False, "reason": reason}

@@ -1,4 +1,5 @@
-"""The GPU suite's parts, run end to end on a tiny model without a GPU; its figures by hand."""
+"""The GPU suite's parts, run on a tiny model without a GPU; its figures by hand; what becomes of
+the others when one fails."""
 
 from __future__ import annotations
 
@@ -12,59 +13,87 @@ from typer.testing import CliRunner
 
 from bench.cli import register
 from bench.engine_gpu.__main__ import main
-from bench.engine_gpu.cli import lines, run_gpu
+from bench.engine_gpu.cli import lines
 from bench.engine_gpu.models import LLAMA_8B, TINY, config_of, random_slice
+from bench.engine_gpu.part import Found, Job, run_part
+from bench.engine_gpu.parts import PARTS, Place
 from bench.engine_gpu.pipeline import tokens_per_s
 from bench.engine_gpu.roofline import Ceilings, decode_bytes, floor_s, flops
-from bench.engine_gpu.setup import tiny_setup
-from bench.engine_gpu.suite import PARTS, device_of, run_suite, setup_of
+from bench.engine_gpu.setup import Setup, tiny_setup
+from bench.engine_gpu.suite import Suite, check_device
 from helix_mq.errors import ConfigError, LocalError
 from helix_mq.layers import LayerRange
 
 CPU = torch.device("cpu")
 
 
-def test_all_parts_but_the_processes_run_on_a_tiny_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "gpu.json"
-    here = [name for name in PARTS if name not in ("pipeline", "ranks")]
-    parts = ",".join(here)
-    run_gpu(device="cpu", tiny=True, parts=parts, out=out, as_json=False)
-    body = json.loads(out.read_text())
-    assert body["tiny"] is True
-    found = body["parts"]
-    assert [name for name in PARTS if name in found] == here
-    assert not [p["reason"] for p in found.values() if "reason" in p]
-    assert found["parity"]["passed"]
-    assert set(found["parity"]["ways"]) == {
+def _tiny() -> Setup:
+    return tiny_setup(CPU, Ceilings(1e9, 1e9))
+
+
+def test_parity_and_attention_pass_on_a_tiny_model() -> None:
+    parity = run_part("parity", _tiny(), print)
+    assert parity["passed"], parity
+    assert set(parity["ways"]) == {
         "float32, gathered pages",
         "bfloat16, plain_paged",
         "bfloat16, recorded decodes",
     }
-    assert found["parity"]["ways"]["bfloat16, recorded decodes"]["replays"] > 0
-    assert found["attention"]["backends"]["plain, for trial"]["passed"]
-    assert found["decode"]["recordings"]["replays"] > 0
-    assert [row["batch"] for row in found["decode"]["batches"]] == [1, 3]
-    assert all(row["recorded"]["step_ms"] > 0 for row in found["decode"]["batches"])
-    assert found["transformers"]["ratio"] > 0
-    # The file is sorted by name, what is printed goes by the order of the parts.
-    assert sorted(capsys.readouterr().out.splitlines()) == sorted(lines(body))
+    assert parity["ways"]["bfloat16, recorded decodes"]["replays"] > 0
+    attention = run_part("attention", _tiny(), print)
+    assert attention["backends"]["plain, for trial"]["passed"]
 
 
-def test_a_part_that_fails_leaves_its_reason_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fails(*_: object) -> dict[str, object]:
-        raise ImportError("No module named 'transformers'")
+def test_steps_and_transformers_are_measured_on_a_tiny_model() -> None:
+    decode = run_part("decode", _tiny(), print)
+    assert decode["recordings"]["replays"] > 0
+    assert [row["batch"] for row in decode["batches"]] == [1, 3]
+    assert all(row["recorded"]["step_ms"] > 0 for row in decode["batches"])
+    assert run_part("prefill", _tiny(), print)["prompts"][0]["tokens"] == 24
+    assert run_part("transformers", _tiny(), print)["ratio"] > 0
 
-    monkeypatch.setattr("bench.engine_gpu.suite.PARTS", dict(PARTS) | {"transformers": fails})
-    setup = tiny_setup(CPU, Ceilings(1e9, 1e9))
+
+def test_a_part_that_fails_leaves_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = Place("bench.engine_gpu.no_such_module", "fails", 1.0)
+    monkeypatch.setattr("bench.engine_gpu.part.PARTS", dict(PARTS) | {"transformers": lacking})
+    found = run_part("transformers", _tiny(), print)
+    assert not found["passed"]
+    assert found["reason"].startswith("ModuleNotFoundError: No module named 'bench.engine_gpu.no")
+    assert found["seconds"] >= 0
+
+
+def test_a_part_whose_process_dies_costs_the_others_nothing() -> None:
+    jobs: list[Job] = []
+
+    def runs(job: Job, limit_s: float) -> tuple[Found | None, str]:
+        jobs.append(job)
+        assert 0 < limit_s <= PARTS[job.part].limit_s
+        if job.part == "decode":
+            return None, "its process was ended by SIGSEGV"
+        return Found(Ceilings(2e9, 3e9), {"type": "cpu"}, {"passed": True, "seconds": 1.0}), ""
+
+    suite = Suite("cpu", tiny=True, run=runs)
     said: list[str] = []
-    found = run_suite(setup, ["transformers", "prefill"], said.append)["parts"]
-    assert not found["transformers"]["passed"]
-    assert found["transformers"]["reason"].startswith("ImportError: No module named 'transformers'")
-    assert found["prefill"]["prompts"][0]["tokens"] == 24
+    steps = list(suite.through(["decode", "parity", "prefill"], said.append))
+    assert [step["left"] for step in steps] == [["parity", "prefill"], ["prefill"], []]
+    assert not steps[0]["device"]
+    last = steps[-1]
+    assert last["parts"]["decode"]["reason"] == "its process was ended by SIGSEGV"
+    assert last["parts"]["prefill"]["passed"]
+    assert last["device"] == {"type": "cpu"}
+    # The device's rates are measured by the first that gets so far.
+    assert [job.ceilings for job in jobs] == [None, None, Ceilings(2e9, 3e9)]
+    assert said == ["decode: its process was ended by SIGSEGV"]
+
+
+def test_when_time_is_up_no_part_begins() -> None:
+    def runs(job: Job, limit_s: float) -> tuple[Found | None, str]:
+        raise AssertionError(f"{job.part} was begun")
+
+    suite = Suite("cpu", tiny=True, run=runs, limit_s=5.0)
+    (only,) = suite.through(["decode"], print)
+    assert only["parts"]["decode"]["reason"] == "not begun: 5 s have passed"
+    assert any(line.startswith("decode") for line in lines(only))
 
 
 def test_without_a_gpu_it_says_so() -> None:
@@ -72,9 +101,9 @@ def test_without_a_gpu_it_says_so() -> None:
         main(device="cpu")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"sees no CUDA device here.*--device cpu --tiny"):
-            device_of("cuda")
+            check_device("cuda", tiny=False)
     with pytest.raises(ConfigError, match="--parts 'decodes' is unknown; use attention, parity"):
-        run_suite(setup_of(CPU, tiny=True), ["decodes"], print)
+        next(Suite("cpu", tiny=True).through(["decodes"], print))
 
 
 def test_the_least_time_of_a_step() -> None:
@@ -115,7 +144,11 @@ def test_the_command_line_runs_parts_of_it(tmp_path: Path) -> None:
     tiny = ["bench", "engine", "--suite", "gpu", "--device", "cpu", "--tiny"]
     done = run.invoke(app, [*tiny, "--parts", "prefill", "--out", str(out)])
     assert done.exit_code == 0, done.output
-    assert list(json.loads(out.read_text())["parts"]) == ["prefill"]
+    body = json.loads(out.read_text())
+    assert list(body["parts"]) == ["prefill"]
+    assert body["parts"]["prefill"]["prompts"]
+    assert body["device"]["copy_bytes_per_s"] > 0
+    assert done.stdout.splitlines() == lines(body)
     wrong = run.invoke(app, ["bench", "engine", "--suite", "tpu"])
     assert isinstance(wrong.exception, ConfigError)
     if not torch.cuda.is_available():
