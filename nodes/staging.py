@@ -33,11 +33,23 @@ class Now:
         pass
 
 
+class DeviceMoment:
+    """In the present stream of `device`. An event alone is recorded in that of the thread's present
+    device, which is the first one for all slices: for one on another it would tell of nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def record(self) -> None:
+        self._event.record(torch.cuda.current_stream(self._device))
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
+
+
 def moment(device: torch.device) -> Moment:
-    if device.type != "cuda":
-        return Now()
-    event: Moment = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    return event
+    return DeviceMoment(device) if device.type == "cuda" else Now()
 
 
 def host_empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

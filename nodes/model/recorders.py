@@ -72,10 +72,15 @@ class CudaGraphs:
         here.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # thread_local: another slice may be loading on its own thread, which allocates meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            result = body()
+        try:
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                result = body()
+        except BaseException:
+            # A capture that cannot be ended leaves its stream the present one.
+            torch.cuda.set_stream(here)
+            raise
         return _Graph(graph, result)
 
 
