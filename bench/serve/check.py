@@ -195,7 +195,14 @@ async def _paced(truth: dict[str, object]) -> AsyncIterator[str]:
 
 
 async def _ended(process: asyncio.subprocess.Process, command: Sequence[str]) -> None:
-    said, _ = await process.communicate()
+    """When this is cancelled the client is ended, with what it has started."""
+    try:
+        said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
     if process.returncode:
         raise LocalError(f"{shlex.join(command)}: {said.decode('utf-8', 'replace')[-2000:]}")
 

@@ -96,7 +96,7 @@ class Sent:
         if found["failed"]:
             raise LocalError(f"{found['failed']} requests failed: {found['helix_mq']['reasons']}")
         start_s = found["helix_mq"]["started_unix_s"]
-        names = ("start_times", "ttfts", "e2els", "input_lens", "output_lens")
+        names = ("start_times", "ttfts", "latencies", "input_lens", "output_lens")
         return [
             Sent(start_s + at_s, ttft_s, start_s + at_s + e2el_s, prompt, tokens)
             for at_s, ttft_s, e2el_s, prompt, tokens in zip(

@@ -133,8 +133,10 @@ def in_words(arrivals: Arrivals) -> str:
 def vllm_names(target: Target, arrivals: Arrivals) -> dict[str, object]:
     """The fields in which `vllm bench serve` says what was run."""
     backend = "helix_mq" if isinstance(target, SdkTarget) else "openai"
+    backend = f"{backend}-chat" if target.chat else backend
     return {
-        "backend": f"{backend}-chat" if target.chat else backend,
+        "backend": backend,
+        "endpoint_type": backend,
         "label": None,
         "model_id": target.model,
         "request_rate": arrivals.per_s if isinstance(arrivals, Rate) else "inf",

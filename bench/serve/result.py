@@ -49,7 +49,7 @@ def result_of(
         body["input_lens"] = [o.prompt_tokens for o in outcomes]
         body["output_lens"] = [o.tokens for o in outcomes]
         body["ttfts"] = [None if o.first_s is None else o.first_s - o.sent_s for o in outcomes]
-        body["e2els"] = [o.ended_s - o.sent_s for o in outcomes]
+        body["latencies"] = [o.ended_s - o.sent_s for o in outcomes]
         body["start_times"] = [o.sent_s for o in outcomes]
         body["errors"] = ["" if o.kind == SERVED else f"{o.kind}: {o.reason}" for o in outcomes]
     return body

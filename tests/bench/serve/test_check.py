@@ -17,7 +17,7 @@ def test_both_clients_are_compared_over_the_time_they_share(tmp_path: Path) -> N
         "helix_mq": {"started_unix_s": 1000.0},
         "start_times": [0.0, 2.0, 4.0, 6.0],
         "ttfts": [0.5, 0.5, 1.0, 0.5],
-        "e2els": [1.5, 1.5, 2.0, 1.5],
+        "latencies": [1.5, 1.5, 2.0, 1.5],
         "input_lens": [9, 9, 9, 9],
         "output_lens": [11, 11, 11, 11],
     }
