@@ -219,7 +219,7 @@ class Engine:
         for work, end, found in zip(ending, ends, sample_endings(logits, ends), strict=True):
             last = len(found) - 1
             tokens += [
-                _token_item(work, end.position + i, result, more=i < last)
+                _token_item(work, end.position + i, result, i, more=i < last)
                 for i, result in enumerate(found)
             ]
             if not found:
@@ -315,7 +315,10 @@ def _ends_here(work: Work[Payload]) -> bool:
     return work.sample and work.next_hop == ROUTER
 
 
-def _token_item(work: Work[Payload], position: int, result: Sampled, *, more: bool) -> TokenItem:
+def _token_item(
+    work: Work[Payload], position: int, result: Sampled, number: int, *, more: bool
+) -> TokenItem:
+    """`number`: of the tokens of its pass."""
     return TokenItem(
         request=work.seq.request,
         attempt=work.seq.attempt,
@@ -324,6 +327,7 @@ def _token_item(work: Work[Payload], position: int, result: Sampled, *, more: bo
         logprob=result.logprob,
         top=tuple(TopLogprob(token, logprob) for token, logprob in result.top_logprobs),
         more=more,
+        drafted=0 if number else len(work.drafts),
     )
 
 

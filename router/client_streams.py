@@ -164,4 +164,6 @@ def _done(reference: int, end: Finished) -> client.Done:
         end.output_tokens,
         timings,
         end.cached_tokens,
+        end.drafted_tokens,
+        end.accepted_tokens,
     )

@@ -289,6 +289,7 @@ class Core:
             self._scheduler.on_token(session.route, now_s - session.sent_s)
         self.cluster.links.worked(session.route, direct=session.direct)
         self._prefixes.token(session, self.cluster.epoch)
+        self._speculation.token(session, item)
         delta, finish, stop = session.take(item, now_s)
         self._effects.append(ev.Emit(session.request, delta))
         self._may_start |= self._desk.token(session, now_s)
@@ -296,7 +297,6 @@ class Core:
             self._end(session, session.finished(finish, now_s, stop))
             return
         if item.more:
-            self._speculation.accepted(session)
             return
         drafts = self._speculation.drafts(session, len(self._sessions) - len(self._queue))
         self._books.grow(session.request, session.route, session.length_tokens + len(drafts) + 1)
@@ -318,7 +318,7 @@ class Core:
             case MoveOn(avoid, link, squeezed, damaged):
                 level = logging.INFO if squeezed else logging.WARNING
                 self._note(level, f"re-routed: {node}: {item.reason}", session)
-                session.squeezed |= squeezed
+                session.came_to(squeezed=squeezed, damaged=damaged)
                 if damaged:
                     self._prefixes.distrust(session)
                 self._requeue(session)

@@ -113,6 +113,8 @@ class _Finish(msgspec.Struct, array_like=True, frozen=True, tag="finished"):
     reroutes: int
     stop_reason: str | int | None
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class _Break(msgspec.Struct, array_like=True, frozen=True, tag="broken"):
@@ -211,6 +213,8 @@ def end_of(end: Finished | Broken) -> msgspec.Struct:
         end.reroutes,
         end.stop_reason,
         end.cached_tokens,
+        end.drafted_tokens,
+        end.accepted_tokens,
     )
 
 

@@ -120,6 +120,9 @@ class RouterPicture(msgspec.Struct, frozen=True):
     ttft: Percentiles
     itl: Percentiles
     history: tuple[RecentSlot, ...]
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of those drafted since the start, what turned out to be the next tokens."""
 
 
 class ClusterPicture(msgspec.Struct, frozen=True):

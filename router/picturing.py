@@ -219,6 +219,8 @@ def _router(core: Core, seeing: Seeing, settings: RouterSettings) -> RouterPictu
         ttft=recent.ttft(),
         itl=recent.itl(),
         history=recent.history(),
+        drafted_tokens=statistics.drafts.drafted,
+        accepted_tokens=statistics.drafts.accepted,
     )
 
 

@@ -93,7 +93,7 @@ def judge(
         return MoveOn()
     if item.code == _NO_NUMBERS:
         # The request's doing more likely than the node's, which goes on serving the others.
-        if session.reroutes >= _TRIES_FOR_NUMBERS - 1:
+        if session.overflows >= _TRIES_FOR_NUMBERS - 1:
             return GiveUp(LocalError(f"{node} refused the request: {item.reason}"))
         return MoveOn(damaged=True)
     if item.code == _NO_RETURN and session.direct and node == session.route.nodes[-1]:

@@ -69,6 +69,9 @@ class Finished:
     """The stop string or token that ended it, where one did."""
     cached_tokens: int = 0
     """Of the prompt, those that nodes had kept from other requests."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of those drafted, what turned out to be the next tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +238,7 @@ class ServiceStatus:
     """For a placement, that have ended."""
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    """Of those drafted by the router, what turned out to be the next tokens."""
+    """Of those drafted, by router or first hops, what turned out to be the next tokens."""
 
 
 @dataclass(frozen=True, slots=True)

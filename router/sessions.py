@@ -80,6 +80,9 @@ class Session:
     drafter: Drafter | None = None
     drafts: tuple[int, ...] = ()
     """Of the decode under way, those that no token has come for yet."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of those drafted, by whomever, what turned out to be the next tokens."""
     prefix: Prefix = NO_PREFIX
     """On its present route."""
     prefix_misses: int = 0
@@ -89,6 +92,8 @@ class Session:
     """What is computed of it is not to be shared."""
     squeezed: bool = False
     """It once ran out of pages: from then on it reserves all it may ever need."""
+    overflows: int = 0
+    """How often what was computed of it came to no numbers."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -155,6 +160,11 @@ class Session:
         self.route, self.drafts = None, ()
         self.attempt = Attempt(self.attempt + 1)
         self.reroutes += counted
+
+    def came_to(self, *, squeezed: bool, damaged: bool) -> None:
+        """Why its route was no good: no pages, no numbers."""
+        self.squeezed |= squeezed
+        self.overflows += damaged
 
     def expects(self, node: str, item: TokenItem) -> bool:
         """True if this is the next token of the current attempt, from where it must come."""
@@ -234,6 +244,8 @@ class Session:
             reroutes=self.reroutes,
             stop_reason=stop_reason,
             cached_tokens=self.cached_tokens,
+            drafted_tokens=self.drafted_tokens,
+            accepted_tokens=self.accepted_tokens,
         )
 
 

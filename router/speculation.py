@@ -53,7 +53,7 @@ class Speculation:
                 return ()
             session.drafter = Drafter()
         drafts = session.drafter.draft((session.generation.prompt_ids, session.output), most)
-        self._drafted += len(drafts)
+        self._count(session, len(drafts), 0)
         return tuple(drafts)
 
     def _most(self, session: Session, running: int) -> int:
@@ -74,9 +74,15 @@ class Speculation:
         wanted = settings.enabled and min(settings.max_drafts, settings.drafts_at_once) > 0
         return wanted and self._members.all_can(route.nodes, VERIFY)
 
-    def accepted(self, session: Session) -> None:
-        """A draft was right. Those of first hops are not counted: nor are those that were wrong."""
-        self._accepted += not session.direct
+    def token(self, session: Session, item: TokenItem) -> None:
+        """An expected token has come. How many drafts a first hop made is the last hop's word."""
+        self._count(session, item.drafted if session.direct else 0, int(item.more))
+
+    def _count(self, session: Session, drafted: int, accepted: int) -> None:
+        self._drafted += drafted
+        self._accepted += accepted
+        session.drafted_tokens += drafted
+        session.accepted_tokens += accepted
 
     def statistics(self) -> DraftStatistics:
         return DraftStatistics(self._drafted, self._accepted)

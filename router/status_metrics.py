@@ -72,7 +72,7 @@ class StatusCollector(Collector):
         )
         yield gauge("epoch", "Of the placement that new requests take.", status.epoch)
         yield counter("placement_searches", "Searches for a placement.", status.searches)
-        yield counter("drafted_tokens", "Guessed by the router.", status.drafted_tokens)
+        yield counter("drafted_tokens", "Guessed, by router or first hops.", status.drafted_tokens)
         yield counter("accepted_draft_tokens", "Of them, right ones.", status.accepted_tokens)
         yield from _nodes(status.nodes)
         yield from _links(_telling(status.links))

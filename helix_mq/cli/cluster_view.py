@@ -112,6 +112,8 @@ class RouterView(msgspec.Struct, frozen=True):
     over_s: float = 0.0
     ttft: PercentilesView = PercentilesView()
     itl: PercentilesView = PercentilesView()
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class HappeningView(msgspec.Struct, frozen=True):

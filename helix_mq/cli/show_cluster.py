@@ -87,6 +87,10 @@ def load(view: ClusterView) -> Text:
         (f"{router.waiting:,} of {router.max_waiting:,} waiting", style),
         f"; {router.admitted:,} admitted, {router.refused:,} refused"
         + (f" ({refused})" if refused else ""),
+        f"; {router.accepted_tokens / router.drafted_tokens:.0%} of "
+        f"{router.drafted_tokens:,} drafts right"
+        if router.drafted_tokens
+        else "",
     )
 
 

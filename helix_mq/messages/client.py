@@ -90,6 +90,9 @@ class Done(msgspec.Struct, array_like=True, frozen=True):
     timings: Timings
     cached_tokens: U31 = 0
     """Of the prompt, those that were not computed: nodes had kept them from other requests."""
+    drafted_tokens: U31 = 0
+    accepted_tokens: U31 = 0
+    """Of those guessed, what turned out to be the next tokens of the output."""
 
 
 class Failed(msgspec.Struct, array_like=True, frozen=True):

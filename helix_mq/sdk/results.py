@@ -39,11 +39,14 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """`cached_tokens`: of the prompt, those that nodes had kept from other requests."""
+    """`cached_tokens`: of the prompt, those that nodes had kept from other requests.
+    `drafted_tokens`: guessed beside the output; `accepted_tokens` of them are in it."""
 
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -13,7 +13,7 @@ import msgspec
 
 from router.gateway.fanout import Item
 from router.gateway.fields import GenerationFields
-from router.gateway.replies import Usage, usage_of
+from router.gateway.replies import Tokens, Usage
 from router.service import Delta, Finished, Generation, Service
 
 
@@ -64,19 +64,17 @@ class Tally:
 
     def __init__(self, choices_per_prompt: int) -> None:
         self._n = choices_per_prompt
-        self._prompt_tokens = 0
-        self._output_tokens = 0
-        self._cached_tokens = 0
+        self._tokens = Tokens()
 
     def add(self, item: Item) -> None:
         if isinstance(item.event, Finished):
-            self._output_tokens += item.event.output_tokens
+            self._tokens.add(item.event)
             if item.index % self._n == 0:
-                self._prompt_tokens += item.event.prompt_tokens
-                self._cached_tokens += item.event.cached_tokens
+                self._tokens.prompt += item.event.prompt_tokens
+                self._tokens.cached += item.event.cached_tokens
 
     def usage(self) -> Usage:
-        return usage_of(self._prompt_tokens, self._output_tokens, self._cached_tokens)
+        return self._tokens.usage()
 
 
 class Texts:

@@ -5,8 +5,12 @@ Field names and nesting are OpenAI's. `usage` is absent (UNSET) unless the reque
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 from msgspec import UNSET, UnsetType
+
+from router.service import Finished
 
 StopReason = str | int | None
 """The stop string or token that ended a choice, where one did; not OpenAI's, but wide-spread."""
@@ -17,21 +21,50 @@ class PromptDetails(msgspec.Struct, frozen=True):
     """Not computed for this request: nodes had kept them from others."""
 
 
+class CompletionDetails(msgspec.Struct, frozen=True):
+    """Of the tokens that were guessed beside the output, by whoever: those that are in it, and the
+    others."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails | UnsetType = UNSET
     """Where some were cached."""
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
+    """Where some were guessed."""
 
 
-def usage_of(prompt_tokens: int, output_tokens: int, cached_tokens: int) -> Usage:
-    return Usage(
-        prompt_tokens,
-        output_tokens,
-        prompt_tokens + output_tokens,
-        PromptDetails(cached_tokens) if cached_tokens else UNSET,
-    )
+@dataclass(slots=True)
+class Tokens:
+    """Counts over choices."""
+
+    prompt: int = 0
+    output: int = 0
+    cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def add(self, end: Finished) -> None:
+        """A choice's output; whoever counts says which choice its prompt counts for."""
+        self.output += end.output_tokens
+        self.drafted += end.drafted_tokens
+        self.accepted += end.accepted_tokens
+
+    def usage(self) -> Usage:
+        return Usage(
+            self.prompt,
+            self.output,
+            self.prompt + self.output,
+            PromptDetails(self.cached) if self.cached else UNSET,
+            CompletionDetails(self.accepted, max(0, self.drafted - self.accepted))
+            if self.drafted
+            else UNSET,
+        )
 
 
 class TopChatLogprob(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from helix_mq.errors import CallerError, HelixError
 from router.gateway.auth import ApiKeys
 from router.gateway.faults import ErrorFields, error_fields, error_response
 from router.gateway.logprobs import chat_logprobs, joined_chat_logprobs
-from router.gateway.replies import ChatLogprobs, StopReason, Usage, usage_of
+from router.gateway.replies import ChatLogprobs, StopReason, Tokens, Usage
 from router.journal_reader import FoundRequest, JournalReader
 from router.service import Broken, Finished, Service
 
@@ -130,8 +130,12 @@ def _together(states: Sequence[str]) -> str:
 def _usage(found: Sequence[FoundRequest]) -> Usage:
     """As in answers: each prompt once, however many choices it has."""
     prompts = {one.opened.generation.prompt_ids: one for one in reversed(found)}
-    output_tokens = sum(len(one.token_ids) for one in found)
-    cached_tokens = sum(
+    tokens = Tokens(prompt=sum(map(len, prompts)))
+    for one in found:
+        if isinstance(one.end, Finished):
+            tokens.add(one.end)
+    tokens.output = sum(len(one.token_ids) for one in found)
+    tokens.cached = sum(
         one.end.cached_tokens for one in prompts.values() if isinstance(one.end, Finished)
     )
-    return usage_of(sum(map(len, prompts)), output_tokens, cached_tokens)
+    return tokens.usage()

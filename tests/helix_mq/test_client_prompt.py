@@ -72,7 +72,8 @@ async def test_json_from_stdin_with_options(router: tuple[EchoService, str]) -> 
     assert child.returncode == 0, err
     got = json.loads(out)
     assert got["text"] == service.text_of(service.submitted[0])
-    assert got["usage"] == {"prompt_tokens": 7, "output_tokens": 3, "cached_tokens": 0}
+    none = dict.fromkeys(("cached_tokens", "drafted_tokens", "accepted_tokens"), 0)
+    assert got["usage"] == {"prompt_tokens": 7, "output_tokens": 3, **none}
     assert service.submitted[0].sampling.seed == 4
 
 

@@ -210,7 +210,7 @@ def test_what_overflowed_is_neither_kept_nor_gone_on_from() -> None:
     row = world.start(session)
     assert (row.position, row.blocks) == (0, b"")
     assert world.start(world.session(200)).position == 0
-    session.reroutes = 2
+    session.overflows = 2
     verdict = judge(session, B, RefusedItem(1, session.attempt, "logits_not_finite", "inf"))
     assert isinstance(verdict, GiveUp)
     assert isinstance(verdict.error, LocalError)

@@ -70,9 +70,9 @@ def test_undisturbed_every_feature_is_at_work(token_return: TokenReturn) -> None
     statistics = world.core.statistics()
     assert world.reroutes == statistics.prefixes.misses == 0
     assert statistics.prefixes.hit_tokens > 200
-    assert sum(s.model.drafts for node in world.working for s in node.slices) > 100
-    # Those of first hops are not counted.
-    assert (statistics.drafts.accepted > 100) == (token_return == "router")
+    verified = sum(s.model.drafts for node in world.working for s in node.slices)
+    # What was guessed beyond a stop string came back to nobody.
+    assert 100 < statistics.drafts.accepted <= statistics.drafts.drafted <= verified
 
 
 # Not shrunk: each try takes a second, and a story of eight faults can be read as it is.
