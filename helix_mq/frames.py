@@ -64,12 +64,17 @@ def encode(header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> list[Buffe
 
 def decode(parts: Sequence[Buffer]) -> Message:
     """The message in `parts`, checked; FrameError says what is wrong, with a countable reason."""
-    if not 2 <= len(parts) <= MAX_PARTS:
-        raise FrameError(f"{len(parts)} parts, expected 2 to {MAX_PARTS}", reason="parts")
+    count = len(parts)
+    if not 2 <= count <= MAX_PARTS:
+        raise FrameError(f"{count} parts, expected 2 to {MAX_PARTS}", reason="parts")
     head = bytes(parts[0]) if len(parts[0]) == 2 else b""
     kind = _KIND_BY_HEAD.get(head) or _refuse_head(head)
     header = unpack(bytes(parts[1]) if isinstance(parts[1], bytearray) else parts[1], KINDS[kind])
-    buffers = tuple(memoryview(part) for part in parts[2:])
+    buffers: tuple[memoryview, ...] = ()
+    if count == 3:
+        buffers = (memoryview(parts[2]),)
+    elif count > 3:
+        buffers = tuple(map(memoryview, parts[2:]))
     if kind is Kind.FRAME:
         assert isinstance(header, FrameHeader)
         check_frame(header, buffers)
@@ -95,18 +100,28 @@ def _refuse_head(head: bytes) -> NoReturn:
 
 def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
     """Checks rows, routes, dtype, width and byte lengths of a frame against each other."""
-    if header.dtype not in DTYPES:
-        raise FrameError(f"dtype {header.dtype!r} is not one of {sorted(DTYPES)}", reason="dtype")
+    dtype = header.dtype
+    if dtype not in DTYPES:
+        raise FrameError(f"dtype {dtype!r} is not one of {sorted(DTYPES)}", reason="dtype")
     tokens = history = 0
-    has_ids = header.dtype == "int32"
+    has_ids = dtype == "int32"
     routes = unpack_routes(header.routes)
+    route = hop = -1
     for row in header.rows:
         tokens += row.count
-        if row.route >= len(routes) or row.hop >= len(routes[row.route].hops):
-            raise FrameError(
-                f"request {row.request}: route {row.route} hop {row.hop} is not in the frame",
-                reason="route_index",
-            )
+        if row.hop != hop or row.route != route:
+            # Rows of a frame mostly go the same way.
+            route, hop = row.route, row.hop
+            if route >= len(routes) or hop >= len(routes[route].hops):
+                raise FrameError(
+                    f"request {row.request}: route {route} hop {hop} is not in the frame",
+                    reason="route_index",
+                )
+            if (hop == 0) is not has_ids:
+                raise FrameError(
+                    f"request {row.request}: hop {hop} cannot take {dtype} rows",
+                    reason="dtype",
+                )
         if row.spec is not None:
             history += row.spec.history_tokens
             if row.spec.history_tokens not in (0, row.position + row.count):
@@ -123,22 +138,17 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
                 f"{row.count} at {row.position}",
                 reason="blocks",
             )
-        if (row.hop == 0) is not has_ids:
-            raise FrameError(
-                f"request {row.request}: hop {row.hop} cannot take {header.dtype} rows",
-                reason="dtype",
-            )
     if has_ids and header.width != 1:
         raise FrameError(f"token rows of width {header.width}, expected 1", reason="width")
     if tokens > MAX_FRAME_TOKENS:
         raise FrameError(f"{tokens} tokens in one frame", reason="frame_tokens")
-    payload_bytes = tokens * token_bytes(header.dtype, header.width)
+    payload_bytes = tokens * token_bytes(dtype, header.width)
     if history or len(buffers) != 1 or buffers[0].nbytes != payload_bytes:
         expected = [payload_bytes] + ([history * 4] if history else [])
         got = [buffer.nbytes for buffer in buffers]
         if got != expected:
             raise FrameError(f"buffers of {got} bytes, the header says {expected}", reason="length")
-    if header.dtype == SCALED:
+    if dtype == SCALED:
         check_scales(buffers[0], header.width)
 
 
@@ -193,8 +203,8 @@ def unpack_route(blob: bytes) -> Route:
 
 def unpack_routes(blobs: Sequence[bytes]) -> Sequence[Route]:
     """Those of a frame; as `unpack_route`."""
-    if len(blobs) == 1:
-        return (unpack_route(blobs[0]),)
+    if len(blobs) == 1 and len(blobs[0]) <= _CACHED_ROUTE_BYTES:
+        return (_cached_route(blobs[0]),)
     return [unpack_route(blob) for blob in blobs]
 
 

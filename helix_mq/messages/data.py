@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from helix_mq.packing import U16, U31, U63, Name, Text
+from helix_mq.packing import U16, U31, U63, Known, Name, Text
 from helix_mq.sampling import SamplingParams
 from helix_mq.scaled_rows import scaled_bytes
 
@@ -46,7 +46,7 @@ def token_bytes(dtype: str, width: int) -> int:
     return scaled_bytes(width) if dtype == SCALED else width * DTYPES[dtype]
 
 
-class SampleSpec(msgspec.Struct, array_like=True, frozen=True):
+class SampleSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What the last hop needs to sample; travels with the last prefill chunk of an attempt.
 
     `history_tokens` int32 token ids (prompt and output so far) follow in the frame's history
@@ -58,7 +58,7 @@ class SampleSpec(msgspec.Struct, array_like=True, frozen=True):
     history_tokens: U31
 
 
-class Row(msgspec.Struct, array_like=True, frozen=True):
+class Row(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """`count` consecutive tokens of one request, for hop `hop` of route `route`."""
 
     request: U63
@@ -87,7 +87,7 @@ class Row(msgspec.Struct, array_like=True, frozen=True):
         return one and bool(self.flags & SAMPLE) and self.position > 0
 
 
-class FrameHeader(msgspec.Struct, array_like=True, frozen=True):
+class FrameHeader(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Header of an activation frame.
 
     Buffers: `[payload][history]`, the second only when some row's spec has history. The payload is
@@ -96,7 +96,8 @@ class FrameHeader(msgspec.Struct, array_like=True, frozen=True):
     """
 
     epoch: U63
-    sender: Name
+    sender: Known
+    """Whose link it comes over, as that was greeted with."""
     dtype: Annotated[str, msgspec.Meta(max_length=8)]
     width: Annotated[int, msgspec.Meta(ge=1, le=MAX_WIDTH)]
     rows: Annotated[tuple[Row, ...], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]
@@ -171,13 +172,13 @@ class LinkHello(msgspec.Struct, array_like=True, frozen=True):
     link: U63
 
 
-class Grant(msgspec.Struct, array_like=True, frozen=True):
+class Grant(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Receiver -> sender: bytes the sender may have sent in total since `link` began.
 
     `received_bytes`: of frames that are here, in total; 0 where a receiver does not say.
     """
 
-    receiver: Name
+    receiver: Known
     link: U63
     total_bytes: U63
     received_bytes: U63 = 0
