@@ -41,7 +41,7 @@ class TracedRow(Protocol):
     def count(self) -> int: ...
 
     @property
-    def is_decode(self) -> bool: ...
+    def sample(self) -> bool: ...
 
     @property
     def payload(self) -> _Payload: ...
@@ -65,11 +65,13 @@ class _Phase:
 
 
 class _Record:
-    __slots__ = ("began_ms", "began_s", "decode", "last_s", "prefill")
+    __slots__ = ("began_ms", "began_s", "decode", "last_s", "prefill", "sampled")
 
     def __init__(self, began_s: float, began_ms: int) -> None:
         self.began_s = self.last_s = began_s
         self.began_ms = began_ms
+        self.sampled = False
+        """Its prompt has been computed to the end: what follows is decoding."""
         self.prefill = _Phase()
         self.decode = _Phase()
 
@@ -113,11 +115,13 @@ class Tracer:
             arrived_s = row.payload.use.arrived_s
             last_s = record.last_s
             record.last_s = sent_s
-            if row.is_decode:
+            # Not by the row's own size: the last piece of a prompt may be one token long.
+            if record.sampled:
                 phase = record.decode
             else:
                 phase = record.prefill
                 phase.tokens += row.count
+                record.sampled = row.sample
             phase.steps += 1
             phase.queue_s += began_s - (arrived_s if arrived_s > last_s else last_s)
             phase.compute_s += compute_s

@@ -28,12 +28,12 @@ class Payload:
 class Row:
     seq: SeqKey
     count: int
-    is_decode: bool
+    sample: bool
     payload: Payload = field(default_factory=lambda: Payload(Use(0.0)))
 
 
-def row(request: int, arrived_s: float, count: int = 1, *, is_decode: bool = True) -> Row:
-    return Row(key(request), count, is_decode, Payload(Use(arrived_s)))
+def row(request: int, arrived_s: float, count: int = 1, *, sample: bool = True) -> Row:
+    return Row(key(request), count, sample, Payload(Use(arrived_s)))
 
 
 @pytest.fixture
@@ -45,12 +45,12 @@ def tracer(monkeypatch: pytest.MonkeyPatch) -> Tracer:
 def test_the_parts_of_prompt_and_decodes_add_up(tracer: Tracer) -> None:
     tracer.open(key(5))
     # A prompt in two chunks of one frame: the second has waited from the end of the first.
-    tracer.stepped([row(5, 10.0, 64, is_decode=False)], 10.5, 11.5, 11.75)
-    tracer.stepped([row(5, 10.0, 36, is_decode=False)], 12.0, 13.0, 13.25)
+    tracer.stepped([row(5, 10.0, 64, sample=False)], 10.5, 11.5, 11.75)
+    tracer.stepped([row(5, 10.0, 36)], 12.0, 13.0, 13.25)
     # Decodes share steps with another request, whose rows are none of this one's.
     tracer.open(key(6))
     for start_s in (20.0, 30.0):
-        both = [row(5, start_s), row(6, start_s - 1, is_decode=False)]
+        both = [row(5, start_s), row(6, start_s - 1, sample=False)]
         tracer.stepped(both, start_s + 0.25, start_s + 0.75, start_s + 1.0)
     tracer.stepped([row(7, 40.0)], 41.0, 42.0, 43.0)
     (answer,) = tracer.answer(TraceWanted(5, 9)).items
@@ -71,6 +71,21 @@ def test_the_parts_of_prompt_and_decodes_add_up(tracer: Tracer) -> None:
     assert list(tracer.take()) == []
     assert tracer.answer(TraceWanted(5, 9)).items == ()
     assert tracer.answer(TraceWanted(5, 9)).number == 9
+
+
+def test_the_last_token_of_a_prompt_is_its_prompts_wherever_it_was_cut(tracer: Tracer) -> None:
+    """Links and step budgets cut where they like: 99 and 1 as well as 64 and 36."""
+    tracer.open(key(5))
+    for count, sample in ((99, False), (1, True), (1, True), (3, True)):
+        # The last one verifies two drafts.
+        tracer.stepped([row(5, 10.0, count, sample=sample)], 10.0, 11.0, 11.0)
+    tracer.open(key(6))
+    # All but the last token was in the prefix cache.
+    tracer.stepped([row(6, 10.0)], 10.0, 11.0, 11.0)
+    tracer.stepped([row(6, 11.0)], 11.0, 12.0, 12.0)
+    for request, prompt_tokens, decodes in ((5, 100, 2), (6, 1, 1)):
+        (trace,) = tracer.answer(TraceWanted(request, 1)).items
+        assert (trace.prefill.tokens, trace.decode.steps) == (prompt_tokens, decodes)
 
 
 def test_what_has_left_is_bounded_and_told_in_bounded_messages(tracer: Tracer) -> None:
