@@ -7,7 +7,7 @@ checks that nothing leaked: pages, bookings, sequences, credit, tasks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +126,10 @@ class Cluster:
         self.app = build_app(settings, self.folder, self.transport, SystemClock())
         await self.app.start()
 
-    async def run(self, generation: Generation) -> Result:
+    async def run(
+        self, generation: Generation, seen: Callable[[Delta], None] | None = None
+    ) -> Result:
+        """`seen` is told of each token as it comes: for what must happen in mid-stream."""
         stream = self.app.submit(generation)
         deltas: list[Delta] = []
         async with asyncio.timeout(DEADLINE_S):
@@ -135,6 +138,8 @@ class Cluster:
                     case Delta():
                         assert event.index == len(deltas)
                         deltas.append(event)
+                        if seen is not None:
+                            seen(event)
                     case Finished():
                         return Result(
                             tuple(d.token for d in deltas if d.token is not None),
