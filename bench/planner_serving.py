@@ -64,7 +64,7 @@ def compare(data: Path) -> list[Row]:
             continue
         placement = published[name].placement
         flow = max_flow(given.problem, placement)
-        model = ServingModel(given.step_times, chunked=False)
+        model = ServingModel(given.step_times, chunked=False, token_return="router")
         served = estimate(given.problem, placement, flow, model)
         rows.append(
             Row(

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import Placement
-from helix_mq.outlink import MIN_PIECE_BYTES
-from helix_mq.pacing import QUEUE_S
 from helix_mq.step_budget import StepProfile, prefill_tokens
+from helix_mq.token_return import TokenReturn
 from solver.flow import FlowEdge, FlowSolution
-from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
+from solver.objective_wires import Trips, Wire, wires_of
+from solver.problem import SOURCE, Problem, ProblemNode
 
 Points = tuple[tuple[float, float], ...]
 """(tokens in the batch, seconds per layer), ascending; linear between, and beyond the last two."""
@@ -84,12 +84,14 @@ class ServingModel:
     """Step times by machine type, and the workload to serve.
 
     `chunked`: prompts go in chunks and decodes pass them on links, as our nodes do it; else whole
-    and first in first out, as in the published system.
+    and first in first out, as in the published system. `token_return`: the router's setting; in
+    the published system tokens go by the router.
     """
 
     step_times: Mapping[str, StepTimes]
     workload: Workload = Workload()
     chunked: bool = True
+    token_return: TokenReturn = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def estimate(
     if flow.tokens_per_s <= 0:
         return ServingEstimate(0.0, 0.0, math.inf, "no flow", "")
     stations = _stations(problem, placement, flow, model)
-    wires = _wires(problem, flow)
+    wires = wires_of(problem, placement, flow, model.token_return)
     room = _requests_that_fit(problem, placement, model.workload)
     low, high = 0.0, flow.tokens_per_s
     while _load(stations, wires, high, model)[0] < room and high < 1e12:
@@ -154,17 +156,6 @@ class _Station:
     times: StepTimes
 
 
-@dataclass(frozen=True, slots=True)
-class _Wire:
-    name: str
-    share: float
-    row_s: float
-    """To send one token's worth."""
-    piece_s: float
-    """What a decode may find on the wire before it."""
-    latency_s: float
-
-
 def _stations(
     problem: Problem, placement: Placement, flow: FlowSolution, model: ServingModel
 ) -> list[_Station]:
@@ -192,26 +183,6 @@ def _stations(
     return stations
 
 
-def _wires(problem: Problem, flow: FlowSolution) -> list[_Wire]:
-    links: dict[tuple[NodeId, NodeId], ProblemLink] = {(k.src, k.dst): k for k in problem.links}
-    wires = []
-    for edge in flow.edges:
-        if edge.tokens_per_s > flow.tokens_per_s * 1e-9:
-            link = links[edge.src, edge.dst]
-            router = edge.src == SOURCE or edge.dst == SINK
-            size = problem.token_bytes if router else problem.activation_bytes
-            wires.append(
-                _Wire(
-                    name=f"{edge.src} -> {edge.dst}",
-                    share=edge.tokens_per_s / flow.tokens_per_s,
-                    row_s=size / link.bytes_per_s,
-                    piece_s=max(QUEUE_S / 2, max(MIN_PIECE_BYTES, size) / link.bytes_per_s),
-                    latency_s=link.latency_s,
-                )
-            )
-    return wires
-
-
 def _requests_that_fit(problem: Problem, placement: Placement, workload: Workload) -> float:
     """Requests whose expected tokens fill the scarcest layer's KV room up to the mark."""
     room = [0.0] * problem.num_layers
@@ -230,7 +201,7 @@ def _requests_that_fit(problem: Problem, placement: Placement, workload: Workloa
 
 
 def _load(
-    stations: Sequence[_Station], wires: Sequence[_Wire], decode_per_s: float, model: ServingModel
+    stations: Sequence[_Station], wires: Sequence[Wire], decode_per_s: float, model: ServingModel
 ) -> tuple[float, float, dict[str, float]]:
     """Requests in flight, seconds per round trip, and each part's use, at a decode rate.
 
@@ -239,15 +210,14 @@ def _load(
     workload = model.workload
     prompts_per_s = decode_per_s / workload.output_tokens
     use: dict[str, float] = {}
-    trip: list[float] = []
-    prompt_extra: list[float] = []
+    trips = Trips([], [], [])
     for station in stations:
         prompts = _prompts(station, prompts_per_s, workload.input_tokens, chunked=model.chunked)
         visit_s, use[station.name] = _visit_s(station, decode_per_s * station.share, prompts)
-        trip.append(station.share * visit_s)
+        trips.visited(station.share * visit_s)
     for wire in wires:
         prompt_s = workload.input_tokens * wire.row_s
-        rows, prompt_rate = decode_per_s * wire.share, prompts_per_s * wire.share
+        rows, prompt_rate = decode_per_s * wire.rows, prompts_per_s * wire.prompts
         busy = rows * wire.row_s + prompt_rate * prompt_s
         use[wire.name] = busy
         if busy >= 1:
@@ -258,13 +228,11 @@ def _load(
         else:
             behind_s = BURSTS * prompt_rate * prompt_s**2
             waiting = (rows * wire.row_s**2 + behind_s) / 2 / (1 - busy)
-        trip.append(wire.share * (wire.latency_s + wire.row_s + waiting))
-        prompt_extra.append(wire.share * (prompt_s - wire.row_s))
-    round_trip = math.fsum(trip)
+        trips.passed(wire, wire.latency_s + wire.row_s + waiting, prompt_s)
+    round_trip = trips.round_trip_s
     if not math.isfinite(round_trip):
         return math.inf, math.inf, use
-    life_s = (workload.output_tokens + 1) * round_trip + math.fsum(prompt_extra)
-    return prompts_per_s * life_s, round_trip, use
+    return prompts_per_s * trips.life_s(workload.output_tokens), round_trip, use
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from helix_mq.ids import ROUTER
-from solver.problem import SINK, SOURCE, Problem
+from solver.problem import Problem
+from solver.token_return import links_of
 
 
 class WaySpec(msgspec.Struct, frozen=True):
@@ -86,11 +86,4 @@ class Way:
 def machine_links(problem: Problem) -> dict[tuple[str, str], tuple[float, float]]:
     """(source, target) -> (bytes/s, seconds) of every link that carries anything, the router under
     its own name."""
-    return {
-        (
-            ROUTER if link.src == SOURCE else link.src,
-            ROUTER if link.dst == SINK else link.dst,
-        ): (link.bytes_per_s, link.latency_s)
-        for link in problem.links
-        if link.bytes_per_s > 0
-    }
+    return {ends: (k.bytes_per_s, k.latency_s) for ends, k in links_of(problem).items()}

@@ -23,7 +23,6 @@ from router import events as ev
 from solver.problem import Problem, ProblemNode
 
 DIGEST = "simulated"
-SHORTEST_TRIP_S = 1e-6
 
 
 class Machines:
@@ -134,11 +133,11 @@ class Machines:
         return {ROUTER: self._links(ROUTER, firsts), **told}
 
     def _links(self, source: NodeId, targets: Iterable[NodeId]) -> tuple[LinkReport, ...]:
-        """Round trips of those that there are, none of them quite 0, which would mean unknown."""
+        """Round trips of those that there are."""
         wires = self._control.wires
         found = [(t, wires.round_trip_s(source, t)) for t in targets if t != source]
         return tuple(
-            LinkReport(target, 0, 0, 0, 0.0, round_trip_s=max(trip_s, SHORTEST_TRIP_S))
+            LinkReport(target, 0, 0, 0, 0.0, round_trip_s=trip_s)
             for target, trip_s in found
             if trip_s is not None
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import takewhile
 
 from bench.simulator.native import Simulation, Workload
@@ -47,7 +48,8 @@ def run_trial(
     )
     length_s = _length_s(problem, placement, model)
     warmup_s, duration_s = 0.75 * length_s, 0.25 * length_s
-    settings = SimSettings(warmup_s=warmup_s, duration_s=duration_s)
+    core = replace(SimSettings().core, token_return=model.token_return)
+    settings = SimSettings(warmup_s=warmup_s, duration_s=duration_s, core=core)
     recorder = Recorder(warmup_s, duration_s)
     # Requests that no node has room for are refused as they come, without end and without time
     # passing, so the source is asked too.

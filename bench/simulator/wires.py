@@ -21,7 +21,8 @@ from helix_mq.ids import ROUTER
 from helix_mq.link_queue import LinkQueue
 from helix_mq.outlink import MIN_PIECE_BYTES
 from helix_mq.pacing import QUEUE_S
-from solver.problem import SINK, SOURCE, Problem, ProblemLink
+from solver.problem import Problem
+from solver.token_return import links_of, round_trip_s
 
 
 class Nic:
@@ -103,12 +104,7 @@ class Wires:
         self._nics: dict[str, Nic] = {ROUTER: Nic(0.0, 0.0)}
         for node in problem.nodes:
             self._nics[node.name] = Nic(node.nic_in_bytes_per_s, node.nic_out_bytes_per_s)
-        self._links: dict[tuple[str, str], ProblemLink] = {}
-        for link in problem.links:
-            if link.bytes_per_s > 0:
-                src = ROUTER if link.src == SOURCE else link.src
-                dst = ROUTER if link.dst == SINK else link.dst
-                self._links[src, dst] = link
+        self._links = links_of(problem)
         # Made when first asked for: of a large cluster's million links few are ever used.
         self._wires: dict[tuple[str, str], Wire] = {}
         self.frames = 0
@@ -123,12 +119,8 @@ class Wires:
         return wire
 
     def round_trip_s(self, src: str, dst: str) -> float | None:
-        """Of next to nothing over the link from `src` to `dst`, as its sender would measure it;
-        None where there is no such link. Without one back, that takes as long as there."""
-        there = self._links.get((src, dst))
-        if there is None:
-            return None
-        return there.latency_s + self._links.get((dst, src), there).latency_s
+        """As the sender would measure it; None where there is no such link."""
+        return round_trip_s(self._links, src, dst)
 
     def control_latency_s(self, src: str, dst: str) -> float:
         """Of small messages, which go between any two machines, over others where need be."""

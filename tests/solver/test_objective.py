@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from helix_mq.errors import ConfigError
 from helix_mq.ids import NodeId
 from helix_mq.layers import LayerRange, Placement
+from helix_mq.token_return import TokenReturn
 from solver.flow import max_flow
 from solver.heuristics import petals
 from solver.objective import Points, ServingEstimate, ServingModel, StepTimes, Workload, estimate
@@ -36,9 +37,12 @@ def serve(problem: Problem, placement: Placement, model: ServingModel) -> Servin
     return estimate(problem, placement, max_flow(problem, placement), model)
 
 
-def on_one_machine(problem: Problem, times: StepTimes, workload: Workload) -> ServingEstimate:
+def on_one_machine(
+    problem: Problem, times: StepTimes, workload: Workload, way: TokenReturn = "router"
+) -> ServingEstimate:
     placement = Placement(4, {NodeId("a"): LayerRange(0, 4)})
-    return serve(problem, placement, ServingModel({"gpu": times}, workload, chunked=False))
+    model = ServingModel({"gpu": times}, workload, chunked=False, token_return=way)
+    return serve(problem, placement, model)
 
 
 def test_one_machine_with_room_for_ten_requests() -> None:
@@ -54,6 +58,12 @@ def test_one_machine_with_room_for_ten_requests() -> None:
     assert got.requests_in_flight == pytest.approx(10.0, rel=1e-6)
     assert got.decode_tokens_per_s == pytest.approx(400 / 4.1, rel=1e-6)
     assert got.limit == "KV room"
+    # Feeding itself it is spared both legs of all trips but the first: 40 of 60 ms, one of 100.
+    ways: tuple[TokenReturn, ...] = ("auto", "direct")
+    for way in ways:
+        straight = on_one_machine(one_machine(), times, Workload(60.0, 40.0, kv_mark=1.0), way)
+        assert straight.round_trip_s == pytest.approx(0.06, rel=1e-6)
+        assert straight.decode_tokens_per_s == pytest.approx(400 / 2.5, rel=1e-6)
 
 
 def test_the_mark_and_the_lengths_share_out_the_room() -> None:
@@ -121,20 +131,26 @@ def with_latency(problem: Problem, factor: float) -> Problem:
 
 
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 10**6), wide=st.booleans(), factor=st.floats(1.01, 20.0))
+@given(
+    seed=st.integers(0, 10**6),
+    wide=st.booleans(),
+    factor=st.floats(1.01, 20.0),
+    way=st.sampled_from(["direct", "router"]),
+)
 def test_more_room_never_serves_less_and_more_time_never_more(
-    make_problem: MakeProblem, seed: int, wide: bool, factor: float
+    make_problem: MakeProblem, seed: int, wide: bool, factor: float, way: TokenReturn
 ) -> None:
     problem = make_problem(seed, nodes=6, layers=4, wide=wide)
     placement = petals(problem, 0)
-    model = ServingModel(STEP_TIMES, Workload(200.0, 50.0))
+    # With `auto` a longer way may pass the limit from which straight is shorter.
+    model = ServingModel(STEP_TIMES, Workload(200.0, 50.0), token_return=way)
     base = serve(problem, placement, model)
     more = 1 + 1e-6
     room = serve(with_room(problem, factor), placement, model)
     assert room.decode_tokens_per_s * more >= base.decode_tokens_per_s
     far = serve(with_latency(problem, factor), placement, model)
     assert far.decode_tokens_per_s <= base.decode_tokens_per_s * more
-    slow = serve(problem, placement, ServingModel(slower(factor), model.workload))
+    slow = serve(problem, placement, replace(model, step_times=slower(factor)))
     assert slow.decode_tokens_per_s <= base.decode_tokens_per_s * more
 
 
@@ -151,7 +167,7 @@ def test_littles_law_holds_between_what_is_reported(
     problem = with_room(make_problem(seed, nodes=6, layers=4, wide=wide), room)
     placement = petals(problem, 0)
     workload = Workload(200.0, 50.0)
-    got = serve(problem, placement, ServingModel(STEP_TIMES, workload))
+    got = serve(problem, placement, ServingModel(STEP_TIMES, workload, token_return="router"))
     if got.decode_tokens_per_s == 0:
         return
     assert math.isfinite(got.round_trip_s)
@@ -237,7 +253,11 @@ def test_chunks_let_decodes_by() -> None:
     problem = one_machine(kv_token_layers=4 * 10 * 1100.0)
     placement = Placement(4, {NodeId("a"): LayerRange(0, 4)})
     whole, chunks = (
-        serve(problem, placement, ServingModel({"gpu": times}, workload, chunked=chunked))
+        serve(
+            problem,
+            placement,
+            ServingModel({"gpu": times}, workload, chunked=chunked, token_return="router"),
+        )
         for chunked in (False, True)
     )
     assert chunks.decode_tokens_per_s > 1.2 * whole.decode_tokens_per_s
