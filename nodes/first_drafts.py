@@ -12,7 +12,7 @@ from array import array
 import msgspec
 import numpy as np
 
-from helix_mq.drafting import Drafter
+from helix_mq.drafting import MOST_TOKENS, Drafter
 from helix_mq.messages.data import MAX_DRAFTS
 from nodes.batching import SeqKey, Work
 from nodes.inbox import FrameUse, Payload
@@ -20,8 +20,8 @@ from nodes.inbox import FrameUse, Payload
 MOST_DRAFTS = min(8, MAX_DRAFTS)
 DRAFTS_AT_ONCE = 64
 """Of all requests on the node together, shared evenly. As the router's own defaults."""
-LONGEST_TEXT = 32_768
-"""Tokens; the index of a text takes some 130 bytes each."""
+LONGEST_TEXT = MOST_TOKENS
+"""Tokens; a text and its index take some 16 bytes each."""
 
 
 class _Text:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helix_mq import drafting
 from helix_mq.drafting import (
+    FEWEST_SLOTS,
     FIRST_DRAFTS,
     INDEXED_AT_ONCE,
     LONGEST_MATCH,
     LONGEST_REST,
+    MOST_PER_SLOT,
     PLACES_TRIED,
     SHORTEST_MATCH,
     Drafter,
@@ -55,6 +61,7 @@ def test_the_index_finds_what_a_plain_search_finds(
     at = 0
     for cut in sorted({*cuts, len(text)}):
         index.extend(text[at:cut])
+        assert index.link()
         at = max(at, min(cut, len(text)))
         assert index.continuation(most) == naive(text[:at], most)
 
@@ -123,3 +130,49 @@ def test_a_long_prompt_is_taken_in_over_some_calls() -> None:
 
 def test_none_is_asked_for() -> None:
     assert Drafter().draft(([1, 2] * 8,), 0) == []
+
+
+def test_a_text_may_outgrow_its_slots() -> None:
+    draw = random.Random(4)
+    text: list[int] = []
+    index = TokenIndex()
+    for _ in range(FEWEST_SLOTS * MOST_PER_SLOT):
+        # Two of three pieces are quotations.
+        at = draw.randrange(len(text) + 1)
+        piece = text[at : at + 9] if draw.random() < 0.7 else [draw.randrange(300)]
+        text += piece or [7]
+        index.extend(piece or [7])
+        linked = index.link(300)
+        if not linked:
+            assert index.continuation(5) == []
+            assert index.link(len(text))
+        if draw.random() < 0.1:
+            assert index.continuation(5) == naive(text, 5)
+    assert len(text) > 4 * FEWEST_SLOTS * MOST_PER_SLOT
+
+
+def test_of_a_long_text_the_older_half_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafting, "MOST_TOKENS", 4096)
+    index, text = TokenIndex(), [n * n % 5003 for n in range(30_000)]
+    drafter, sizes = Drafter(), []
+    for at in range(0, len(text), 64):
+        index.extend(text[at : at + 64])
+        assert len(index) == at + len(text[at : at + 64])
+        sizes.append(index.nbytes)
+        drafter.draft((text[:100], text[100 : at + 64]), 8)
+    # Tokens, places, and slots for at most twice as many.
+    assert max(sizes) <= 4096 * (4 + 4 + 8)
+    # What is not too long ago is found, also by a sequence that is drafted from all the while.
+    again = [*text, *text[-1000:-990]]
+    index.extend(again[len(text) :])
+    assert index.link(5000)
+    assert index.continuation(3) == text[-990:-987]
+    drafts = [drafter.draft((again[:100], again[100:]), 8) for _ in range(LONGEST_REST + 1)]
+    assert text[-990:-986] in [found[:4] for found in drafts]
+
+
+def test_a_token_of_a_long_text_takes_few_bytes() -> None:
+    index = TokenIndex()
+    index.extend([n * n % 49_999 for n in range(100_000)])
+    assert index.link(100_000)
+    assert index.nbytes <= 12 * 100_000
