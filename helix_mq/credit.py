@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+import msgspec
+
 from helix_mq.clock import Clock
 
 _REMEMBERED_INCARNATIONS = 8
@@ -28,8 +30,7 @@ _IDLE_SHARE = 8
 """When all is consumed, up to W/8 may stay ungranted: saves a grant per small frame."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True, gc=False):
     """`total_bytes` may have been sent in all since this incarnation of the receiver began."""
 
     total_bytes: int

@@ -7,7 +7,6 @@ layers, requests or models. Used by nodes and by the router alike.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections import Counter
@@ -17,10 +16,10 @@ from dataclasses import dataclass
 import msgspec
 
 from helix_mq.clock import Clock
-from helix_mq.credit import CreditReceiver
 from helix_mq.errors import FrameError, HelixError
-from helix_mq.frames import Buffer, Message, decode, encode, frame_bytes
-from helix_mq.link_probe import ProbeAllowance
+from helix_mq.frames import Buffer, Message, decode, encode
+from helix_mq.inlink import DEFAULT_WINDOW_BYTES, Answers
+from helix_mq.inlink import InLink as InLink
 from helix_mq.messages import Kind
 from helix_mq.messages.data import FrameHeader, Grant, LinkEcho, LinkHello, LinkProbe
 from helix_mq.outlink import OutLink, OutLinkStatistics, PeerAddress
@@ -37,90 +36,11 @@ from helix_mq.transport import (
 
 log = logging.getLogger(__name__)
 
-DEFAULT_WINDOW_BYTES = 64 * 1024 * 1024
-"""Bytes in flight per link: 16 chunks of 256 tokens of a 70B model's 8,192 bf16 activations."""
-
-ACKNOWLEDGE_BYTES = 32 * 1024
-"""A third of what a sender may have under way at least (pacing.MIN_WINDOW_BYTES). On fast links
-frames are larger than that, so this is one small message per frame at most."""
-
-ACKNOWLEDGE_EVERY_S = 0.001
-"""Small next to what a sender may have under way (pacing.QUEUE_S). On fast links a decode's frame
-comes sooner after the last one, and an acknowledgement costs nearly as much as a frame."""
-
 LOST_AFTER_S = 3.0
 """A connection is back within a second after a short break, its peer's restart included."""
 
-_OVERDRAWN_WINDOWS = 4
-"""Room for a sender's own idea of the first window, and for overdrafts while all is blocked."""
-
 _MAX_BAD_KINDS = 1000
 """Senders times reasons that are counted apart."""
-
-
-class InLink:
-    """The receiving end of one peer's connection: its credit, and how to answer it."""
-
-    def __init__(self, plane: DataPlane, delivery: Delivery, hello: LinkHello, window: int) -> None:
-        self.sender = hello.sender
-        self.incarnation = hello.incarnation
-        self.user = delivery.user
-        self.routing_id = delivery.peer
-        self.link = hello.link
-        self._plane = plane
-        self._credit = CreditReceiver(window_bytes=window, incarnation=hello.link)
-        self._most_bytes = _OVERDRAWN_WINDOWS * max(window, DEFAULT_WINDOW_BYTES)
-        self._received_bytes = 0
-        self._told_bytes = 0
-        self._allowance = ProbeAllowance(plane.clock)
-
-    @property
-    def overdrawn(self) -> bool:
-        """More lies here unconsumed than any sender that minds its credit could have sent."""
-        return self._credit.outstanding_bytes > self._most_bytes
-
-    def received(self, nbytes: int) -> None:
-        """Counts a frame; has it acknowledged when enough has come for the sender's pace."""
-        if self._count(nbytes):
-            self._plane.announce_soon(self)
-
-    def _count(self, nbytes: int) -> bool:
-        self._credit.received(nbytes)
-        self._received_bytes += nbytes
-        return self._received_bytes - self._told_bytes >= ACKNOWLEDGE_BYTES
-
-    def consumed(self, nbytes: int) -> None:
-        """The bytes left the inbox: gives the sender credit back when that is worth a message."""
-        self._credit.consumed(nbytes)
-        self.grant()
-
-    def grant(self) -> None:
-        grant = self._credit.grant()
-        if grant is not None:
-            self._tell(grant.total_bytes)
-
-    def announce(self) -> None:
-        """Repeats the present grant, in case the last one was lost."""
-        self._tell(self._credit.announce().total_bytes)
-
-    def probed(self, probe: LinkProbe, nbytes: int, *, padded: bool) -> None:
-        """Answers a probe, or counts its padding as received and consumed. FrameError where there
-        are more of them than a sender has a use for."""
-        if padded:
-            # Also of what is refused: the sender counts these bytes as on their way, and would wait
-            # for them for ever. Acknowledged one by one: their spacing is what is measured.
-            if self._count(nbytes):
-                self.announce()
-            self.consumed(nbytes)
-        if not self._allowance.take(nbytes if padded else 0):
-            raise FrameError(f"{self.sender} probes too often", reason="probes")
-        if not padded:
-            self._plane.answer(self.routing_id, LinkEcho(self.link, probe.number))
-
-    def _tell(self, total_bytes: int) -> None:
-        self._told_bytes = self._received_bytes
-        grant = Grant(self._plane.me, self.link, total_bytes, self._received_bytes)
-        self._plane.answer(self.routing_id, grant)
 
 
 MessageHandler = Callable[[str, Message, int, InLink], None]
@@ -178,9 +98,7 @@ class DataPlane:
         self._allow: AllowList | None = None
         self._in: dict[bytes, InLink] = {}
         self._out: dict[str, OutLink] = {}
-        self._to_tell: dict[InLink, None] = {}
-        self._told_at_s = -1.0
-        """On the loop's clock."""
+        self._answers = Answers(self.me, clock, self.answer)
 
     async def bind(self, endpoint: str, security: ServerSecurity | None) -> str:
         """Binds the data socket; gives the real endpoint. Peers must have the names under which
@@ -272,23 +190,6 @@ class DataPlane:
             return True
         return link.connection is not None and link.connection.send(encode(header, buffers))
 
-    def announce_soon(self, link: InLink) -> None:
-        """After what came in this turn of the loop has been handled, as what is passed on need not
-        wait for an acknowledgement; where the last one was just now, once for all till then."""
-        if not self._to_tell:
-            loop = asyncio.get_running_loop()
-            if loop.time() - self._told_at_s > ACKNOWLEDGE_EVERY_S:
-                loop.call_soon(self._announce)
-            else:
-                loop.call_later(ACKNOWLEDGE_EVERY_S, self._announce)
-        self._to_tell[link] = None
-
-    def _announce(self) -> None:
-        self._told_at_s = asyncio.get_running_loop().time()
-        links, self._to_tell = self._to_tell, {}
-        for link in links:
-            link.announce()
-
     def answer(self, routing_id: bytes, header: msgspec.Struct) -> None:
         if self._listener is not None:
             self._listener.send(routing_id, encode(header))
@@ -334,7 +235,6 @@ class DataPlane:
 
     def _deliver(self, delivery: Delivery) -> None:
         known = self._in.get(delivery.peer)
-        who = known.sender if known is not None else "stranger"
         try:
             message = decode(delivery.parts)
             if message.kind is Kind.LINK_HELLO:
@@ -343,17 +243,17 @@ class DataPlane:
             if known is None:
                 raise FrameError(f"{message.kind.name} before a hello", reason="no_hello")
             if known.user != delivery.user:
+                who = known.sender
                 raise FrameError(f"another key under {who}'s connection", reason="identity")
-            nbytes = frame_bytes(delivery.parts)
-            if isinstance(message.header, LinkProbe):
-                known.probed(message.header, nbytes, padded=bool(message.buffers))
-                return
             if message.kind is Kind.FRAME:
-                known.received(nbytes)
+                known.received(delivery.nbytes)
+            elif isinstance(message.header, LinkProbe):
+                known.probed(message.header, delivery.nbytes, padded=bool(message.buffers))
+                return
         except FrameError as e:
-            self.count_bad(who, e)
+            self.count_bad(known.sender if known is not None else "stranger", e)
             return
-        self._on_message(known.sender, message, nbytes, known)
+        self._on_message(known.sender, message, delivery.nbytes, known)
 
     def _forget(self, routing_id: bytes) -> None:
         self._in.pop(routing_id, None)
@@ -368,7 +268,7 @@ class DataPlane:
         if delivery.peer in self._in:
             # A connection has one: counting anew would forget what lies here unconsumed.
             raise FrameError(f"{hello.sender} greets twice on a connection", reason="hello")
-        link = InLink(self, delivery, hello, self._window)
+        link = InLink(delivery, hello, self._window, self._answers)
         self._in[delivery.peer] = link
         link.grant()
 

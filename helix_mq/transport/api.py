@@ -33,12 +33,14 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
         claims about its sender must be checked against this.
     parts: views of the received frames, not copies. A view keeps its frame's memory alive (small
         frames share a buffer of some 8 KiB): copy what is kept for long.
+    nbytes: of all parts.
     """
 
     # A msgspec struct because building a frozen dataclass per message costs five times as much.
     peer: bytes
     user: str | None
     parts: Sequence[memoryview]
+    nbytes: int
 
 
 class LinkPhase(Enum):

@@ -182,8 +182,8 @@ class MemoryListener:
         if link.barred or not self._permitted(link.user):
             self._counters.drop("revoked", link.user or "")
             return
-        delivery = Delivery(link.peer, link.user, [memoryview(p) for p in parts])
-        _hand_over(delivery, nbytes, self._handler, self.limits, self._counters)
+        delivery = Delivery(link.peer, link.user, [memoryview(p) for p in parts], nbytes)
+        _hand_over(delivery, self._handler, self.limits, self._counters)
 
     def lost(self, link: MemoryLink) -> None:
         self._links.pop(link.peer, None)
@@ -267,8 +267,8 @@ class MemoryConnection:
         if self.closed or link is not self._link:
             return
         server = self._security.server_public if self._security is not None else None
-        delivery = Delivery(b"", server, [memoryview(p) for p in parts])
-        _hand_over(delivery, nbytes, self._handler, self.limits, self._counters)
+        delivery = Delivery(b"", server, [memoryview(p) for p in parts], nbytes)
+        _hand_over(delivery, self._handler, self.limits, self._counters)
 
     def lost(self, link: MemoryLink) -> None:
         if self.closed or link is not self._link:
@@ -343,17 +343,15 @@ def _cuts(parts: Parts, limits: Limits) -> bool:
     return any(memoryview(part).nbytes > limits.max_message_bytes for part in parts)
 
 
-def _hand_over(
-    delivery: Delivery, nbytes: int, handler: Handler, limits: Limits, counters: Counters
-) -> None:
+def _hand_over(delivery: Delivery, handler: Handler, limits: Limits, counters: Counters) -> None:
     who = delivery.user or repr(delivery.peer)
-    if nbytes > limits.max_message_bytes:
+    if delivery.nbytes > limits.max_message_bytes:
         counters.drop("too_large", who)
     elif len(delivery.parts) > limits.max_parts:
         counters.drop("too_many_parts", who)
     else:
         counters.messages_in += 1
-        counters.bytes_in += nbytes
+        counters.bytes_in += delivery.nbytes
         try:
             handler(delivery)
         except Exception as e:

@@ -187,7 +187,7 @@ class ZmqConnection:
             counters.messages_in += 1
             counters.bytes_in += nbytes
             try:
-                self._handler(Delivery(b"", self._server, parts))
+                self._handler(Delivery(b"", self._server, parts, nbytes))
             except Exception as e:
                 counters.handler_failed(e)
             if time.perf_counter() > until:

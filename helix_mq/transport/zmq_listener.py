@@ -156,7 +156,7 @@ class ZmqListener:
             counters.messages_in += 1
             counters.bytes_in += nbytes
             try:
-                handler(Delivery(peer, user, parts))
+                handler(Delivery(peer, user, parts, nbytes))
             except Exception as e:
                 counters.handler_failed(e)
             if pump.stopped:

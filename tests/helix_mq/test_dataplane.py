@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from helix_mq.dataplane import ACKNOWLEDGE_EVERY_S
 from helix_mq.frames import decode, encode
+from helix_mq.inlink import ACKNOWLEDGE_EVERY_S
 from helix_mq.messages.data import (
     SAMPLE,
     FrameHeader,
