@@ -12,6 +12,7 @@ import typer
 from bench.chaos.faults import Kind
 from bench.live_run import FolderOption, ModelOption, OutOption, in_folder, say
 from helix_mq.errors import ConfigError
+from helix_mq.token_return import token_return as known_return
 
 
 def chaos(
@@ -30,6 +31,9 @@ def chaos(
     router: Annotated[
         bool, typer.Option("--router", help="Kill the router, too; it keeps a journal then.")
     ] = False,
+    token_return: Annotated[
+        str, typer.Option(help="The router's setting of this name: auto, direct or router.")
+    ] = "auto",
     node_memory: Annotated[str, typer.Option(help="Memory of each node.")] = "160MiB",
     folder: FolderOption = None,
     out: OutOption = None,
@@ -45,7 +49,7 @@ def chaos(
 
     if rounds is None and minutes is None:
         rounds = 12
-    kinds = _kinds(only or [])
+    kinds, way = _kinds(only or []), known_return(token_return)
 
     async def main(stop: asyncio.Event) -> None:
         from bench.chaos.report import ChaosReport
@@ -63,6 +67,7 @@ def chaos(
                 only=kinds,
                 node_memory=node_memory,
                 journal=router or Kind.ROUTER in kinds,
+                token_return=way,
             )
             return await ChaosRun(options, say).run()
 

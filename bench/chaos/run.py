@@ -24,6 +24,7 @@ from bench.chaos.watch import Watch
 from helix_mq.client import Client
 from helix_mq.errors import HelixError, LocalError
 from helix_mq.models.config import ModelConfig
+from helix_mq.token_return import TokenReturn
 
 START_S = 120.0
 WHOLE_S = 60.0
@@ -52,6 +53,7 @@ class ChaosOptions:
     """Room for two slices of the tiny model with all the KV cache it can use."""
     journal: bool = False
     """The router keeps one, and is killed, too."""
+    token_return: TokenReturn = "auto"
 
 
 Say = Callable[[str], None]
@@ -72,7 +74,8 @@ class ChaosRun:
     async def run(self) -> ChaosReport:
         options = self.options
         catalogue = await self._right_answers()
-        plan = self._plan(slices_of(self._config.num_layers, LAYOUT))
+        ways = f'token_return = "{options.token_return}"\n'
+        plan = self._plan(slices_of(self._config.num_layers, LAYOUT), ways)
         self._started_s = time.monotonic()
         cluster = ChaosCluster(plan, options.folder / "cluster")
         try:
@@ -97,10 +100,10 @@ class ChaosRun:
             broken += alarms(name, child.log.read_text(errors="replace"))
         return self._report(plan, catalogue, load, before, after)
 
-    def _plan(self, slices: dict[str, str]) -> Plan:
+    def _plan(self, slices: dict[str, str], settings: str) -> Plan:
         options = self.options
         # Requests of a slow machine may take longer than they may stay on old slices by default.
-        settings = "replan.drain_s = 60\n"
+        settings += "replan.drain_s = 60\n"
         return Plan(
             options.model,
             slices,
@@ -115,7 +118,9 @@ class ChaosRun:
         options = self.options
         self._say("computing the right answers on one undisturbed node")
         asks = self._asks()
-        plan = self._plan(slices_of(self._config.num_layers, SOLO))
+        # Token by token, so that the right answers lean on nothing that is tried here.
+        plain = 'token_return = "router"\nspeculation.enabled = false\nprefix_cache.share = "off"\n'
+        plan = self._plan(slices_of(self._config.num_layers, SOLO), plain)
         async with ChaosCluster(plan, options.folder / "solo") as alone:
             await alone.whole(START_S)
             async with Client(alone.clients) as client:
