@@ -35,10 +35,8 @@ class FlashAttention2:
     def load(cls) -> FlashAttention2:
         try:
             from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
-        except ImportError as error:
-            raise BackendUnavailable(
-                f"the flash-attn package cannot be imported ({error})"
-            ) from error
+        except Exception as error:
+            raise _cannot_be_imported("the flash-attn package", error) from error
         return cls(flash_attn_varlen_func, flash_attn_with_kvcache)
 
     def __call__(
@@ -84,10 +82,8 @@ class FlashAttention3:
     def load(cls) -> FlashAttention3:
         try:
             from flash_attn_interface import flash_attn_with_kvcache
-        except ImportError as error:
-            raise BackendUnavailable(
-                f"flash_attn_interface cannot be imported ({error})"
-            ) from error
+        except Exception as error:
+            raise _cannot_be_imported("flash_attn_interface", error) from error
         return cls(flash_attn_with_kvcache)
 
     def __call__(
@@ -157,11 +153,20 @@ class TorchVarlen:
         return _tensor(out)
 
 
+def _cannot_be_imported(what: str, error: Exception) -> BackendUnavailable:
+    """Any exception: one built for another torch raises what it likes while it registers itself."""
+    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return BackendUnavailable(f"{what} cannot be imported ({text[:200]})")
+
+
 def _window(window: int | None) -> tuple[int, int]:
     """(left, right) neighbours besides the query's own key; -1 for all."""
     return (-1, -1) if window is None else (window - 1, 0)
 
 
 def _tensor(out: object) -> torch.Tensor:
+    """Releases differ in whether the sums' logarithms come along unasked."""
+    if isinstance(out, tuple):
+        out = out[0]
     assert isinstance(out, torch.Tensor)
     return out

@@ -7,6 +7,8 @@ answer beats a fast wrong one.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -16,8 +18,12 @@ from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.attention.base import AttentionBackend, AttentionRows
 from nodes.model.attention.gather import GatherAttention
 
-_ROWS = ((1, 1), (1, 70), (1, 301), (5, 5), (7, 40), (33, 290))
+_Sizes = tuple[tuple[int, int], ...]
+
+_MIXED = ((1, 1), (1, 70), (1, 301), (5, 5), (7, 40), (33, 290))
 """(queries, keys): decodes, first chunks and later ones, within and across pages of 16 and 256."""
+_DECODES = ((1, 1), (1, 70), (1, 301), (1, 1500))
+"""Alone they take other kernels, which divide long rows among the device's processors."""
 _WINDOW = 37
 _TOLERANCE = 3e-2
 """Of outputs of size about 1: bfloat16 keeps 8 bits, and a wrong mask is off by 0.1 or more."""
@@ -28,8 +34,8 @@ def find_fault(
 ) -> str | None:
     """What is wrong with `backend` for this model here; None when it computes attention."""
     try:
-        for window in (None, _WINDOW):
-            error = _largest_error(backend, config, device, dtype, window)
+        for sizes, window in itertools.product((_MIXED, _DECODES), (None, _WINDOW)):
+            error = _largest_error(backend, config, device, dtype, sizes, window)
             if not error <= _TOLERANCE:
                 what = "attention" if window is None else "sliding-window attention"
                 return f"its {what} is off by {error:.2g}"
@@ -46,10 +52,11 @@ def _largest_error(
     config: ModelConfig,
     device: torch.device,
     dtype: torch.dtype,
+    sizes: _Sizes,
     window: int | None,
 ) -> float:
     page_tokens = -(-DEFAULT_PAGE_TOKENS // backend.page_multiple) * backend.page_multiple
-    rows, total_pages = _rows(page_tokens)
+    rows, total_pages = _rows(sizes, page_tokens)
     cache = KvCache.allocate(
         config,
         total_pages=total_pages,
@@ -75,18 +82,18 @@ def _largest_error(
     return float((got.float() - wanted).abs().max())
 
 
-def _rows(page_tokens: int) -> tuple[AttentionRows, int]:
-    """_ROWS over pages in random order, and the number of pages."""
-    pages = [-(-keys // page_tokens) for _, keys in _ROWS]
+def _rows(sizes: _Sizes, page_tokens: int) -> tuple[AttentionRows, int]:
+    """Rows over pages in random order, and the number of pages."""
+    pages = [-(-keys // page_tokens) for _, keys in sizes]
     ids = np.random.default_rng(2).permutation(sum(pages)).astype(np.int32)
-    tables = np.empty((1, len(_ROWS), max(pages)), np.int32)
+    tables = np.empty((1, len(sizes), max(pages)), np.int32)
     at = 0
     for i, count in enumerate(pages):
         tables[0, i] = ids[at]
         tables[0, i, :count] = ids[at : at + count]
         at += count
-    starts = np.cumsum([0] + [queries for queries, _ in _ROWS]).astype(np.int32)
-    return AttentionRows(starts, np.array([k for _, k in _ROWS], np.int32), tables), sum(pages)
+    starts = np.cumsum([0] + [queries for queries, _ in sizes]).astype(np.int32)
+    return AttentionRows(starts, np.array([k for _, k in sizes], np.int32), tables), sum(pages)
 
 
 def _written(cache: KvCache, rows: AttentionRows) -> tuple[torch.Tensor, torch.Tensor]:
