@@ -228,6 +228,9 @@ class NodeDaemon:
             log.warning("router at %s: %s", self.settings.router, state.reason or "disconnected")
 
     def _register(self) -> None:
+        if self._left.is_set():
+            # Asked for by a heartbeat that crossed the router's goodbye: it would join anew.
+            return
         self._say(
             control.Register(
                 node=self.settings.name,

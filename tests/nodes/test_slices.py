@@ -364,4 +364,7 @@ async def test_a_leaving_node_waits_for_the_routers_word(tiny_folder: Path) -> N
         drain = router.of(control.Drain)[0]
         assert isinstance(drain, control.Drain)
         router.say(control.Leave(drain.node, drain.incarnation, "drained"))
+        # The answer to a heartbeat that was on its way when the router forgot the node.
+        router.say(control.RegisterAgain("unknown"))
         await router.until(lambda: not node.workers)
+        assert len(router.of(control.Register)) == 1, "it does not join anew as it goes"
