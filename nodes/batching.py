@@ -132,6 +132,11 @@ class Batcher(Generic[P]):
     def __len__(self) -> int:
         return self._waiting_rows
 
+    @property
+    def prompts_wait(self) -> bool:
+        """Something besides decodes may be next."""
+        return bool(self._prefills or self._behind)
+
     def next_batch(
         self,
         *,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Any
 
 from helix_mq.clock import Clock
 from helix_mq.errors import LocalError
 from nodes.batching import BatchLimits
+from nodes.device import DeviceThread
 from nodes.inbox import NodeView
 from nodes.loading import Loaded
 from nodes.settings import BatchSection
@@ -87,7 +87,7 @@ def make_worker(
     depth: int,
     batch: BatchSection,
     clock: Clock,
-    device: Executor,
+    device: DeviceThread,
     links: Links,
     tracer: Tracer,
 ) -> Worker:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import astuple, replace
 
 import msgspec
@@ -22,6 +21,7 @@ from helix_mq.errors import ConfigError, HelixError
 from helix_mq.layers import LayerRange
 from helix_mq.messages import control
 from helix_mq.models.quantisation import Quantisation
+from nodes.device import DeviceThread
 from nodes.holdings import Changed, Held, Holdings
 from nodes.identity import NodeIdentity
 from nodes.loader import Load, Loader, Unwanted, release_memory
@@ -51,7 +51,7 @@ class Slices:
         identity: NodeIdentity,
         *,
         clock: Clock,
-        device: Executor,
+        device: DeviceThread,
         links: Links,
         say: Callable[[msgspec.Struct], None],
         on_broken: Callable[[BaseException], None],

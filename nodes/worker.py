@@ -12,10 +12,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
-from typing import TypeVar
 
 from helix_mq.clock import Clock
 from helix_mq.errors import HelixError
@@ -31,6 +29,8 @@ from helix_mq.messages.data import (
 )
 from nodes.admitting import admit, without_crowding
 from nodes.batching import Batcher, SeqKey
+from nodes.chores import Chores
+from nodes.device import DeviceThread
 from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
 from nodes.ledger import Ledger
 from nodes.returning import Returns
@@ -47,21 +47,11 @@ from nodes.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 STALL_GRACE_S = 1.0
 """An idle node whose rows all wait for credit lets one row pass this often; see helix_mq.credit."""
 
 MAX_WAITING_ROWS = 131_072
 """Credit counts bytes, but a row of one token takes some 2 KiB here and a few bytes on the wire."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chore:
-    """Something to do between two steps."""
-
-    job: Callable[[], None]
-    done: asyncio.Future[None]
 
 
 class Worker:
@@ -72,7 +62,7 @@ class Worker:
         *,
         options: WorkerOptions,
         clock: Clock,
-        device: Executor,
+        device: DeviceThread,
         links: Links,
     ) -> None:
         self.view = view
@@ -88,7 +78,7 @@ class Worker:
         self._frees: list[SeqKey] = []
         self._refusals: deque[RefusedItem] = deque(maxlen=MAX_ROWS)
         self._busy = False
-        self._chores: deque[Chore] = deque()
+        self._chores = Chores()
         self._wake = asyncio.Event()
         self._stall_ends_s: float | None = None
         self._steps = 0
@@ -123,10 +113,9 @@ class Worker:
 
         The step loop must be running; CancelledError when it ends first.
         """
-        chore = Chore(job, asyncio.get_running_loop().create_future())
-        self._chores.append(chore)
+        done = self._chores.add(job)
         self._wake.set()
-        await chore.done
+        await done
 
     @property
     def overloaded(self) -> bool:
@@ -154,7 +143,8 @@ class Worker:
         # After adding: one frame may hold rows of the older attempt, too.
         for seq in accepted.superseded:
             self._close(seq)
-        self._refuse(accepted.refused)
+        if accepted.refused:
+            self._refuse(accepted.refused)
         self._wake.set()
         return accepted.strange
 
@@ -190,19 +180,20 @@ class Worker:
         try:
             while True:
                 if self._chores:
-                    await self._do(self._chores[0])
+                    await self._chores.do_next(self._do)
                 elif batch := self._next_batch():
                     self._stall_ends_s = None
                     await self._step(batch)
                 else:
                     await self._idle()
         finally:
-            while self._chores:
-                self._chores.popleft().done.cancel()
+            self._chores.give_up()
 
     async def _step(self, batch: Batch) -> None:
         try:
-            result = await self._on_device(lambda: self._engine.run(batch))
+            # KV pages stay as they are until _device_idle().
+            self._busy = True
+            result = await self._device.run(lambda: self._engine.run(batch))
         except HelixError as e:
             self._fail(batch, e.code, e.message)
         except Exception:
@@ -220,29 +211,12 @@ class Worker:
             for work in batch:
                 work.payload.use.take(work.count)
 
-    async def _do(self, chore: Chore) -> None:
+    async def _do(self, job: Callable[[], None]) -> None:
         try:
-            await self._on_device(chore.job)
-        except Exception as e:
-            if not chore.done.done():
-                chore.done.set_exception(e)
-        else:
-            if not chore.done.done():
-                chore.done.set_result(None)
+            self._busy = True
+            await self._device.run(job)
         finally:
             self._device_idle()
-        self._chores.popleft()
-
-    async def _on_device(self, job: Callable[[], T]) -> T:
-        """One job on the device thread, to its end whatever happens here meanwhile. KV pages stay
-        as they are until _device_idle()."""
-        self._busy = True
-        running = asyncio.get_running_loop().run_in_executor(self._device, job)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait([running])
-            raise
 
     def _device_idle(self) -> None:
         self._busy = False
@@ -273,9 +247,13 @@ class Worker:
 
     def _next_batch(self) -> Batch:
         now_ms = int(self._clock.wall_s() * 1000)
-        self._give_up(self._ledger.expired(now_ms), "deadline", "the deadline has passed")
-        blocked = self._links.blocked_peers()
+        if expired := self._ledger.expired(now_ms):
+            self._give_up(expired, "deadline", "the deadline has passed")
         batch: Batch = []
+        if not len(self._batcher):
+            return batch
+        # Decodes go whether there is credit or not.
+        blocked = self._links.blocked_peers() if self._batcher.prompts_wait else ()
         # Again while all that was picked is refused: what waits behind it may run.
         while not batch and (
             picked := self._batcher.next_batch(

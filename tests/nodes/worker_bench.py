@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from time import perf_counter
@@ -13,7 +12,7 @@ from time import perf_counter
 import msgspec
 import numpy as np
 
-from helix_mq.clock import VirtualClock
+from helix_mq.clock import SystemClock, VirtualClock
 from helix_mq.frames import Buffer, pack_route
 from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
 from helix_mq.layers import Hop, LayerRange, Route
@@ -32,6 +31,7 @@ from helix_mq.messages.data import (
 )
 from helix_mq.sampling import SamplingParams
 from nodes.batching import BatchLimits, SeqKey, Work
+from nodes.device import DeviceThread
 from nodes.inbox import NodeView, Payload
 from nodes.steps import Batch, OutFrame, StepResult, WorkerOptions
 from nodes.worker import Worker
@@ -128,7 +128,7 @@ class FakeEngine:
 class Bench:
     """A worker at work, what it sent, and the credit that came back."""
 
-    def __init__(self, device: ThreadPoolExecutor, pages: int, limits: BatchLimits) -> None:
+    def __init__(self, device: DeviceThread, pages: int, limits: BatchLimits) -> None:
         self.engine = FakeEngine(pages)
         self.clock = VirtualClock()
         self.sent: list[tuple[str, msgspec.Struct]] = []
@@ -196,7 +196,7 @@ async def bench(
     pages: int = 1000, limits: BatchLimits | None = None, *, run: bool = True
 ) -> AsyncIterator[Bench]:
     """A running worker; afterwards no page, row or credit may be missing."""
-    with ThreadPoolExecutor(1) as device:
+    with DeviceThread(SystemClock()) as device:
         one = Bench(device, pages, limits or BatchLimits())
         task = asyncio.create_task(one.worker.run()) if run else None
         try:

@@ -8,7 +8,6 @@ read. Activations say how far a token has come. `spoken` is the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from typing import cast
 
 import msgspec
@@ -24,6 +23,7 @@ from helix_mq.messages.control import Assign, Retain
 from helix_mq.messages.data import FrameHeader, Refused, RefusedItem, Release, ReleaseItem
 from helix_mq.outlink import is_urgent
 from nodes.batching import BatchLimits, SeqKey, Work
+from nodes.device import DeviceThread
 from nodes.engine import Engine
 from nodes.holdings import Changed, Holdings
 from nodes.inbox import NodeView, Payload, check_sender
@@ -182,7 +182,7 @@ class WorkingSlice:
             self.engine,
             options=WorkerOptions(depth=2, limits=BatchLimits(prefill_tokens=48)),
             clock=node.outside.time.clock,
-            device=cast(Executor, None),
+            device=cast(DeviceThread, None),
             links=node,
         )
         self.resize_next = False
