@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,3 +29,18 @@ def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(supervised())
     except asyncio.CancelledError:
         raise SystemExit(TERMINATED) from None
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """For benches without an event loop: SIGTERM raises SystemExit where they are, with that code,
+    as Ctrl-C raises KeyboardInterrupt. Main thread only."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -163,8 +163,15 @@ def plan_of(model: Path, slices: Mapping[str, str], threads: int, dtype: str) ->
 
 
 async def compare(
-    model: Path, folder: Path, streams: Sequence[int], tokens: int, rounds: int, dtype: str
+    model: Path,
+    folder: Path,
+    streams: Sequence[int],
+    tokens: int,
+    rounds: int,
+    dtype: str,
+    keep: Callable[[dict[str, object]], None],
 ) -> dict[str, object]:
+    """`keep` is told of the rates after each round."""
     layers = ModelConfig.from_folder(model).num_layers
     cores = psutil.cpu_count() or 1
     plans = {
@@ -185,19 +192,25 @@ async def compare(
                         say(f"round {number + 1}, {name} node(s), {n} streams: {rate:.1f} tokens/s")
                     if name == "three" and number == rounds - 1:
                         costs = [await steps_cost(client, cluster, n, tokens) for n in streams]
-    return {
-        "rates": [
-            {
-                "streams": n,
-                "one_tokens_per_s": statistics.median(rates["one"][n]),
-                "three_tokens_per_s": statistics.median(rates["three"][n]),
-                "three_over_one": statistics.median(rates["three"][n])
-                / statistics.median(rates["one"][n]),
-            }
-            for n in streams
-        ],
-        "costs": costs,
-    }
+        found: dict[str, object] = {"rates": rates_of(rates, streams), "costs": costs}
+        keep({**found, "rounds": number + 1})
+    return found
+
+
+def rates_of(
+    rates: Mapping[str, Mapping[int, Sequence[float]]], streams: Sequence[int]
+) -> list[dict[str, float]]:
+    """Medians over the rounds so far."""
+    return [
+        {
+            "streams": n,
+            "one_tokens_per_s": statistics.median(rates["one"][n]),
+            "three_tokens_per_s": statistics.median(rates["three"][n]),
+            "three_over_one": statistics.median(rates["three"][n])
+            / statistics.median(rates["one"][n]),
+        }
+        for n in streams
+    ]
 
 
 def main(
@@ -213,9 +226,6 @@ def main(
 
     folder = resolve_model(model if model is not None else find_demo_gguf())
     counts = [int(n) for n in streams.split(",")]
-    with tempfile.TemporaryDirectory(prefix="helix-mq-pipeline-") as place:
-        found = run_to_its_end(compare(folder, Path(place), counts, tokens, rounds, dtype))
-    found["engine"] = [engine_cost(folder, n, dtype) for n in counts]
     body: dict[str, object] = {
         "command": f"python -m bench.pipeline {' '.join(sys.argv[1:])}".strip(),
         "machine": machine_summary(PACKAGES),
@@ -223,10 +233,16 @@ def main(
         "dtype": dtype,
         "tokens": tokens,
         "rounds": rounds,
-        **found,
     }
-    if out is not None:
-        write_results(out, body)
+
+    def keep(found: dict[str, object]) -> None:
+        if out is not None:
+            write_results(out, body | found)
+
+    with tempfile.TemporaryDirectory(prefix="helix-mq-pipeline-") as place:
+        found = run_to_its_end(compare(folder, Path(place), counts, tokens, rounds, dtype, keep))
+    found["engine"] = [engine_cost(folder, n, dtype) for n in counts]
+    keep(found)
     for rows in (found["rates"], found["costs"], found["engine"]):
         assert isinstance(rows, list)
         for row in rows:

@@ -16,7 +16,7 @@ import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import httpx
 
 from bench.chaos.cluster import ChaosCluster, Plan, slices_of
 from bench.ending import run_to_its_end
+from bench.live_run import say
 from bench.planner_common import machine_summary, write_results
 from helix_mq.client import Client
 from helix_mq.models.config import ModelConfig
@@ -31,6 +32,7 @@ from helix_mq.models.resolve import find_demo_gguf, resolve_model
 
 HALVES = {"alpha": (0.0, 0.5), "beta": (0.5, 1.0)}
 READY_S = 180.0
+SHARES = {"off": "without", "key": "with"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ async def measure(
                             temperature=0.0,
                             ignore_eos=True,
                         )
+                        say(f"share = {share}: {done.timings.ttft_s:.3f} s to a first token")
                         return done.timings.ttft_s, done.usage.cached_tokens, done.token_ids
 
                 every = prompts(wanted, config.vocab_size)
@@ -140,13 +143,17 @@ async def node_tokens(url: str) -> dict[str, int]:
             await asyncio.sleep(1.5)
 
 
-async def compare(model: Path, wanted: Wanted) -> dict[str, Measured]:
-    """By what is shared. Raises AssertionError where tokens differ."""
+async def compare(
+    model: Path, wanted: Wanted, keep: Callable[[dict[str, Measured], bool | None], None]
+) -> dict[str, Measured]:
+    """By what is shared. `keep` is told after each of the two, and at the end whether tokens
+    are the same. Raises AssertionError where they differ."""
     found: dict[str, Measured] = {}
     tokens: dict[str, list[tuple[int, ...]]] = {}
-    for share in ("off", "key"):
+    for share in SHARES:
         found[share], tokens[share] = await measure(model, wanted, share)
-        print(f"share = {share}: {found[share]}", file=sys.stderr, flush=True)
+        say(f"share = {share}: {found[share]}")
+        keep(found, tokens["off"] == tokens["key"] if len(tokens) == len(SHARES) else None)
     assert tokens["off"] == tokens["key"], "the cache has changed a token"
     return found
 
@@ -169,18 +176,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.output_tokens,
         given.at_once,
     )
-    found = run_to_its_end(compare(model, wanted))
-    result: dict[str, object] = {
-        "command": " ".join(["python -m bench.prefix_cache", *(arguments or sys.argv[1:])]),
-        "machine": machine_summary(("torch", "pyzmq", "numpy")),
-        "model": given.model.name if given.model else "SmolLM2-135M-Instruct, float32",
-        "wanted": asdict(wanted),
-        "without": asdict(found["off"]),
-        "with": asdict(found["key"]),
-        "tokens_equal": True,
-    }
-    if given.out is not None:
-        write_results(given.out, result)
+    machine = machine_summary(("torch", "pyzmq", "numpy"))
+
+    def keep(found: dict[str, Measured], tokens_equal: bool | None) -> None:
+        if given.out is None:
+            return
+        result: dict[str, object] = {
+            "command": " ".join(["python -m bench.prefix_cache", *(arguments or sys.argv[1:])]),
+            "machine": machine,
+            "model": given.model.name if given.model else "SmolLM2-135M-Instruct, float32",
+            "wanted": asdict(wanted),
+            "tokens_equal": tokens_equal,
+        }
+        write_results(given.out, result | {SHARES[s]: asdict(m) for s, m in found.items()})
+
+    found = run_to_its_end(compare(model, wanted, keep))
     print(
         f"first token, median: {found['off'].median_ttft_s:.3f} s without, "
         f"{found['key'].median_ttft_s:.3f} s with"

@@ -36,13 +36,15 @@ def bus(
     """Measures what a hop costs, beside plain pyzmq: latency, messages/s, bytes/s and CPU."""
     from bench.bus.report import rows_of, table, verdicts
     from bench.bus.run import measure
+    from bench.ending import told_to_end
     from bench.planner_common import machine_summary, write_results
 
     links = links_of(sizes, hops, transports, curve=curve)
     machine = machine_summary(("msgpack", "msgspec", "pyzmq", "uvloop")) | {"libzmq": _libzmq()}
     rows: list[dict[str, object]] = []
     for done, link in enumerate(links, 1):
-        rows.extend(rows_of(link, measure(link, seconds, say)))
+        with told_to_end():
+            rows.extend(rows_of(link, measure(link, seconds, say)))
         if out is not None:
             # After each link: a run that is interrupted leaves what it has.
             results: dict[str, object] = {

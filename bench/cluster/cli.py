@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -80,31 +81,37 @@ def cluster(
     way = checked_way(token_return)
     trial = Trial(workload, at_once, warmup, duration, seed, overhead_ms / 1e3, way)
     pairs: list[Pair] = []
+    machine = machine_summary(PACKAGES)
     with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as temporary:
         place = folder or Path(temporary)
         subject = read_subject(cluster_file, model, placement, seed, place, slower)
 
+        def body_of(done: Sequence[Pair]) -> dict[str, object]:
+            return {
+                "benchmark": "cluster",
+                "command": f"helix-mq {shlex.join(sys.argv[1:])}",
+                "machine": machine,
+                "cluster": subject.as_dict(),
+                "trial": {**trial.as_dict(), "slower": slower},
+                "rows": [pair.row() for pair in done],
+                "runs": [pair.as_dict() for pair in done],
+            }
+
+        def keep(done: Sequence[Pair]) -> None:
+            # After each scheduler: a run that is interrupted leaves what it has.
+            if out is not None:
+                write_results(out, body_of(done))
+
         async def main(stop: asyncio.Event) -> None:
-            pairs.extend(await compare(subject, schedulers, trial, place, stop, say))
+            pairs.extend(await compare(subject, schedulers, trial, place, stop, say, keep))
 
         run(main)
-    body: dict[str, object] = {
-        "benchmark": "cluster",
-        "command": f"helix-mq {shlex.join(sys.argv[1:])}",
-        "machine": machine_summary(PACKAGES),
-        "cluster": subject.as_dict(),
-        "trial": {**trial.as_dict(), "slower": slower},
-        "rows": [pair.row() for pair in pairs],
-        "runs": [pair.as_dict() for pair in pairs],
-    }
-    if out is not None:
-        write_results(out, body)
     if plot is not None:
         from bench.cluster.plot import plot_pairs
 
         title = f"{subject.problem.name}: {at_once} requests at once, live and simulated"
         plot_pairs(pairs, plot, title)
-    typer.echo(json.dumps(body) if as_json else table(pairs))
+    typer.echo(json.dumps(body_of(pairs)) if as_json else table(pairs))
     failed = [p.scheduler for p in pairs if p.faults() or abs(p.difference) > tolerance]
     if failed:
         say(f"not within {tolerance:.0%}, or not valid: {', '.join(failed)}")

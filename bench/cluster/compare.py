@@ -23,8 +23,10 @@ async def compare(
     folder: Path,
     stop: asyncio.Event,
     say: Callable[[str], None],
+    keep: Callable[[Sequence[Pair]], None] = lambda _pairs: None,
 ) -> list[Pair]:
-    """One Pair per scheduler. typer.Exit when `stop` comes first; nothing is left running then."""
+    """One Pair per scheduler; `keep` is told of all so far after each. typer.Exit when
+    `stop` comes first; nothing is left running then."""
     pairs: list[Pair] = []
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -45,6 +47,7 @@ async def compare(
             explained = await asyncio.to_thread(run_simulated, subject, scheduler, with_overhead)
             pairs.append(Pair(scheduler, live, simulated, explained, overhead_s))
             say(_line(pairs[-1]))
+            keep(pairs)
     finally:
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)

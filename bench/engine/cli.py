@@ -67,10 +67,11 @@ def engine(
         chosen = "cuda" if device == "cpu" and not tiny else device
         run_gpu(device=chosen, tiny=tiny, parts=parts, out=out, as_json=as_json)
         return
+    from bench.ending import told_to_end
     from bench.engine.options import job_of, systems_of
     from bench.engine.prompts import prompts_of
     from bench.engine.report import body_of, table_of
-    from bench.engine.run import measure
+    from bench.engine.run import Measured, measure
     from bench.engine.types import Case
     from bench.planner_common import machine_summary, write_results
     from helix_mq.models.config import ModelConfig
@@ -91,7 +92,30 @@ def engine(
         "vllm": python_vllm,
     }
     systems, missing = systems_of(dtypes, others, pythons, job)
-    with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as folder:
+    config = ModelConfig.from_folder(job.folder)
+    machine = machine_summary(("numpy", "torch"))
+
+    def body_so_far(measured: Measured) -> dict[str, object]:
+        measured.missing.update(missing)
+        done = [case for case in cases if any(case in by for by in measured.times.values())]
+        return {
+            # Without what names places on this machine.
+            "command": f"helix-mq bench engine --batches {batches} --contexts {contexts} "
+            f"--new-tokens {new_tokens} --rounds {rounds} --threads {threads} --dtype {dtype} "
+            f"--beside {beside}",
+            "machine": machine,
+            "model": job.folder.name,
+            "threads": threads,
+            "device": device,
+            "rounds": rounds,
+            **body_of(measured, systems, done, config, bandwidth and bandwidth * 1e9),
+        }
+
+    def keep(measured: Measured) -> None:
+        if out is not None:
+            write_results(out, body_so_far(measured))
+
+    with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as folder, told_to_end():
         measured = measure(
             systems,
             job,
@@ -100,23 +124,10 @@ def engine(
             rounds=rounds,
             folder=Path(folder),
             say=say,
+            keep=keep,
         )
-    measured.missing.update(missing)
-    config = ModelConfig.from_folder(job.folder)
-    body = {
-        # Without what names places on this machine.
-        "command": f"helix-mq bench engine --batches {batches} --contexts {contexts} "
-        f"--new-tokens {new_tokens} --rounds {rounds} --threads {threads} --dtype {dtype} "
-        f"--beside {beside}",
-        "machine": machine_summary(("numpy", "torch")),
-        "model": job.folder.name,
-        "threads": threads,
-        "device": device,
-        "rounds": rounds,
-        **body_of(measured, systems, cases, config, bandwidth and bandwidth * 1e9),
-    }
-    if out is not None:
-        write_results(out, body)
+    keep(measured)
+    body = body_so_far(measured)
     typer.echo(json.dumps(body) if as_json else table_of(measured, systems, cases))
 
 

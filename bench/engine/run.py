@@ -36,10 +36,12 @@ def measure(
     rounds: int,
     folder: Path,
     say: Say,
+    keep: Callable[[Measured], None] = lambda _measured: None,
 ) -> Measured:
     """One round more than `rounds` per case: the first warms up and does not count.
 
-    A system that fails is passed over from then on, with what it said in `missing`. Logs go to
+    `keep` is told after each case, so that a run that is interrupted leaves what it has. A system
+    that fails is passed over from then on, with what it said in `missing`. Logs go to
     `folder`.
     """
     measured = Measured()
@@ -60,6 +62,7 @@ def measure(
             asked = prompts(case)
             for number in range(rounds + 1):
                 peers = [p for p in peers if _round(p, case, asked, number, measured, say)]
+            keep(measured)
     finally:
         for peer in peers:
             peer.close()

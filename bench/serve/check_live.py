@@ -4,7 +4,8 @@ A router and its nodes as processes, one cluster after the other: SmolLM2 on two
 model whose tokens come so fast that a heavy client would show. Both clients send the same prompts,
 of the same lengths, with the same sampling to the same server in turns; kept prefixes are off, so
 that who comes second is not answered from what the first has left. How much a client differs from
-itself from round to round says what a difference between the two is worth. vLLM is a program of
+itself from round to round says what a difference between the two is worth; the router's own record
+of the same requests says what of it was the server's. vLLM is a program of
 its own, in an environment of its own (docs/bench.md). What came of it is in bench/results.
 """
 
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import typer
 
 from bench.chaos.cluster import ChaosCluster, Plan
@@ -37,6 +39,8 @@ from bench.serve.check_vllm import (
     of_ours,
     of_vllm,
     ours_command,
+    record_of,
+    recorded_ms,
     request_lines,
     span_of_vllm,
     vllm_command,
@@ -83,7 +87,7 @@ def with_model(model: Path, at_once: int, requests: int) -> Server:
         node_dtype="bfloat16",
     )
     words = f"a router and two nodes of one thread, {model.name} in bfloat16"
-    return Server(MODEL, words, plan, SameLoad(WORKLOAD, SEED, at_once, requests, 4))
+    return Server(MODEL, words, plan, SameLoad(WORKLOAD, SEED, at_once, requests))
 
 
 def tiny(model: Path, at_once: int, requests: int) -> Server:
@@ -95,17 +99,25 @@ def tiny(model: Path, at_once: int, requests: int) -> Server:
         log_level="warning",
     )
     words = f"a router and one node of one thread, tiny random Llama of {NUM_LAYERS} layers"
-    return Server(TINY, words, plan, SameLoad(WORKLOAD, SEED, at_once, requests, 4))
+    return Server(TINY, words, plan, SameLoad(WORKLOAD, SEED, at_once, requests))
 
 
 class LiveCheck:
     """Clients in turns on one server that stays."""
 
-    def __init__(self, vllm: Path, server: Server, cluster: ChaosCluster, folder: Path) -> None:
+    def __init__(
+        self,
+        vllm: Path,
+        server: Server,
+        cluster: ChaosCluster,
+        folder: Path,
+        http: httpx.AsyncClient,
+    ) -> None:
         self._vllm = vllm
         self._server = server
         self._cluster = cluster
         self._folder = folder
+        self._http = http
         self.commands: dict[str, str] = {}
 
     async def round(self, number: int) -> Round:
@@ -132,11 +144,31 @@ class LiveCheck:
                 arguments = command[3:]
             self.commands[who] = _text(command, self._cluster.url, model, Path(place))
             pids = [child.pid for child in self._cluster.children.values()]
+            before = await self._record()
             watched = await run_client(program, arguments, Path(place), pids)
+            server_ms = recorded_ms(before, await self._record(), load)
             found = json.loads(out.read_text("utf-8"))
             if who == OURS:
-                return _side(of_ours(found, load), _span_of_ours(found), watched)
-            return _side(of_vllm(found, load), span_of_vllm(found), watched)
+                return _side(of_ours(found, load), server_ms, _span_of_ours(found), watched)
+            return _side(of_vllm(found, load), server_ms, span_of_vllm(found), watched)
+
+    async def _record(self) -> dict[str, tuple[float, float]]:
+        await self._cluster.idle(START_S)
+        page = await self._http.get(f"{self._cluster.url}/metrics")
+        return record_of(page.text)
+
+    async def warm_up(self) -> None:
+        """What a server does for the first time is no part of either's figures."""
+        body = {
+            "model": MODEL_NAME,
+            "prompt": "time",
+            "max_tokens": 16,
+            "ignore_eos": True,
+            "temperature": 0,
+        }
+        for _ in range(self._server.load.at_once):
+            answer = await self._http.post(f"{self._cluster.url}/v1/completions", json=body)
+            answer.raise_for_status()
 
 
 def _span_of_ours(found: Mapping[str, Any]) -> tuple[float, float]:
@@ -145,9 +177,15 @@ def _span_of_ours(found: Mapping[str, Any]) -> tuple[float, float]:
     return start_s, start_s + found["duration"]
 
 
-def _side(figures: Mapping[str, float], span_s: tuple[float, float], watched: Watched) -> Side:
+def _side(
+    figures: Mapping[str, float],
+    server_ms: Mapping[str, float],
+    span_s: tuple[float, float],
+    watched: Watched,
+) -> Side:
     return Side(
         figures=figures,
+        server_ms=server_ms,
         seconds=round(span_s[1] - span_s[0], 3),
         client_cpu_s=round(watched.client.between(span_s), 3),
         client_whole_cpu_s=round(watched.client.cpu_s[-1], 3),
@@ -208,9 +246,13 @@ def main(
                     server = with_model(resolve_model(model or find_demo_gguf()), at_once, requests)
                 else:
                     server = tiny(write_tiny_model(folder / "model"), at_once, tiny_requests)
-                async with ChaosCluster(server.plan, folder / name) as cluster:
+                async with (
+                    ChaosCluster(server.plan, folder / name) as cluster,
+                    httpx.AsyncClient(timeout=START_S, trust_env=False) as http,
+                ):
                     await cluster.whole(START_S)
-                    check = LiveCheck(vllm.absolute(), server, cluster, folder)
+                    check = LiveCheck(vllm.absolute(), server, cluster, folder, http)
+                    await check.warm_up()
                     done: list[Round] = []
                     for number in range(rounds):
                         done.append(await check.round(number))

@@ -7,6 +7,7 @@ server on the same two cores as it is. Pure.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -30,17 +31,19 @@ LAUNCH = (
 for the version of a package of another name."""
 
 
+_RECORDED = {"mean_ttft_ms": "time_to_first_token", "mean_e2el_ms": "request"}
+
+
 @dataclass(frozen=True, slots=True)
 class SameLoad:
     """What both send: `requests` of a workload's lengths, `at_once` under way. Lengths that differ
     keep requests from ending in step, when who sends its next a millisecond sooner is first in all
-    rounds."""
+    rounds. Neither warms up: each would do it in its own way, and the server could not tell."""
 
     workload: str
     seed: int
     at_once: int
     requests: int
-    warmup: int
 
     def lengths(self) -> list[Lengths]:
         return list(islice(open_workload(self.workload, self.seed).lengths(), self.requests))
@@ -56,7 +59,7 @@ def vllm_command(
         *("--dataset-name", "custom", "--dataset-path", str(requests), "--skip-chat-template"),
         *("--disable-shuffle", "--no-oversample", "--num-prompts", str(same.requests)),
         *("--custom-output-len", "-1", "--ignore-eos", "--temperature", "0"),
-        *("--max-concurrency", str(same.at_once), "--num-warmups", str(same.warmup)),
+        *("--max-concurrency", str(same.at_once), "--ready-check-timeout-sec", "0"),
         *("--percentile-metrics", "ttft,tpot,itl,e2el", "--disable-tqdm"),
         *("--save-result", "--save-detailed"),
         *("--result-dir", str(out.parent), "--result-filename", out.name),
@@ -67,7 +70,7 @@ def ours_command(url: str, model: str, same: SameLoad, tokenizer: Path, out: Pat
     return [
         *("helix-mq", "bench", "serve", "--url", f"{url}/v1", "--model", model),
         *("--concurrency", str(same.at_once), "--requests", str(same.requests)),
-        *("--warmup", str(same.warmup), "--tokenizer", str(tokenizer)),
+        *("--warmup", "0", "--tokenizer", str(tokenizer)),
         *("--workload", same.workload, "--seed", str(same.seed), "--out", str(out)),
     ]
 
@@ -103,6 +106,38 @@ def _held(who: str, found: Mapping[str, Any], same: SameLoad) -> dict[str, float
     if found["total_output_tokens"] != asked:
         raise LocalError(f"{who}: {found['total_output_tokens']} tokens came, not {asked}")
     return {name: round(float(found[name]), 4) for name in FIGURES}
+
+
+def record_of(metrics: str) -> dict[str, tuple[float, float]]:
+    """Seconds and requests of the router's two histograms so far, by the figure of a client that
+    they stand beside. LocalError where the page has none."""
+    found = {}
+    for figure, name in _RECORDED.items():
+        values = {}
+        for part in ("sum", "count"):
+            line = re.search(rf"^helix_mq_{name}_seconds_{part} (\S+)$", metrics, re.MULTILINE)
+            if line is None:
+                raise LocalError(f"the router's metrics have no helix_mq_{name}_seconds_{part}")
+            values[part] = float(line[1])
+        found[figure] = (values["sum"], values["count"])
+    return found
+
+
+def recorded_ms(
+    before: Mapping[str, tuple[float, float]],
+    after: Mapping[str, tuple[float, float]],
+    same: SameLoad,
+) -> dict[str, float]:
+    """Means between the two. LocalError if anything but the load was served meanwhile."""
+    means = {}
+    for figure, (sum_s, count) in after.items():
+        requests = count - before[figure][1]
+        if requests != same.requests:
+            raise LocalError(
+                f"the router counts {requests:g} requests, not the {same.requests} that were sent"
+            )
+        means[figure] = round((sum_s - before[figure][0]) / requests * 1e3, 4)
+    return means
 
 
 def span_of_vllm(found: Mapping[str, Any]) -> tuple[float, float]:

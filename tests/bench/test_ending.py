@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from bench.ending import TERMINATED, run_to_its_end
+from bench.ending import TERMINATED, run_to_its_end, told_to_end
 
 
 def test_sigterm_ends_the_work_in_order() -> None:
@@ -25,6 +25,24 @@ def test_sigterm_ends_the_work_in_order() -> None:
         run_to_its_end(work())
     assert stopped.value.code == TERMINATED
     assert ended == ["cluster"]
+
+
+def test_sigterm_ends_what_has_no_event_loop_in_order() -> None:
+    ended = []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            ended.append("workers")
+
+    with pytest.raises(SystemExit) as stopped, told_to_end():
+        work()
+    assert stopped.value.code == TERMINATED
+    assert ended == ["workers"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_its_answer_and_its_faults_come_out() -> None:

@@ -23,6 +23,8 @@ from bench.serve.check_vllm import (
     of_ours,
     of_vllm,
     ours_command,
+    record_of,
+    recorded_ms,
     request_lines,
     span_of_vllm,
     vllm_command,
@@ -31,9 +33,14 @@ from bench.serve.check_watch import Spent, run_client
 from bench.serve.prompts import Prompts
 from bench.serve.types import Closed, HttpTarget, Job
 from bench.traces.workload import open_workload
+from helix_mq.clock import VirtualClock
 from helix_mq.errors import LocalError
+from helix_mq.ids import RequestId
+from router.metrics import RouterMetrics
+from router.service import Delta, Finished
+from tests.echo_service import EchoService
 
-REAL_LOAD = SameLoad("synthetic:prompt=16,output=8", 1, 2, 2, 1)
+REAL_LOAD = SameLoad("synthetic:prompt=16,output=8", 1, 2, 2)
 REAL = Path(__file__).parent / "vllm-serve.json"
 
 
@@ -59,7 +66,7 @@ def test_figures_of_another_load_are_none(
 
 
 def test_both_send_the_same(tmp_path: Path) -> None:
-    same = SameLoad("synthetic:prompt=uniform(3,9),output=uniform(2,5)", 7, 3, 5, 2)
+    same = SameLoad("synthetic:prompt=uniform(3,9),output=uniform(2,5)", 7, 3, 5)
     model = write_tiny_model(tmp_path / "model")
     theirs = vllm_command("http://h:1", "m", same, model, Path("/p"), Path("/out/r.json"))
     given = dict(pairwise(theirs))
@@ -96,7 +103,7 @@ def test_both_send_the_same(tmp_path: Path) -> None:
 
 def _side(ttft: float, rate: float, cpu_s: float = 1.0) -> Side:
     figures = {"mean_ttft_ms": ttft, "median_ttft_ms": ttft, "output_throughput": rate}
-    return Side(figures, 10.0, cpu_s, 5.0, 4.0)
+    return Side(figures, {"mean_ttft_ms": 90.0}, 10.0, cpu_s, 5.0, 4.0)
 
 
 def test_agreement_is_of_medians_and_beside_each_ones_own_spread() -> None:
@@ -118,8 +125,37 @@ def test_agreement_is_of_medians_and_beside_each_ones_own_spread() -> None:
     medians = found["medians"]
     assert isinstance(medians, dict)
     assert medians["vllm"]["client_cpu_share"] == 0.1
+    assert found["beside_server_ms"] == {"ours": {"mean_ttft_ms": 10}, "vllm": {"mean_ttft_ms": 13}}
+    assert found["difference_beside_server"] == {"mean_ttft_ms": round(-3 / 103, 4)}
     far = [{"ours": _side(100, 50), "vllm": _side(106, 50)}]
     assert agreement(far)["agree"] is False
+
+
+def test_the_routers_own_record_is_of_the_same_requests(tiny_folder: Path) -> None:
+    clock = VirtualClock()
+    metrics, status = RouterMetrics(clock), EchoService(tiny_folder).status()
+
+    def serve(number: int, ttft_s: float, total_s: float) -> None:
+        metrics.accepted(RequestId(number), 16)
+        clock.advance(ttft_s)
+        metrics.saw(RequestId(number), Delta(0, 5, "a"))
+        clock.advance(total_s - ttft_s)
+        metrics.saw(RequestId(number), Finished("length", 16, 1, 0.0, ttft_s, total_s, 0))
+
+    def record() -> dict[str, tuple[float, float]]:
+        return record_of(metrics.render(status)[0].decode())
+
+    serve(0, 9.0, 10.0)
+    before = record()
+    serve(1, 0.25, 1.0)
+    serve(2, 0.75, 2.0)
+    found = recorded_ms(before, record(), REAL_LOAD)
+    assert found == {"mean_ttft_ms": 500, "mean_e2el_ms": 1500}
+    serve(3, 0.75, 2.0)
+    with pytest.raises(LocalError, match="3 requests"):
+        recorded_ms(before, record(), REAL_LOAD)
+    with pytest.raises(LocalError, match="time_to_first_token"):
+        record_of("")
 
 
 def test_processor_time_is_read_between_samples() -> None:
