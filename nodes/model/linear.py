@@ -1,4 +1,5 @@
-"""Matrix products with weights that never change: the plain kernel, and oneDNN's packed one.
+"""Matrix products with weights that never change: compiled kernels of our own where they are
+(nodes.model.native.products), else oneDNN's packed ones, else the plain one.
 
 On CPUs the packed form holds the weights in the blocked order that the kernel reads them in. On two
 cores of an EPYC (Zen 4), one SmolLM2 layer's four products took, plain against packed: float32
@@ -15,10 +16,14 @@ rows. So rows come in a few sizes only, and what lies between is filled up: see 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch.nn import functional as F
+
+from nodes.model.native.memory import WeightMemory
+from nodes.model.native.products import native_linear, products_for
 
 _PACK_ROWS = 32
 """Batch size the blocked layout is chosen for; it was the best or equal to it for 1 to 512 rows."""
@@ -99,11 +104,17 @@ class PackedLinear:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch, on this machine, packs weights of `dtype` and multiplies correctly.
+    """Whether weights of `dtype` can be held in an order of their own, and are multiplied correctly
+    then: by a compiled kernel, or by this torch on this machine.
 
-    Tried, not looked up: the operators are not a public interface and differ between builds.
+    Tried, not looked up: torch's operators are not a public interface and differ between builds.
     """
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    return device.type == "cpu" and (products_for(dtype) is not None or _torch_packs(dtype))
+
+
+@lru_cache
+def _torch_packs(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(48, 32, generator=generator).to(dtype)
@@ -118,6 +129,20 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return bool(torch.allclose(got.double(), expected, atol=tolerance, rtol=tolerance))
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, *, packed: bool) -> Linear:
-    """Of `weight` [out, in]; `packed` only where can_pack() said so."""
-    return PackedLinear.pack(weight, bias) if packed else PlainLinear(weight, bias)
+def make_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    packed: bool,
+    memory: WeightMemory | None = None,
+) -> Linear:
+    """Of `weight` [out, in]; `packed` only where can_pack() said so. memory: of weights that are
+    dropped together."""
+    if not packed:
+        return PlainLinear(weight, bias)
+    native = native_linear(weight, bias, memory or WeightMemory())
+    if native is not None:
+        return native
+    if not _torch_packs(weight.dtype):
+        return PlainLinear(weight, bias)
+    return PackedLinear.pack(weight, bias)

@@ -23,12 +23,15 @@ from nodes.kv_cache import KvCache
 from nodes.kv_pages import DEFAULT_PAGE_TOKENS
 from nodes.model.attention.base import AttentionPlan
 from nodes.model.attention.choose import AUTO, AttentionChoice, choose_attention
+from nodes.model.attention.native import NativeAttention
 from nodes.model.attention.paged import PagedAttention
 from nodes.model.batch import BatchError, SliceBatch, SliceOutput
 from nodes.model.checks import check_batch
 from nodes.model.graphs import DecodeGraphs, SliceParts
 from nodes.model.metadata import LastTokens, SegmentIndex, index_segment, last_of
 from nodes.model.native.block import block_for
+from nodes.model.native.layers import NativeLayers, layers_for
+from nodes.model.native.products import NativeLinear
 from nodes.model.recorders import Recorder
 from nodes.model.rope import inverse_frequencies, rotation
 from nodes.model.segments import Segment, split
@@ -56,6 +59,9 @@ class ModelSlice:
         self.dtype = norm.dtype
         self._block = block_for(config, self.device, self.dtype)
         self._inverse_freq = inverse_frequencies(config).to(self.device)
+        self._native: NativeLayers | None = None
+        if isinstance(attention.backend, NativeAttention):
+            self._native = layers_for(config, layers, weights.layers)
         self.graphs: DecodeGraphs | None = None
 
     @classmethod
@@ -187,15 +193,20 @@ class ModelSlice:
     ) -> torch.Tensor:
         """The stream after the segment's layers: of all tokens, or of those `wanted` where that is
         given (then the segment ends the model)."""
+        turn = rotation(self._inverse_freq, self._on_device(index.positions), self.dtype)
+        if len(index.fresh_pages):
+            cache.clear_pages(self._on_device(index.fresh_pages))
+        if self._native is not None and self._native.takes(index.attention, cache):
+            x = self._native.run(x, segment.layers, index, turn, cache)
+            if wanted is None or wanted.tokens == len(x):
+                return x
+            return x[self._on_device(wanted.numbers(index.attention.starts))]
         backend = self.attention.backend
         windows = {self.config.window_of(layer) for layer in _numbers(segment.layers)}
         plans: dict[int | None, AttentionPlan] = {
             window: backend.plan(index.attention, window, cache) for window in windows
         }
-        turn = rotation(self._inverse_freq, self._on_device(index.positions), self.dtype)
         slots = self._on_device(index.slots)
-        if len(index.fresh_pages):
-            cache.clear_pages(self._on_device(index.fresh_pages))
         for at, layer in enumerate(_numbers(segment.layers)):
             weights = self._weights.layers[layer - self.layers.first]
             plan, plan_layer = plans[self.config.window_of(layer)], at
@@ -222,7 +233,10 @@ class ModelSlice:
         ranks = sorted(range(len(order)), key=order.__getitem__)
         if ranks != list(range(len(order))):
             x = x[torch.tensor(ranks, device=self.device)]
-        return weights.head(self._block.norm(x, weights.final_norm)).float()
+        normed = self._block.norm(x, weights.final_norm)
+        if isinstance(weights.head, NativeLinear):
+            return weights.head.floats(normed)
+        return weights.head(normed).float()
 
     def _check_cache(self, cache: KvCache) -> None:
         backend = self.attention.backend

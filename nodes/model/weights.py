@@ -23,6 +23,7 @@ from helix_mq.models.quantisation import Quantisation, WeightForm
 from helix_mq.models.safetensors_header import TensorEntry
 from helix_mq.models.tensor_names import EMBEDDING, FINAL_NORM, head_name
 from nodes.model.linear import Linear, PlainLinear, can_pack, make_linear
+from nodes.model.native.memory import WeightMemory
 from nodes.model.quantised import check_quantised, make_quantised
 
 Progress = Callable[[int, int], None]
@@ -191,7 +192,7 @@ def _linears(device: torch.device, dtype: torch.dtype, quantise: Quantisation) -
     """How the products of the layers are made of weight and bias."""
     if quantise is not Quantisation.NONE:
         return partial(make_quantised, quantise=quantise)
-    return partial(make_linear, packed=can_pack(device, dtype))
+    return partial(make_linear, packed=can_pack(device, dtype), memory=WeightMemory())
 
 
 def _layer(source: _Source, layer: int, make: MakeLinear) -> LayerWeights:

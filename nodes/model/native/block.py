@@ -7,7 +7,7 @@ import torch
 from helix_mq.models.config import ModelConfig
 from nodes.kv_cache import KvCache, KvLayout
 from nodes.model.layers import Block
-from nodes.model.native.kernels import Kernels, kernels_for
+from nodes.model.native.kernels import HeadNorms, Kernels, kernels_for
 from nodes.model.rope import Rotation
 from nodes.model.weights import LayerWeights
 
@@ -25,11 +25,18 @@ class NativeBlock(Block):
         cache: KvCache,
         slots: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if w.q_norm is not None or cache.layout is not KvLayout.HEAD_MAJOR:
+        if cache.layout is not KvLayout.HEAD_MAJOR:
             return super().project_into(x, w, rotation, cache, slots)
         qkv = w.qkv(self.norm(x, w.attention_norm)).view(len(x), -1, self._head_dim)
         self._kernels.rotate_store(
-            qkv, self._heads, rotation.cos, rotation.sin, slots, cache.keys, cache.values
+            qkv,
+            self._heads,
+            rotation.cos,
+            rotation.sin,
+            slots,
+            cache.keys,
+            cache.values,
+            HeadNorms(w.q_norm, w.k_norm, self._eps),
         )
         rotated = self._heads + self._kv_heads
         return qkv[:, : self._heads], qkv[:, self._heads : rotated], qkv[:, rotated:]

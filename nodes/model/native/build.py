@@ -25,6 +25,7 @@ SWITCH = "HELIX_MQ_NATIVE"
 """Environment variable; `off` leaves everything to PyTorch."""
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
+_HEADERS = sorted(_SOURCE.parent.glob("*.h"))
 _FLAGS = (
     "-O3",
     "-march=native",
@@ -75,7 +76,8 @@ def _compiled(folder: Path) -> Path:
     said = subprocess.run(
         [compiler, "--version"], capture_output=True, timeout=_LIMIT_S, check=True
     ).stdout
-    parts = (_SOURCE.read_bytes(), " ".join(flags).encode(), said, _processor().encode())
+    sources = [path.read_bytes() for path in (_SOURCE, *_HEADERS)]
+    parts = (*sources, " ".join(flags).encode(), said, _processor().encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     path = folder / f"kernels-{digest}.so"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

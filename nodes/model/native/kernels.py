@@ -8,46 +8,48 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
 from nodes.model.native.build import built
+from nodes.model.native.calls import COUNT, POINTER, REAL, SUFFIXES, THREADS, address, function_of
 
-_POINTER, _COUNT, _REAL, _THREADS = (
-    ctypes.c_void_p,
-    ctypes.c_int64,
-    ctypes.c_float,
-    ctypes.c_int,
-)
 _ARGUMENTS = {
-    "add_norm": [*[_POINTER] * 5, *[_COUNT] * 2, _REAL, _THREADS],
-    "silu_mul": [*[_POINTER] * 2, *[_COUNT] * 2, _THREADS],
-    "rotate_store": [*[_POINTER] * 6, *[_COUNT] * 4, _THREADS],
+    "add_norm": [*[POINTER] * 5, *[COUNT] * 2, REAL, THREADS],
+    "silu_mul": [*[POINTER] * 2, *[COUNT] * 2, THREADS],
+    "rotate_store": [*[POINTER] * 8, *[COUNT] * 4, REAL, THREADS],
     "attend": [
-        _POINTER,
-        _COUNT,
-        *[_POINTER] * 3,
-        _COUNT,
-        *[_POINTER] * 3,
-        *[_COUNT] * 5,
-        _REAL,
-        _THREADS,
+        POINTER,
+        COUNT,
+        *[POINTER] * 3,
+        COUNT,
+        *[POINTER] * 3,
+        *[COUNT] * 5,
+        THREADS,
     ],
 }
 ATTEND_WIDTHS = (16, 32, 64, 96, 128)
 """Head sizes that attend() is compiled for; it takes any other for the last."""
-_SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """Weights [width] of the norms of queries and keys per head, where a model has them."""
+
+    query: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+    eps: float = 0.0
 
 
 class Kernels:
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._add_norm = _function(library, "add_norm", dtype)
-        self._silu_mul = _function(library, "silu_mul", dtype)
-        self._rotate_store = _function(library, "rotate_store", dtype)
-        self._attend = _function(library, "attend", dtype)
+        self._add_norm = function_of(library, "add_norm", dtype, _ARGUMENTS["add_norm"])
+        self._silu_mul = function_of(library, "silu_mul", dtype, _ARGUMENTS["silu_mul"])
+        self._rotate_store = function_of(library, "rotate_store", dtype, _ARGUMENTS["rotate_store"])
+        self._attend = function_of(library, "attend", dtype, _ARGUMENTS["attend"])
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """RMSNorm over the last dimension of x [rows, width]."""
@@ -97,15 +99,19 @@ class Kernels:
         slots: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
+        norms: HeadNorms = HeadNorms(),
     ) -> None:
-        """Turns queries and keys of qkv [tokens, heads + 2 * kv_heads, width] where they are, and
-        writes keys and values to the cache. cos, sin: [tokens, 1, width]; slots: int64
-        [tokens * kv_heads], rows of `width` elements in keys and values."""
+        """Norms (where there are weights for it) and turns queries and keys of qkv [tokens, heads +
+        2 * kv_heads, width] where they are, and writes keys and values to the cache. cos, sin:
+        [tokens, 1, width]; slots: int64 [tokens * kv_heads], rows of `width` elements in keys and
+        values."""
         tokens, everything, width = qkv.shape
         # With one key/value head numpy leaves the tokens of a layer apart.
         slots = slots.contiguous()
         self._rotate_store(
             qkv.data_ptr(),
+            address(norms.query),
+            address(norms.keys),
             cos.data_ptr(),
             sin.data_ptr(),
             slots.data_ptr(),
@@ -115,6 +121,7 @@ class Kernels:
             heads,
             (everything - heads) // 2,
             width,
+            norms.eps,
             torch.get_num_threads(),
         )
 
@@ -148,7 +155,6 @@ class Kernels:
             keys.shape[1],
             width,
             keys.shape[2],
-            width**-0.5,
             torch.get_num_threads(),
         )
         return out
@@ -158,18 +164,10 @@ class Kernels:
 def kernels_for(dtype: torch.dtype) -> Kernels | None:
     """Those for `dtype`; None where there are none, or where they compute something else here."""
     library = built().library
-    if library is None or dtype not in _SUFFIXES:
+    if library is None or dtype not in SUFFIXES:
         return None
     kernels = Kernels(library, dtype)
     return kernels if _right(kernels) else None
-
-
-def _function(library: ctypes.CDLL, name: str, dtype: torch.dtype) -> Callable[..., None]:
-    function = getattr(library, f"{name}_{_SUFFIXES[dtype]}")
-    function.argtypes = _ARGUMENTS[name]
-    function.restype = None
-    found: Callable[..., None] = function
-    return found
 
 
 def _right(kernels: Kernels) -> bool:

@@ -1,0 +1,29 @@
+"""Compiled functions as Python calls them: by name, number format and types of arguments."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+POINTER, COUNT, REAL, THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""Number formats that there are kernels for."""
+
+
+def function_of(
+    library: ctypes.CDLL, name: str, dtype: torch.dtype, arguments: Sequence[Any]
+) -> Callable[..., None]:
+    """AttributeError where the library has none, since the processor lacks what it needs."""
+    function = getattr(library, f"{name}_{SUFFIXES[dtype]}")
+    function.argtypes = list(arguments)
+    function.restype = None
+    found: Callable[..., None] = function
+    return found
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    """What a kernel takes for it; nothing for None."""
+    return tensor.data_ptr() if tensor is not None else None

@@ -1,0 +1,148 @@
+"""Whole layers of a pass in one compiled call, for tokens that attend one by one: decodes, drafts.
+
+Between products there is little to compute, and a call for each of it costs as much as that. One
+call for all layers also lets go of the interpreter's lock for all of them, for the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from helix_mq.layers import LayerRange
+from helix_mq.models.config import ModelConfig
+from nodes.kv_cache import KvCache, KvLayout
+from nodes.model.attention.base import AttentionRows
+from nodes.model.metadata import SegmentIndex
+from nodes.model.native.build import built
+from nodes.model.native.calls import POINTER, REAL, THREADS, address, function_of
+from nodes.model.native.kernels import ATTEND_WIDTHS
+from nodes.model.native.products import NativeLinear, products_for
+from nodes.model.rope import Rotation
+from nodes.model.weights import LayerWeights
+
+MOST_TOKENS = 16
+"""Of one row. Longer ones are prompts: PyTorch's attention reads the keys once for many tokens."""
+
+I32 = npt.NDArray[np.int32]
+
+
+class NativeLayers:
+    """The layers of a slice as layers.h takes them. `weights` must live as long."""
+
+    def __init__(
+        self,
+        run: Callable[..., None],
+        config: ModelConfig,
+        layers: LayerRange,
+        weights: Sequence[LayerWeights],
+    ) -> None:
+        """layers_for() builds one, where one works."""
+        self._run = run
+        self._config = config
+        self._layers = layers
+        self._weights = weights
+        self._addresses = np.array([_addresses(w) for w in weights], np.int64)
+        kv_width = config.num_kv_heads * config.head_dim
+        query_width = config.num_heads * config.head_dim
+        self._spare = config.hidden_size + 2 * query_width + 2 * kv_width + config.intermediate_size
+
+    def takes(self, rows: AttentionRows, cache: KvCache) -> bool:
+        return cache.layout is KvLayout.HEAD_MAJOR and int(rows.counts.max()) <= MOST_TOKENS
+
+    def run(
+        self,
+        x: torch.Tensor,
+        layers: LayerRange,
+        index: SegmentIndex,
+        rotation: Rotation,
+        cache: KvCache,
+    ) -> torch.Tensor:
+        """The residual stream after `layers` of x [tokens, hidden], a new tensor; keys and values
+        are stored. `index` and `rotation` are of the same tokens."""
+        config, rows = self._config, index.attention
+        x = x.clone(memory_format=torch.contiguous_format)
+        tables = rows.tables
+        if len(rows.kv_lens) < len(x):
+            tables = np.repeat(tables, rows.counts, axis=1)
+        tables = np.ascontiguousarray(tables, np.int32)
+        ends = (index.positions + 1).astype(np.int32)
+        windows = [config.window_of(layer) for layer in range(layers.first, layers.end)]
+        firsts = np.stack([_firsts(ends, window) for window in windows])
+        slots = np.ascontiguousarray(index.slots)
+        space = torch.empty((len(x), self._spare), dtype=x.dtype)
+        sizes = np.array(
+            [
+                len(windows),
+                len(x),
+                config.hidden_size,
+                config.num_heads,
+                config.num_kv_heads,
+                config.head_dim,
+                config.intermediate_size,
+                cache.page_tokens,
+                tables.shape[2],
+            ],
+            np.int64,
+        )
+        tokens = np.array(
+            [
+                x.data_ptr(),
+                rotation.cos.data_ptr(),
+                rotation.sin.data_ptr(),
+                slots.ctypes.data,
+                tables.ctypes.data,
+                firsts.ctypes.data,
+                ends.ctypes.data,
+                cache.keys.data_ptr(),
+                cache.values.data_ptr(),
+                space.data_ptr(),
+            ],
+            np.int64,
+        )
+        first = layers.first - self._layers.first
+        self._run(
+            self._addresses[first:].ctypes.data,
+            sizes.ctypes.data,
+            tokens.ctypes.data,
+            config.rms_eps,
+            torch.get_num_threads(),
+        )
+        return x
+
+
+def layers_for(
+    config: ModelConfig, layers: LayerRange, weights: Sequence[LayerWeights]
+) -> NativeLayers | None:
+    """None where some product is none of the compiled ones, or of a size they do not take whole."""
+    dtype = weights[0].attention_norm.dtype
+    library = built().library
+    products = [p for w in weights for p in (w.qkv, w.out, w.gate_up, w.down)]
+    whole = all(isinstance(p, NativeLinear) and p.halves_meet for p in products)
+    if library is None or not whole or config.head_dim not in ATTEND_WIDTHS:
+        return None
+    if products_for(dtype) is None:
+        return None
+    run = function_of(library, "layers", dtype, [*[POINTER] * 3, REAL, THREADS])
+    return NativeLayers(run, config, layers, weights)
+
+
+def _firsts(ends: I32, window: int | None) -> I32:
+    """The first token that each sees."""
+    return np.zeros_like(ends) if window is None else np.maximum(ends - window, 0)
+
+
+def _addresses(w: LayerWeights) -> list[int]:
+    """In the order of layers.h; 0 for what the model has not."""
+    found: list[torch.Tensor | None] = [w.attention_norm]
+    found += [*_held(w.qkv), w.q_norm, w.k_norm, *_held(w.out)]
+    found += [w.mlp_norm, *_held(w.gate_up), *_held(w.down)]
+    return [address(tensor) or 0 for tensor in found]
+
+
+def _held(linear: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+    assert isinstance(linear, NativeLinear)
+    return linear.packed, linear.bias
