@@ -10,7 +10,7 @@ from functools import partial
 
 from bench.cluster.load import Asked
 from bench.cluster.paced import NodeLog
-from bench.cluster.ways import ShaperLog
+from bench.cluster.ways import PART_S, ShaperLog
 from bench.simulator.records import Recorder
 
 Told = tuple[float, int, Callable[[Recorder], None]]
@@ -42,8 +42,11 @@ def replay(
             )
             events.append((at_s, len(events), tell))
     for way in shaper.ways:
-        for second, nbytes in sorted(way.bytes_by_s.items()):
-            at_s = second - began_s
+        for part, nbytes in sorted(way.bytes_by_part.items()):
+            at_s = part * PART_S - began_s
+            if -PART_S < at_s < 0:
+                # The run began within this part.
+                at_s = 0.0
             tell = partial(
                 Recorder.on_link,
                 src=way.source,

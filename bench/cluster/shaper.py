@@ -112,7 +112,10 @@ class Shaper:
     def log(self) -> ShaperLog:
         ways = tuple(
             WayLog(
-                s.source, s.target, s.bytes_per_s, dict(self._ways[s.source, s.target].bytes_by_s)
+                s.source,
+                s.target,
+                s.bytes_per_s,
+                dict(self._ways[s.source, s.target].bytes_by_part),
             )
             for s in self._spec.ways
         )

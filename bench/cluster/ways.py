@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
 from solver.problem import Problem
 from solver.token_return import links_of
+
+PART_S: Final = 0.01
+"""What enters a way is counted by parts of this length. Shorter than any way out of a region, so
+that a token that a client has seen in time left nothing to a part that ends too late to count."""
 
 
 class WaySpec(msgspec.Struct, frozen=True):
@@ -37,12 +42,13 @@ class ShaperSpec(msgspec.Struct, frozen=True):
 
 
 class WayLog(msgspec.Struct, frozen=True):
-    """`bytes_by_s`: what entered the way in each second of the machine's monotonic clock."""
+    """`bytes_by_part`: what entered the way in each PART_S of the machine's monotonic clock, by the
+    number of the part."""
 
     source: str
     target: str
     bytes_per_s: float
-    bytes_by_s: dict[int, int]
+    bytes_by_part: dict[int, int]
 
 
 class ShaperLog(msgspec.Struct, frozen=True):
@@ -70,7 +76,7 @@ class Way:
     latency_s: float
     free_s: float = 0.0
     """When the link can begin with the next byte."""
-    bytes_by_s: Counter[int] = field(default_factory=Counter)
+    bytes_by_part: Counter[int] = field(default_factory=Counter)
 
     def put(self, now_s: float, nbytes: int) -> float:
         """Bytes enter now; when the last of them has arrived."""
@@ -79,7 +85,7 @@ class Way:
         self.free_s = sent_s = max(starts_s + nbytes * self.s_per_byte, out_s)
         reaches_s = max(starts_s + self.latency_s, self.target_nic.in_free_s)
         self.target_nic.in_free_s = in_s = reaches_s + nbytes * self.target_nic.in_s_per_byte
-        self.bytes_by_s[int(now_s)] += nbytes
+        self.bytes_by_part[int(now_s / PART_S)] += nbytes
         return max(sent_s + self.latency_s, in_s)
 
 

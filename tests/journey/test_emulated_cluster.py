@@ -39,9 +39,15 @@ async def test_what_is_emulated_holds(tmp_path: Path) -> None:
     (tmp_path / "cluster.toml").write_text(CLUSTER)
     (tmp_path / "plan.toml").write_text(PLAN.replace("MODEL", str(model)))
     subject = read_subject(None, None, str(tmp_path / "plan.toml"), 0, tmp_path / "read")
-    trial = Trial("synthetic:prompt=40,output=8", at_once=2, warmup_s=0.0, duration_s=3.0)
     # It is whole only with the KV room and links that are wanted.
-    live = await run_live(subject, "maxflow", trial, tmp_path / "live")
+    for duration_s in (3.0, 60.0):
+        trial = Trial(
+            "synthetic:prompt=40,output=8", at_once=2, warmup_s=0.0, duration_s=duration_s
+        )
+        live = await run_live(subject, "maxflow", trial, tmp_path / f"live-{duration_s:.0f}")
+        if live.report.finished > 0:
+            break
+        # A machine with that much else to do is given more time, not an easier test.
     assert live.failures == {}
     assert live.report.finished > 0
     for pace in live.paces:
@@ -54,8 +60,8 @@ async def test_what_is_emulated_holds(tmp_path: Path) -> None:
     )
     # Each token crosses the wire there and, by way of the router, back.
     assert live.report.tpot.p5 >= passes_s + 2 * ONE_WAY_S
+    # Whoever has seen a token has had the whole prompt cross, which the link counted before.
     used = {(link.src, link.dst): link for link in live.report.links}
     sent = used["near", "far"].bytes_per_s * trial.duration_s
-    assert (
-        sent > live.report.prompt_tokens_per_s * trial.duration_s * subject.problem.activation_bytes
-    )
+    prompts = live.report.prompt_tokens_per_s * trial.duration_s
+    assert sent > prompts * subject.problem.activation_bytes

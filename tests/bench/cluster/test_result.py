@@ -32,7 +32,7 @@ def live_report(tokens: int = 6) -> Report:
         StepLog(100.6, 100.9, 0.3, 0.1, 0, 20, 2),
         StepLog(101.1, 101.3, 0.2, 0.1, 1, 0, 2),
     )
-    shaper = ShaperLog((WayLog("a", "b", 1000.0, {99: 500, 101: 250}),), 0.0, 0.0)
+    shaper = ShaperLog((WayLog("a", "b", 1000.0, {9998: 500, 10100: 200, 10101: 50}),), 0.0, 0.0)
     recorder = Recorder(0.0, 10.0)
     replay(recorder, [asked, running], [NodeLog("a", steps)], shaper, 100.0)
     return report(recorder)

@@ -69,7 +69,7 @@ def test_a_way_is_busy_for_all_who_use_it() -> None:
     assert way.put(10.0, 100) == pytest.approx(10.6)
     assert way.put(10.0, 100) == pytest.approx(10.7)
     assert way.put(20.0, 100) == pytest.approx(20.6)
-    assert way.bytes_by_s == {10: 200, 20: 100}
+    assert way.bytes_by_part == {1000: 200, 2000: 100}
 
 
 def test_the_router_is_both_ends_of_a_problem_and_dead_links_are_none() -> None:
@@ -122,5 +122,5 @@ def test_bytes_cross_both_ways_in_order_and_are_counted() -> None:
         running.join()
         shaper.close()
         far.close()
-    counted = {(w.source, w.target): sum(w.bytes_by_s.values()) for w in shaper.log().ways}
+    counted = {(w.source, w.target): sum(w.bytes_by_part.values()) for w in shaper.log().ways}
     assert counted == {("a", "b"): len(sent), ("b", "a"): len(b"thanks")}
