@@ -32,9 +32,10 @@ from nodes.model.weights import SliceWeights
 
 log = logging.getLogger(__name__)
 
-_TOLERANCE = 3e-2
-"""Relative, in the norm: other batch sizes take other kernels, which round 16-bit products
-differently. What reads a wrong page or position is off by about 1."""
+_TOLERANCE = 0.1
+"""Relative, of a row: other batch sizes take other kernels, which round 16-bit products
+differently. Two right ones were 0.013 apart after 32 layers in bfloat16; a row that reads a wrong
+page or position is off by about 1."""
 
 PlainPass = Callable[[SliceBatch, KvCache], SliceOutput]
 
@@ -217,8 +218,8 @@ def _finite(output: SliceOutput) -> bool:
 
 
 def _difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative, in the norm; NaN where either is no number."""
+    """Of the row that is off most, relative to it; NaN where either is no number."""
     if not wanted.numel():
         return 0.0
-    off = torch.linalg.vector_norm(got.float() - wanted.float())
-    return float(off / torch.linalg.vector_norm(wanted.float()).clamp_min(1e-6))
+    off = torch.linalg.vector_norm(got.float() - wanted.float(), dim=1)
+    return float((off / torch.linalg.vector_norm(wanted.float(), dim=1).clamp_min(1e-6)).max())

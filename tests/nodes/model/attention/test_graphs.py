@@ -197,7 +197,10 @@ class Wrong:
         class Off:
             def replay(self) -> torch.Tensor:
                 result = body()
-                return result * (1.1 if outer.fault == "off" else float("nan"))
+                if outer.fault == "one row":
+                    # As one among many does that reads another's page.
+                    return torch.cat((result[:1].roll(1, dims=1), result[1:]))
+                return result * (1.2 if outer.fault == "off" else float("nan"))
 
         return Off()
 
@@ -205,7 +208,7 @@ class Wrong:
 @pytest.mark.parametrize(
     ("fault", "text"),
     [
-        ("off", "a recorded step of 1 rows is off by 0.1"),
+        ("off", "a recorded step of 1 rows is off by 0.2"),
         ("nan", "a recorded step of 1 rows is off by nan"),
         ("raises", "recording fails here: operation not permitted when stream is capturing"),
         ("no room", "too little of the device's memory is free"),
@@ -229,6 +232,18 @@ def test_what_differs_from_the_plain_pass_is_dropped_and_said_once(
     assert (statistics.recorded, statistics.replays) == (0, 0)
     assert wrong.calls == (0 if fault == "no room" else 1)
     assert len(caplog.records) == 1
+
+
+def test_one_wrong_row_among_many_is_found_out(
+    checkpoint: Callable[[str], Any], kernels: dict[str, PagedKernel]
+) -> None:
+    run = Decoder(
+        checkpoint("llama3").folder, LayerRange(0, 4), kernels["flash_attn_3"], Wrong("one row")
+    )
+    names = [f"s{i}" for i in range(32)]
+    run.step(dict.fromkeys(names, 2))
+    run.step(dict.fromkeys(names, 1))
+    assert run.graphs.statistics().off.startswith("a recorded step of 32 rows is off by 1.")
 
 
 def test_a_sequence_that_overflowed_is_no_reason_to_go_without(
