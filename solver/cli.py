@@ -74,6 +74,12 @@ def make(
     ] = None,
     input_tokens: Annotated[float, typer.Option(help="Mean length of a prompt.")] = 750.0,
     output_tokens: Annotated[float, typer.Option(help="Mean length of an answer.")] = 240.0,
+    token_return: Annotated[
+        str,
+        typer.Option(
+            help="As in router.toml: auto, direct or router. For the estimate and simulations."
+        ),
+    ] = "auto",
     solver: Annotated[str, typer.Option(help="Of the milp method: highs or scip.")] = "highs",
     rel_gap: Annotated[float, typer.Option(help="milp: stop at this gap.")] = 1e-6,
     keep_links: Annotated[
@@ -106,6 +112,7 @@ def make(
     """
     from helix_mq.errors import ConfigError
     from helix_mq.ids import NodeId
+    from helix_mq.token_return import token_return as checked_way
     from helix_mq.units import bits_per_s
     from solver.cli_options import (
         files_beside,
@@ -131,14 +138,15 @@ def make(
     if save is not None:
         require_plan_name(save, "save")
     require_seed(seed)
+    workload = Workload(input_tokens, output_tokens)
     source = Source(
         cluster=cluster,
         model=model,
         add=tuple(parse_addition(text) for text in add or ()),
         remove=tuple(NodeId(name) for name in remove or ()),
+        workload=workload,
     )
-    workload = Workload(input_tokens, output_tokens)
-    given = read_input(source, workload)
+    given = read_input(source)
     problem = given.problem
     if min_bandwidth is not None and keep_links is None:
         keep_links = len(problem.nodes)
@@ -146,6 +154,12 @@ def make(
         slowest = bits_per_s(min_bandwidth) / 8 if min_bandwidth is not None else 0.0
     except ValueError as e:
         raise ConfigError(f"--min-bandwidth {e}", param="min_bandwidth") from None
+    way = checked_way(token_return)
+    serving = (
+        ServingModel(given.step_times, workload, token_return=way)
+        if given.step_times is not None
+        else None
+    )
     options = SolveOptions(
         method=method,  # type: ignore[arg-type]  # SolveOptions checks it, in words
         objective=objective,  # type: ignore[arg-type]  # likewise
@@ -153,7 +167,7 @@ def make(
         seed=seed,
         partial_inference=partial_inference,
         warm_start=starting_from(warm_start, problem, seed) if warm_start is not None else None,
-        serving=ServingModel(given.step_times, workload) if given.step_times is not None else None,
+        serving=serving,
         simulate=find_simulator() if objective == "serving" and simulations else None,
         milp=MilpOptions(
             solver=solver,  # type: ignore[arg-type]  # likewise
@@ -199,7 +213,7 @@ def verify_saved(
     from solver.verify import verify
 
     file = read_plan(saved)
-    source = Source(cluster) if cluster is not None else file.source
+    source = Source(cluster, workload=file.workload) if cluster is not None else file.source
     if source is None:
         raise PlanFileError(f"{saved} names no cluster: give one with --cluster", param="cluster")
     known = file.source.model if file.source is not None else None

@@ -28,12 +28,17 @@ PROFILES = "profiles.json"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a Problem comes from; saved with a plan, so that it can be verified later."""
+    """Where a Problem comes from; saved with a plan, so that it can be verified later.
+
+    `workload`: the lengths that machines' speeds are reckoned with where a cluster in TOML does not
+    give them; None for the usual ones.
+    """
 
     cluster: Path
     model: Path | None = None
     add: tuple[Addition, ...] = ()
     remove: tuple[NodeId, ...] = ()
+    workload: Workload | None = None
 
     def problem(self) -> Problem:
         """The Problem alone. ConfigError or ModelFormatError in words."""
@@ -48,7 +53,7 @@ class PlanInput:
     step_times: Mapping[str, StepTimes] | None
 
 
-def read_input(source: Source, workload: Workload | None = None) -> PlanInput:
+def read_input(source: Source) -> PlanInput:
     """Reads cluster and model, then adds and removes nodes. ConfigError, ModelFormatError."""
     if source.cluster.suffix == ".json":
         reference = read_reference_cluster(source.cluster).problem
@@ -61,7 +66,7 @@ def read_input(source: Source, workload: Workload | None = None) -> PlanInput:
             param="model",
         )
     cluster = _changed(read_cluster(source.cluster), source.add, source.remove)
-    return PlanInput(*build_problem(cluster, read_config(source.model), workload))
+    return PlanInput(*build_problem(cluster, read_config(source.model), source.workload))
 
 
 def read_problem(cluster: Path, model: Path | None = None) -> Problem:

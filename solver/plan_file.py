@@ -5,6 +5,8 @@
     model = "llama-70b/config.json"              # for clusters that describe machines only
     add = ["L4@eu-west=2"]                       # nodes that the cluster file does not have yet
     remove = ["t4-7"]
+    input_tokens = 750.0                         # mean lengths that it was made for; of old plans
+    output_tokens = 240.0                        # they are not known, and taken to be these
     num_layers = 80
     method = "blocks"
     objective_tokens_per_s = 2045.6
@@ -30,6 +32,7 @@ from helix_mq.layers import LayerRange, Placement
 from helix_mq.settings import read_toml
 from solver.explain_what_if import parse_addition
 from solver.inputs import Source
+from solver.objective import Workload
 from solver.search_types import PlanResult
 
 _RANGE = re.compile(r"(\d{1,5}):(\d{1,5})", re.ASCII)
@@ -43,6 +46,8 @@ _KNOWN = {
     "model",
     "add",
     "remove",
+    "input_tokens",
+    "output_tokens",
     "nodes",
 }
 
@@ -64,6 +69,9 @@ class PlanFile:
     method: str
     claimed_tokens_per_s: float | None
     upper_bound_tokens_per_s: float | None = None
+    workload: Workload | None = None
+    """The lengths it was made for; the source's, where there is one. None where they are unknown.
+    """
 
 
 def plan_of(name: str, result: PlanResult, source: Source) -> PlanFile:
@@ -76,12 +84,16 @@ def plan_of(name: str, result: PlanResult, source: Source) -> PlanFile:
         method=result.method,
         claimed_tokens_per_s=result.objective_tokens_per_s,
         upper_bound_tokens_per_s=bound if math.isfinite(bound) else None,
+        workload=source.workload,
     )
 
 
 def write_plan(path: Path, plan: PlanFile) -> None:
     """Saves a plan. ConfigError when the file cannot be written."""
     lines = [f"name = {_quoted(plan.name)}", *_source_lines(path, plan.source)]
+    if plan.workload is not None:
+        lines.append(f"input_tokens = {plan.workload.input_tokens!r}")
+        lines.append(f"output_tokens = {plan.workload.output_tokens!r}")
     lines += [f"num_layers = {plan.placement.num_layers}", f"method = {_quoted(plan.method)}"]
     if plan.claimed_tokens_per_s is not None:
         lines.append(f"objective_tokens_per_s = {plan.claimed_tokens_per_s!r}")
@@ -109,13 +121,15 @@ def read_plan(path: Path) -> PlanFile:
         placement = Placement(num_layers, slices)
     except ValueError as e:
         raise PlanFileError(f"{path}: {e}", param="nodes") from None
+    workload = _workload(path, data)
     return PlanFile(
         name=str(data.get("name", path.stem)),
-        source=_source(path, data),
+        source=_source(path, data, workload),
         placement=placement,
         method=str(data.get("method", "")),
         claimed_tokens_per_s=_figure(path, data, "objective_tokens_per_s"),
         upper_bound_tokens_per_s=_figure(path, data, "upper_bound_tokens_per_s"),
+        workload=workload,
     )
 
 
@@ -141,7 +155,24 @@ def _source_lines(plan: Path, source: Source | None) -> list[str]:
     ]
 
 
-def _source(path: Path, data: dict[str, Any]) -> Source | None:
+def _workload(path: Path, data: dict[str, Any]) -> Workload | None:
+    lengths = [_figure(path, data, field) for field in ("input_tokens", "output_tokens")]
+    if lengths[0] is None and lengths[1] is None:
+        return None
+    if lengths[0] is None or lengths[1] is None:
+        missing = "input_tokens" if lengths[0] is None else "output_tokens"
+        raise PlanFileError(
+            f"{path}: {missing} is missing: give the mean lengths of prompts and of answers, or "
+            "neither of them",
+            param=missing,
+        )
+    try:
+        return Workload(lengths[0], lengths[1])
+    except ConfigError as e:
+        raise PlanFileError(f"{path}: {e.message}", param=e.param) from None
+
+
+def _source(path: Path, data: dict[str, Any], workload: Workload | None) -> Source | None:
     cluster = _path(path, data, "cluster")
     if cluster is None:
         return None
@@ -150,6 +181,7 @@ def _source(path: Path, data: dict[str, Any]) -> Source | None:
         model=_path(path, data, "model"),
         add=tuple(parse_addition(text) for text in _texts(path, data, "add")),
         remove=tuple(NodeId(text) for text in _texts(path, data, "remove")),
+        workload=workload,
     )
 
 

@@ -44,7 +44,7 @@ def slowed_source(source: Source, times: float, folder: Path) -> Source:
     path = folder / "cluster.toml"
     text = write_cluster(_slowed_cluster(cluster, {n: tables[k] for n, k in kinds.items()}, times))
     path.write_text(text, "utf-8")
-    return Source(path.resolve(), source.model)
+    return Source(path.resolve(), source.model, workload=source.workload)
 
 
 def _slowed(steps: StepTimes, times: float) -> StepTimes:

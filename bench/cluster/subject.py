@@ -92,7 +92,9 @@ def read_subject(
             param="placement",
         )
     plan = (folder / "plan.toml").resolve()
-    write_plan(plan, PlanFile(given.problem.name, source, placed, "given", None))
+    write_plan(
+        plan, PlanFile(given.problem.name, source, placed, "given", None, workload=source.workload)
+    )
     return Subject(_bounded(given.problem, placed), given.step_times, placed, plan)
 
 
@@ -101,9 +103,9 @@ def _source(
 ) -> tuple[Source, Placement | None]:
     plan = read_plan(Path(placement)) if placement.endswith(".toml") else None
     if cluster is not None:
-        return Source(cluster.resolve(), model.resolve() if model else None), (
-            plan.placement if plan is not None else None
-        )
+        workload = plan.workload if plan is not None else None
+        source = Source(cluster.resolve(), model.resolve() if model else None, workload=workload)
+        return source, plan.placement if plan is not None else None
     if plan is None or plan.source is None:
         raise ConfigError(
             "no cluster: name a cluster file, or a --placement saved by `plan --save`",

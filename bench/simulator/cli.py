@@ -11,8 +11,6 @@ import typer
 from bench.simulator.cli_compare import compare
 from helix_mq.cli.group import WithDefault
 
-DEFAULT_WORKLOAD = "synthetic:prompt=exponential(750),output=exponential(240),rate=1"
-
 
 class WithRun(WithDefault):
     """`helix-mq simulate CLUSTER` is `helix-mq simulate run CLUSTER`."""
@@ -57,11 +55,12 @@ def run(
         ),
     ] = "offline",
     workload: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="KIND:PATH,option=value: azure-conv, azure-code, sharegpt, reference or synthetic."
+            help="KIND:PATH,option=value: azure-conv, azure-code, sharegpt, reference or "
+            "synthetic. By default lengths around those that the plan was made for, 1 a second."
         ),
-    ] = DEFAULT_WORKLOAD,
+    ] = None,
     duration: Annotated[float, typer.Option(help="Seconds measured.")] = 600.0,
     warmup: Annotated[float, typer.Option(help="Seconds before that.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
@@ -159,7 +158,7 @@ def run(
     )
     objectives = objectives_of(ttft, tpot)
     inputs = read_inputs(cluster, model, [placement], seed)
-    source = open_workload(workload, seed)
+    source = open_workload(workload or inputs.default_workload(), seed)
     requests = source.arrivals() if settings.mode is Mode.ONLINE else source.lengths()
     recorder = Recorder(warmup, duration)
     with ProgressLine(quiet=as_json) as progress:

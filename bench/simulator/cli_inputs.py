@@ -17,6 +17,7 @@ from helix_mq.layers import Placement
 from solver.cli_options import STARTS, warm_start
 from solver.inputs import Source, read_input
 from solver.objective import StepTimes
+from solver.objective import Workload as PlannedLengths
 from solver.plan_file import PlanFile, read_plan
 from solver.problem import Problem
 from solver.reference_json import read_reference_cluster
@@ -26,11 +27,19 @@ _FAULT = re.compile(r"(kill|cut|slow|restore|join):([^@:]+)(?::([^@]+))?@([0-9.]
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What there is to simulate; `placements` by the names they were asked for."""
+    """What there is to simulate; `placements` by the names they were asked for. `workload`: the
+    lengths that the first plan which says so was made for."""
 
     problem: Problem
     step_times: Mapping[str, StepTimes]
     placements: Mapping[str, Placement]
+    workload: PlannedLengths | None = None
+
+    def default_workload(self) -> str:
+        """A specification of random lengths with these means, or the usual ones, once a second."""
+        means = self.workload or PlannedLengths()
+        prompt, output = f"{means.input_tokens:.9g}", f"{means.output_tokens:.9g}"
+        return f"synthetic:prompt=exponential({prompt}),output=exponential({output}),rate=1"
 
 
 def read_inputs(
@@ -46,15 +55,16 @@ def read_inputs(
             param="cluster",
         )
     found = {name: _placement(name, source, given.problem, seed) for name in placements}
-    return Inputs(given.problem, given.step_times, found)
+    return Inputs(given.problem, given.step_times, found, source.workload)
 
 
 def _source(cluster: Path | None, model: Path | None, placements: Sequence[str]) -> Source:
+    plans = [plan for name in placements if (plan := _plan(name)) is not None]
     if cluster is not None:
-        return Source(cluster, model)
-    for name in placements:
-        plan = _plan(name)
-        if plan is not None and plan.source is not None:
+        known = (plan.workload for plan in plans if plan.workload is not None)
+        return Source(cluster, model, workload=next(known, None))
+    for plan in plans:
+        if plan.source is not None:
             return plan.source
     raise ConfigError(
         "no cluster: name a cluster file, or a --placement saved by `plan --save`",

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.simulator.cli_inputs import read_inputs
 from helix_mq.cli import main
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
+from router.planned import read_planned
 from solver.cli_show import _served as described
-from solver.objective import ServingEstimate
+from solver.objective import ServingEstimate, Workload
 from solver.plan_file import read_plan
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "clusters"
@@ -228,6 +230,11 @@ def test_what_limits_serving_is_said_in_words() -> None:
         ('num_layers = 2\nfoo = 1\n[nodes]\na = "0:2"', "foo"),
         ('num_layers = true\n[nodes]\na = "0:2"', "num_layers"),
         ('num_layers = 2\nobjective_tokens_per_s = "x"\n[nodes]\na = "0:2"', "objective"),
+        ('num_layers = 2\ninput_tokens = 9\n[nodes]\na = "0:2"', "output_tokens is missing"),
+        (
+            'num_layers = 2\ninput_tokens = 0\noutput_tokens = 1\n[nodes]\na = "0:2"',
+            "input_tokens=0 is not in",
+        ),
         ("num_layers = ", "TOML"),
     ],
 )
@@ -244,3 +251,43 @@ def test_a_plan_file_reads_back(tmp_path: Path) -> None:
     plan = read_plan(path)
     assert plan.placement.slices == {"a.b-1": LayerRange(0, 2), "c": LayerRange(1, 3)}
     assert plan.claimed_tokens_per_s is None
+    assert plan.workload is None
+
+
+def test_a_plan_is_verified_and_run_with_the_lengths_it_was_made_for(tmp_path: Path) -> None:
+    """Speeds by layers follow from how long prompts and answers are: with other lengths the plan's
+    own figure would not hold."""
+    cluster, model = tmp_path / "c.toml", tmp_path / "config.json"
+    model.write_text(CONFIG)
+    shape = ("single", "--nodes", "L4=2,T4=3")
+    assert helix("cluster", "generate", *shape, "-o", str(cluster)).returncode == 0
+    saved, usual = tmp_path / "plan.toml", tmp_path / "usual.toml"
+    made = helix(
+        *("plan", str(cluster), "--model", str(model), "--method", "petals", "--no-explain"),
+        *("--input-tokens", "2000", "--output-tokens", "100", "--save", str(saved)),
+    )
+    assert made.returncode == 0, made.stderr
+    plan = read_plan(saved)
+    assert plan.workload == Workload(2000.0, 100.0)
+    assert plan.source is not None
+    assert plan.source.workload == plan.workload
+    assert verified(saved) == pytest.approx(plan.claimed_tokens_per_s)
+    assert verified(saved, cluster) == verified(saved)
+    lines = saved.read_text().splitlines()
+    usual.write_text("\n".join(x for x in lines if not x.startswith(("input_", "output_"))))
+    assert read_plan(usual).workload is None, "as plans were saved before"
+    assert abs(verified(usual) - verified(saved)) > 0.01 * verified(saved)
+    # The router computes flows with these speeds; the simulator asks for such lengths.
+    routed, simulated = read_planned(saved, 32).problem, read_inputs(None, None, [str(saved)], 0)
+    assert routed == plan.source.problem() == simulated.problem
+    assert routed != read_planned(usual, 32).problem
+    assert "prompt=exponential(2000),output=exponential(100)" in simulated.default_workload()
+    usual_lengths = read_inputs(None, None, [str(usual)], 0).default_workload()
+    assert "prompt=exponential(750),output=exponential(240)" in usual_lengths
+
+
+def verified(plan: Path, cluster: Path | None = None) -> float:
+    """The max flow that `plan verify` finds, whether it is the claimed one or not."""
+    against = () if cluster is None else ("--cluster", str(cluster))
+    said = helix("plan", "verify", str(plan), *against, "--json")
+    return float(json.loads(said.stdout)["tokens_per_s"])
