@@ -203,11 +203,11 @@ def main(
     model: Annotated[
         Path | None, typer.Option(help="Model folder or GGUF; default: the demonstration model.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=2, max=100)] = 3,
+    rounds: Annotated[int, typer.Option(min=2, max=100)] = 5,
     only: Annotated[str, typer.Option(help="model or tiny; default: both.")] = "",
     at_once: Annotated[int, typer.Option(min=1, max=256, help="Requests under way.")] = 4,
-    requests: Annotated[int, typer.Option(min=4, help="Per client and round, of `model`.")] = 60,
-    tiny_requests: Annotated[int, typer.Option(min=4, help="The same, of `tiny`.")] = 200,
+    requests: Annotated[int, typer.Option(min=4, help="Per client and round, of `model`.")] = 30,
+    tiny_requests: Annotated[int, typer.Option(min=4, help="The same, of `tiny`.")] = 100,
     out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
 ) -> None:
     """Measure the same live clusters with both clients in turns, and say how far they agree.
