@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from bench.distance import distant_cluster
 from helix_mq.features import FEATURES, WIRE8
 from helix_mq.sampling import SamplingParams
 from router.link_forms import Activations
 from router.service import Generation
 from router.settings import LinksSection
-from tests.cluster import Cluster, cluster
+from tests.cluster import DEADLINE_S, Cluster, cluster, greedy
 
 PROMPT = tuple((7 * i) % 250 for i in range(40))
 THIRDS = {"a": "0:2", "b": "2:4", "c": "4:6"}
@@ -65,3 +67,54 @@ async def test_a_node_of_an_older_release_gets_rows_that_it_knows(
     async with cluster(tiny_folder, THIRDS, links=LinksSection(activations="int8")) as c:
         await c.until(lambda: set(links_forms(c)) == {"bfloat16"}, "the nodes know")
         assert await first_token(c)
+
+
+async def test_auto_narrows_a_link_that_is_measured_slow_and_no_other(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real sockets and trains of probes: 300 KB/s between two nodes, loopback between the others.
+
+    The limits are scaled down with the slow link, so that loopback is far above them on a busy
+    machine, too.
+    """
+    monkeypatch.setattr("router.link_forms.AUTO_INT8_BYTES_PER_S", 1e6)
+    monkeypatch.setattr("router.link_forms.AUTO_BFLOAT16_BYTES_PER_S", 1.5e6)
+    monkeypatch.setattr("helix_mq.link_probe._BEGIN_WITHIN_S", 0.0)
+
+    def delay_s(one: str, other: str) -> float:
+        return 0.001 if (one, other) == ("a", "b") else 0.0
+
+    settings = {"links": LinksSection(activations="auto")}
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        distant_cluster(tiny_folder, THIRDS, delay_s, settings=settings, bytes_per_s=3e5) as c,
+    ):
+
+        def told(one: str, other: str) -> str:
+            return c.daemons[one]._slices.formats.of(other)
+
+        def sent() -> dict[tuple[str, str], int]:
+            return {
+                (name, link.peer): link.sent_bytes
+                for name, daemon in c.daemons.items()
+                for link in daemon.figures().links
+            }
+
+        def measured(one: str, other: str) -> float:
+            links = {(x.sender, x.receiver): x for x in c.app.status().links}
+            return links[one, other].probed_bytes_per_s
+
+        while True:
+            if told("a", "b") and measured("b", "c"):
+                break
+            await asyncio.sleep(0.01)
+        assert measured("a", "b") < 1e6
+        assert measured("b", "c") > 1.5e6
+        before = sent()
+        await c.run(greedy(PROMPT, 1))
+        after = sent()
+        assert (told("a", "b"), told("b", "c"), told("b", "a")) == ("int8", "", "")
+    rows = len(PROMPT) * 64
+    narrow, wide = (after[ends] - before[ends] for ends in (("a", "b"), ("b", "c")))
+    assert narrow - 700 <= rows * 1.0625 <= narrow
+    assert wide - 700 <= rows * 4 <= wide
