@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from bench.simulator.stats import report
 from bench.simulator.step_times import ChunkCost
 from bench.simulator.trial import run_trial
 from bench.traces.workload import open_workload
+from helix_mq.token_return import TokenReturn
 from nodes.batching import BatchLimits
 from solver.inputs import Source, read_input
 from solver.objective import ServingModel
@@ -42,6 +43,7 @@ PUBLISHED: Mapping[str, tuple[float, float]] = {
 }
 """Offline decode tokens/s as published, and the median decode latency (s) of the same runs, from
 the data's measured.json."""
+STRAIGHT_BACK = "shipped, tokens straight back"
 ONE_BATCH = 1e6
 WHOLE = 8192
 TRACE = "traces/trace_offline_seed0_lengths.csv"
@@ -85,6 +87,8 @@ class Job:
     data: Path
     duration_s: float
     warmup_s: float
+    token_return: TokenReturn = "router"
+    """As in the published system, but where that is what is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ def run(job: Job) -> Outcome:
     if job.placement != "helix":
         options = SolveOptions(method="blocks", time_limit_s=10.0)
         if job.placement == "serving":
-            model = ServingModel(given.step_times)
+            model = ServingModel(given.step_times, token_return=job.token_return)
             options = SolveOptions(
                 objective="serving", time_limit_s=120.0, serving=model, simulate=run_trial
             )
@@ -134,7 +138,9 @@ def run(job: Job) -> Outcome:
     else:
         published = read_reference_cluster(path).published[job.placement]
         placement, flow = published.placement, published.max_flow_tokens_per_s or 0.0
+    core = replace(SimSettings().core, token_return=job.token_return)
     settings = SimSettings(
+        core=core,
         duration_s=job.duration_s,
         warmup_s=job.warmup_s,
         node=job.node,
@@ -182,6 +188,9 @@ def jobs(data: Path, duration_s: float, warmup_s: float) -> Iterator[Job]:
         for placement in ("helix", "serving"):
             yield job(setup, placement, "shipped", NodeSettings())
         yield job(setup, "serving", "shipped, KV to 60 %", NodeSettings(), 0.6)
+        for placement in ("ours", "helix"):
+            shipped = job(setup, placement, STRAIGHT_BACK, NodeSettings())
+            yield replace(shipped, token_return="auto")
     for name, node in SENSITIVITY.items():
         yield job(SETUPS[0], "ours", name, node)
 
