@@ -58,7 +58,11 @@ class Holdings(Generic[S]):
         return sorted(e for h in self._held for e in h.epochs)
 
     def serving(self, epoch: int) -> Held[S] | None:
-        return next((h for h in self._held if epoch in h.epochs), None)
+        # Asked for each frame: a loop, as a generator costs more than the one or two it looks at.
+        for held in self._held:
+            if epoch in held.epochs:
+                return held
+        return None
 
     def of(self, layers: LayerRange) -> Held[S] | None:
         return next((h for h in self._held if h.layers == layers), None)

@@ -8,8 +8,9 @@ are refused instead of opening the sequence, and its pages, again.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import cast
@@ -59,12 +60,18 @@ class Ledger:
         self._find = cast(Callable[[tuple[int, int]], OpenSequence | None], self._open.get)
         self._newest: dict[RequestId, Attempt] = {}
         self._tombstones: OrderedDict[RequestId, Attempt] = OrderedDict()
+        self._due_ms = sys.maxsize
+        """No deadline of an open sequence is earlier: asked twice per step, which would look at all
+        of them."""
 
     def __len__(self) -> int:
         return len(self._open)
 
     def __contains__(self, seq: SeqKey) -> bool:
         return seq in self._open
+
+    def any_open(self, sequences: Iterable[SeqKey]) -> bool:
+        return not self._open.keys().isdisjoint(sequences)
 
     def sequences(self) -> list[SeqKey]:
         return list(self._open)
@@ -139,6 +146,8 @@ class Ledger:
             older.append(SeqKey(seq.request, newest))
         self._newest[seq.request] = seq.attempt
         self._open[seq] = OpenSequence(seq, layers, position, deadline_ms)
+        if 0 < deadline_ms < self._due_ms:
+            self._due_ms = deadline_ms
         return older
 
     def advance(
@@ -197,4 +206,8 @@ class Ledger:
 
     def expired(self, now_ms: int) -> list[SeqKey]:
         """Open sequences whose deadline has passed."""
-        return [s for s, o in self._open.items() if 0 < o.deadline_ms <= now_ms]
+        if now_ms < self._due_ms:
+            return []
+        deadlines = [(s, o.deadline_ms) for s, o in self._open.items() if o.deadline_ms > 0]
+        self._due_ms = min((deadline for _, deadline in deadlines), default=sys.maxsize)
+        return [s for s, deadline in deadlines if deadline <= now_ms]

@@ -50,6 +50,8 @@ class Returns:
 
     def took(self, row: Work[Payload], ledger: Ledger) -> Work[Payload]:
         """A row has been let in: as it is, or with drafts, of which the ledger learns."""
+        if not row.payload.direct:
+            return row
         self._note(row)
         work = self._drafts.took(row, len(ledger))
         if work.drafts != row.drafts:
@@ -57,9 +59,9 @@ class Returns:
         return work
 
     def _note(self, work: Work[Payload]) -> None:
-        """The row with the sampling parameters says what a last hop needs."""
+        """Of a direct one, the row with the sampling parameters says what a last hop needs."""
         payload = work.payload
-        if payload.direct and work.next_hop == ROUTER and payload.spec is not None:
+        if work.next_hop == ROUTER and payload.spec is not None:
             self._known[work.seq] = _Returned(
                 payload.route.hops[0].node,
                 payload.route_blob,
@@ -78,6 +80,8 @@ class Returns:
 
     def frames(self, tokens: Iterable[TokenItem], epoch: int) -> list[OutFrame]:
         """Decode rows of the newest tokens, a frame per first hop; none for texts that ended."""
+        if not self._known:
+            return []
         groups: dict[str, list[tuple[TokenItem, _Returned]]] = defaultdict(list)
         for token in tokens:
             known = self._known.get(_seq(token))

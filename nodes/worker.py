@@ -29,6 +29,7 @@ from helix_mq.messages.data import (
 )
 from nodes.admitting import admit, without_crowding
 from nodes.batching import Batcher, SeqKey
+from nodes.bell import Bell
 from nodes.chores import Chores
 from nodes.device import DeviceThread
 from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
@@ -79,7 +80,7 @@ class Worker:
         self._refusals: deque[RefusedItem] = deque(maxlen=MAX_ROWS)
         self._busy = False
         self._chores = Chores()
-        self._wake = asyncio.Event()
+        self._wake = Bell()
         self._stall_ends_s: float | None = None
         self._steps = 0
         self._step_s = 0.0
@@ -101,12 +102,12 @@ class Worker:
             self._depth = depth
         for seq in self._ledger.outside(epochs):
             self._close(seq)
-        self._wake.set()
+        self._wake.ring()
 
     def close_epoch(self, epoch: int) -> None:
         """Gives the sequences of `epoch` up: a router that assigns it anew lost sight of them."""
         self._start_anew(s for s in self._ledger.sequences() if self._ledger.epoch(s) == epoch)
-        self._wake.set()
+        self._wake.ring()
 
     async def between_steps(self, job: Callable[[], None]) -> None:
         """Runs `job` on the device thread while no step of this worker does; raises as it does.
@@ -114,7 +115,7 @@ class Worker:
         The step loop must be running; CancelledError when it ends first.
         """
         done = self._chores.add(job)
-        self._wake.set()
+        self._wake.ring()
         await done
 
     @property
@@ -134,24 +135,24 @@ class Worker:
         accepted = accept_frame(self.view, self._ledger, header, buffers, on_consumed, now_ms)
         if accepted.work:
             accepted.work[0].payload.use.arrived_s = perf_counter()
-        for row in accepted.work:
-            work = self._returns.took(row, self._ledger)
+        works = [self._returns.took(row, self._ledger) for row in accepted.work]
+        for work in works:
             if work.seq not in self._next_hop:
                 self.tracer.open(work.seq)
             self._next_hop[work.seq] = work.next_hop
-            self._batcher.add(work)
+        self._batcher.extend(works)
         # After adding: one frame may hold rows of the older attempt, too.
         for seq in accepted.superseded:
             self._close(seq)
         if accepted.refused:
             self._refuse(accepted.refused)
-        self._wake.set()
+        self._wake.ring()
         return accepted.strange
 
     def on_release(self, release: Release) -> None:
         for item in release.items:
             self._close(SeqKey(RequestId(item.request), Attempt(item.attempt)))
-        self._wake.set()
+        self._wake.ring()
 
     def on_link_lost(self, peer: str) -> None:
         """Frames to `peer` may be lost: everything that goes there must be routed anew."""
@@ -226,7 +227,7 @@ class Worker:
 
     async def _idle(self) -> None:
         """Waits for work; when all that waits is blocked, lets one row pass per grace period."""
-        self._wake.clear()
+        self._wake.listen()
         if not len(self._batcher):
             self._stall_ends_s = None
             await self._wake.wait()
@@ -243,7 +244,7 @@ class Worker:
 
     def wake(self) -> None:
         """Credit came back: rows that were held may go now."""
-        self._wake.set()
+        self._wake.ring()
 
     def _next_batch(self) -> Batch:
         now_ms = int(self._clock.wall_s() * 1000)
@@ -287,21 +288,22 @@ class Worker:
             if seq in self._ledger:
                 self._give_up([seq], item.code, item.reason)
         for frame in result.frames:
-            if not any(seq in self._ledger for seq in frame.sequences):
+            if not self._ledger.any_open(frame.sequences):
                 continue
             if not self._links.send(frame.peer, frame.header, frame.buffers):
                 lost = [s for s in sorted(frame.sequences) if s in self._ledger]
                 self._give_up(lost, "no_peer", f"{self.view.node} has no link to {frame.peer}")
+        if result.tokens:
+            self._tell(result.tokens)
+
+    def _tell(self, items: Iterable[TokenItem]) -> None:
+        """Sends new tokens, by epoch: to first hops where they return by themselves, and to the
+        router."""
         tokens: dict[int, list[TokenItem]] = {}
-        for token in result.tokens:
+        for token in items:
             seq = SeqKey(RequestId(token.request), Attempt(token.attempt))
             if seq in self._ledger:
                 tokens.setdefault(self._ledger.epoch(seq), []).append(token)
-        self._tell(tokens)
-
-    def _tell(self, tokens: dict[int, list[TokenItem]]) -> None:
-        """Sends new tokens, by epoch: to first hops where they return by themselves, and to the
-        router."""
         stuck = [
             frame
             for epoch, items in tokens.items()

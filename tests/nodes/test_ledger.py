@@ -63,6 +63,22 @@ def test_expiry_and_closing_all() -> None:
     assert ledger.judge(key(2), 0, LAYERS) is Verdict.STALE
 
 
+@given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=20))
+def test_who_expired_is_named_until_closed(stories: list[tuple[int, bool]]) -> None:
+    """Each opens a sequence with that deadline, 0 for none, and closes the oldest or does not."""
+    ledger, deadlines = Ledger(), dict[SeqKey, int]()
+    for now_ms, (deadline_ms, close) in enumerate(stories):
+        ledger.open(key(now_ms), LAYERS, deadline_ms)
+        deadlines[key(now_ms)] = deadline_ms
+        if close:
+            oldest = next(iter(deadlines))
+            ledger.close(oldest)
+            del deadlines[oldest]
+        due = [s for s, deadline in deadlines.items() if 0 < deadline <= now_ms]
+        assert ledger.expired(now_ms) == due
+        assert ledger.any_open([key(99), *deadlines]) is bool(deadlines)
+
+
 @given(
     st.integers(0, 40),
     st.lists(st.tuples(st.integers(0, 16), st.integers(-3, 20)), min_size=1, max_size=20),
