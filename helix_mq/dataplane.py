@@ -7,6 +7,7 @@ layers, requests or models. Used by nodes and by the router alike.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections import Counter
@@ -123,10 +124,12 @@ class DataPlane:
         gone = [link for name, link in self._out.items() if peers.get(name) != link.address]
         for link in gone:
             del self._out[link.address.name]
+            link.leave()
             if link.connection is not None:
                 await link.connection.close()
         new = [a for name, a in peers.items() if name != self.me and name not in self._out]
-        links = [OutLink(address, self.clock, self._window) for address in new]
+        soon = asyncio.get_running_loop().call_soon
+        links = [OutLink(address, self.clock, self._window, soon) for address in new]
         # Known at once, connected later: frames for them wait here meanwhile.
         self._out.update({link.address.name: link for link in links})
         for link in links:
@@ -227,6 +230,7 @@ class DataPlane:
 
     async def close(self) -> None:
         for link in self._out.values():
+            link.leave()
             if link.connection is not None:
                 await link.connection.close()
         self._out.clear()

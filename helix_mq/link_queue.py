@@ -31,6 +31,7 @@ class LinkQueue(Generic[F]):
         # Sequences with a frame in the bulk line.
         self._held: Counter[Hashable] = Counter()
         self.waiting_bytes = 0
+        """0 only where nothing waits: a frame has a header at least."""
 
     def __len__(self) -> int:
         return len(self._urgent) + len(self._bulk)

@@ -2,19 +2,21 @@
 
 Frames wait here, never in ZeroMQ: decodes before prompt chunks, all of them for the receiver's
 credit, chunks also for their turn on the wire (pacing). Large chunks leave in pieces, so that a
-decode never waits for more than one of them.
+decode never waits for more than one of them. Of small frames of decodes the first in a turn of the
+event loop goes at once, and those that follow it in the same turn leave as one frame at its end.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from helix_mq.clock import Clock
 from helix_mq.credit import CreditSender
 from helix_mq.frames import Buffer, encode, frame_bytes, split_frame
+from helix_mq.gathering import Gathering, is_small
 from helix_mq.link_probe import PADDING_BYTES, SLOWEST_BYTES_PER_S, LinkProbes
 from helix_mq.link_queue import LinkQueue
 from helix_mq.messages.control import LinkReport
@@ -26,6 +28,12 @@ FIRST_PIECE_BYTES = 256 * 1024
 """While the link's rate is not known."""
 MIN_PIECE_BYTES = 32 * 1024
 """Smaller pieces would cost more in headers and steps than they save in waiting."""
+
+_FLUSH_FRAMES = 16
+"""Sent at once of what waited: a fraction of a millisecond of the event loop's time."""
+
+Soon = Callable[[Callable[[], None]], object]
+"""Calls what it is given on the event loop's next turn."""
 
 _PADDING = os.urandom(PADDING_BYTES)
 """Random: tunnels may compress."""
@@ -83,7 +91,7 @@ def is_urgent(header: FrameHeader) -> bool:
 class OutLink:
     """The sending end towards one peer."""
 
-    def __init__(self, address: PeerAddress, clock: Clock, window: int) -> None:
+    def __init__(self, address: PeerAddress, clock: Clock, window: int, soon: Soon) -> None:
         self.address = address
         self.connection: Connection | None = None
         self.link = 0
@@ -96,6 +104,11 @@ class OutLink:
         self.silent = False
         """Given up for want of a sign of life, though the connection stands."""
         self._queue: LinkQueue[list[Buffer]] = LinkQueue()
+        self._soon = soon
+        self._gathered = Gathering()
+        self._gathers = False
+        """A small frame has gone in this turn of the loop."""
+        self._flush_due = False
         self._sent_bytes = 0
         self._sent_frames = 0
 
@@ -122,6 +135,7 @@ class OutLink:
     def give_up(self) -> None:
         """Drops what waits; the connection's counts stay."""
         self._queue.clear()
+        self._gathered.clear()
 
     def begin(self, link: int) -> None:
         """A new connection: fresh counts. Frames that wait for it go when credit comes."""
@@ -136,17 +150,46 @@ class OutLink:
         behind it goes too."""
         self.link = 0
         self.silent = False
-        self._queue.clear()
+        self.give_up()
 
     def send(self, header: FrameHeader, buffers: Sequence[Buffer]) -> None:
         """Puts a frame in line, in pieces where it is a large one."""
         if is_urgent(header):
+            if is_small(header, buffers) and self._gathers_too(header, buffers[0]):
+                return
+            self.leave()
             self._enqueue(header, buffers, urgent=True)
         else:
+            self.leave()
             for piece, parts in split_frame(header, buffers, self._piece_bytes()):
                 self._enqueue(piece, parts, urgent=False)
-        if len(self._queue):
+        if self._queue.waiting_bytes:
             self.flush()
+
+    def _gathers_too(self, header: FrameHeader, payload: Buffer) -> bool:
+        """Keeps a small frame until the turn's end, if it is not the turn's first and nobody is in
+        line before it."""
+        if not self._gathers:
+            self._gathers = True
+            self._soon(self._turn_ends)
+            return False
+        if self._queue.waiting_bytes:
+            return False
+        if not self._gathered.add(header, payload):
+            self.leave()
+            return self._gathered.add(header, payload)
+        return True
+
+    def _turn_ends(self) -> None:
+        self._gathers = False
+        self.leave()
+
+    def leave(self) -> None:
+        """Has what was gathered go now, as one frame."""
+        if self._gathered.nbytes:
+            self._enqueue(*self._gathered.take(), urgent=True)
+            if self._queue.waiting_bytes:
+                self.flush()
 
     def _piece_bytes(self) -> int:
         rate = self._pacer.carries_bytes_per_s
@@ -159,7 +202,7 @@ class OutLink:
         parts = encode(header, buffers)
         nbytes = frame_bytes(parts)
         # Most find nobody in line before them.
-        alone = not len(self._queue) and (urgent or self._pacer.allows(nbytes))
+        alone = not self._queue.waiting_bytes and (urgent or self._pacer.allows(nbytes))
         if alone and self._go(parts, nbytes):
             return
         keys = [(row.request, row.attempt) for row in header.rows]
@@ -231,17 +274,25 @@ class OutLink:
         rate = max(self._probes.bytes_per_s or self._pacer.bytes_per_s, SLOWEST_BYTES_PER_S)
         if silent_s <= after_s + self._pacer.under_way_bytes / rate:
             return False
-        self._queue.clear()
+        self.give_up()
         self.silent = True
         self._down_since_s = self._clock.now_s() - silent_s
         return True
 
     def flush(self) -> None:
+        """Sends what may go now of what waits; goes on in the loop's next turn where that is
+        much."""
+        self._flush(paced=True)
+
+    def _flush_more(self) -> None:
+        self._flush_due = False
         self._flush(paced=True)
 
     def _flush(self, *, paced: bool) -> None:
         allows = self._pacer.allows if paced else _always
-        while self.connection is not None and self.connected:
+        for _ in range(_FLUSH_FRAMES):
+            if self.connection is None or not self.connected:
+                return
             found = self._queue.next_frame(self._credit.may_send, allows)
             if found is None:
                 return
@@ -250,6 +301,9 @@ class OutLink:
                 return
             self._queue.sent()
             self._went(nbytes)
+        if not self._flush_due:
+            self._flush_due = True
+            self._soon(self._flush_more)
 
     def _go(self, parts: list[Buffer], nbytes: int) -> bool:
         """Sends a frame past an empty queue, where it may go now."""
@@ -269,7 +323,8 @@ class OutLink:
     @property
     def blocked(self) -> bool:
         """New prefill had better wait: decodes wait here, or a piece has another one before it."""
-        return self._queue.urgent_frames > 0 or self._queue.bulk_frames > 1
+        queue = self._queue
+        return queue.waiting_bytes > 0 and (queue.urgent_frames > 0 or queue.bulk_frames > 1)
 
     def overdraft(self) -> None:
         """Lets one waiting frame go without credit: breaks a cyclic wait between nodes."""
@@ -282,7 +337,7 @@ class OutLink:
             peer=self.address.name,
             sent_bytes=self._sent_bytes,
             sent_frames=self._sent_frames,
-            backlog_bytes=self._queue.waiting_bytes,
+            backlog_bytes=self._queue.waiting_bytes + self._gathered.nbytes,
             blocked_s=self._credit.blocked_s,
             bytes_per_s=self._pacer.bytes_per_s,
             round_trip_s=self._pacer.round_trip_s,

@@ -3,6 +3,8 @@
 Each place is a node of one route. What it takes in goes through the node's own inbox and ledger,
 and what it passes on gets a new header, as after a step; only the layers are missing. Frames up to
 64 KiB are a batch of decodes, larger ones a chunk of one prompt, which the link may cut in pieces.
+A stream's decodes are of many sequences, as a node's are; the link may join small ones that follow
+each other at once.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from helix_mq.clock import SystemClock
 from helix_mq.dataplane import DataPlane, InLink, PlaneHandlers, PlaneIdentity
 from helix_mq.errors import FrameError
 from helix_mq.frames import Message, pack_route
-from helix_mq.ids import NodeId
+from helix_mq.ids import Attempt, NodeId, RequestId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import SAMPLE, FrameHeader, Row
 from helix_mq.outlink import PeerAddress
 from helix_mq.transport import AllowList, KeyPair, ServerSecurity, ZmqTransport
-from nodes.batching import Work
+from nodes.batching import SeqKey, Work
 from nodes.inbox import NodeView, Payload, accept_frame, check_sender
 from nodes.ledger import Ledger
 
@@ -35,6 +37,8 @@ DECODE_BYTES = 64 * 1024
 REFRESH_S = 1.0
 _EPOCH = 1
 _FOR_EVER = 1 << 31
+_SEQUENCES = 64
+"""Frames' worth of sequences that decodes are of."""
 
 
 class PlanePlace(LoopPlace):
@@ -52,7 +56,7 @@ class PlanePlace(LoopPlace):
         )
         self._credited = asyncio.Event()
         self._ledger = Ledger()
-        self._position = 1
+        self._sent = 0
         self._first_request = 0
         self._tensor = memoryview(bytearray(os.urandom(spec.size_bytes)))
         self._bytes_left = 0
@@ -91,7 +95,7 @@ class PlanePlace(LoopPlace):
         self._width = token_bytes // 2
         # Every load has sequences of its own; each place counts the loads alike.
         self._first_request += 1000
-        self._position = 0
+        self._sent = 0
         self._bytes_left = size_bytes
         names = [_name(i) for i in range(self.spec.places)]
         if not self.streams:
@@ -109,19 +113,30 @@ class PlanePlace(LoopPlace):
         )
         for seq in self._ledger.sequences():
             self._ledger.close(seq)
+        if decodes:
+            # Running requests: their prompts have passed.
+            at = self.spec.place or len(hops) - 1
+            for i in range(_SEQUENCES * self._rows):
+                seq = SeqKey(RequestId(self._first_request + i), Attempt(0))
+                self._ledger.open(seq, hops[at].layers, 0, 1)
 
     def send_one(self) -> bool:
         if self.streams and self._plane.blocked_peers():
             return False
-        # The first frame opens its sequences and is none of running requests'.
-        flags = SAMPLE if self._position else 0
-        rows = tuple(
-            Row(self._first_request + i, 0, self._position, self._count, 0, 1, flags, 0)
-            for i in range(self._rows)
-        )
-        self._position += self._count
+        rows = self._next_rows()
         header = FrameHeader(_EPOCH, self._name, "bfloat16", self._width, rows, (self._route,))
         return self._plane.send(self._next, header, (self._tensor,))
+
+    def _next_rows(self) -> tuple[Row, ...]:
+        turn, self._sent = self._sent, self._sent + 1
+        if self._count > 1:
+            return (Row(self._first_request, 0, turn * self._count, self._count, 0, 1, 0, 0),)
+        # As many sequences in turn as there are: each frame has the next token of its own.
+        position, turn = 1 + turn // _SEQUENCES, turn % _SEQUENCES
+        first = self._first_request + turn * self._rows
+        if self._rows == 1:
+            return (Row(first, 0, position, 1, 0, 1, SAMPLE, 0),)
+        return tuple(Row(first + i, 0, position, 1, 0, 1, SAMPLE, 0) for i in range(self._rows))
 
     def _on_message(self, sender: str, message: Message, nbytes: int, link: InLink) -> None:
         header = message.header
@@ -146,8 +161,8 @@ class PlanePlace(LoopPlace):
         if work[0].payload.hop + 1 < len(work[0].payload.route.hops):
             self._plane.send(self._next, self._onward(header, work), message.buffers)
         self._bytes_left -= message.buffers[0].nbytes
-        if not self._bytes_left:
-            self._bytes_left = self.spec.size_bytes
+        while self._bytes_left <= 0:
+            self._bytes_left += self.spec.size_bytes
             self.arrived()
 
     def _onward(self, header: FrameHeader, work: list[Work[Payload]]) -> FrameHeader:

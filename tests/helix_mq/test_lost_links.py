@@ -103,7 +103,7 @@ async def test_what_waits_for_a_short_time_arrives_when_the_link_is_there(net: N
 
 def test_the_time_down_counts_from_the_last_connection() -> None:
     clock = VirtualClock()
-    link = OutLink(PeerAddress("b", 1, "mem://b"), clock, 1 << 20)
+    link = OutLink(PeerAddress("b", 1, "mem://b"), clock, 1 << 20, [].append)
     clock.advance(2.0)
     assert link.down_s == 2.0
     link.connected = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +30,16 @@ class Wire:
     bytes_per_s: float
     trip_s: float
     sent: list[int] = field(default_factory=list)
+    calls: list[Callable[[], None]] = field(default_factory=list)
+    """For the sender's next turn."""
+
+    def soon(self, call: Callable[[], None]) -> None:
+        self.calls.append(call)
+
+    def turn(self) -> None:
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call()
 
     def send(self, parts: Parts) -> bool:
         self.sent.append(frame_bytes(list(parts)))
@@ -42,6 +53,7 @@ class Wire:
 
     def deliver(self, link: OutLink, received: int) -> int:
         """Carries what has been sent; what the receiver has in all."""
+        self.turn()
         waiting, self.sent = self.sent, []
         self.clock.advance(self.trip_s)
         for nbytes in waiting:
@@ -63,7 +75,7 @@ def measured(clock: VirtualClock) -> tuple[OutLink, Wire, int]:
     """A fast link that probes have measured, and that has had few frames since; and what its
     receiver has."""
     wire = Wire(clock, bytes_per_s=1e8, trip_s=0.002)
-    link = OutLink(PeerAddress("b", 1, "mem://b"), clock, WINDOW)
+    link = OutLink(PeerAddress("b", 1, "mem://b"), clock, WINDOW, wire.soon)
     link.connection, link.connected = wire, True
     link.begin(1)
     received = wire.deliver(link, 0)

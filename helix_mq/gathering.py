@@ -1,0 +1,101 @@
+"""Small frames that follow each other at once on one link, made into one frame with all their rows.
+
+Pure. A batch puts its rows for a peer in one frame already; this is for what several batches, or
+several requests that are not batched, send within one turn of the event loop. It is a frame like
+any other: its receiver cannot tell. Only what ZeroMQ would copy anyway is joined, tensors of real
+size never are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from helix_mq.frames import Buffer
+from helix_mq.messages.data import FrameHeader, Row
+
+SMALL_BYTES: Final = 4096
+"""Of a frame's payload, at most. Joining costs a copy; a frame of its own some tens of µs."""
+SMALL_ROWS: Final = 64
+MOST_BYTES: Final = 64 * 1024
+"""Of all that is gathered: below the size from which parts go uncopied."""
+MOST_ROWS: Final = 256
+
+
+def is_small(header: FrameHeader, buffers: Sequence[Buffer]) -> bool:
+    """Whether a frame of decodes may be joined with others: nothing but rows with a few bytes."""
+    if len(buffers) != 1 or len(header.rows) > SMALL_ROWS:
+        return False
+    payload = buffers[0]
+    if (payload.nbytes if type(payload) is memoryview else len(payload)) > SMALL_BYTES:
+        return False
+    for row in header.rows:  # noqa: SIM110
+        if row.spec is not None or row.blocks:
+            # Some 16 KiB of sampling parameters are no small frame.
+            return False
+    return True
+
+
+class Gathering:
+    """Rows of small frames, in the order they came. Empty again after `take`."""
+
+    def __init__(self) -> None:
+        self._like: FrameHeader | None = None
+        """The first of them, whose epoch, sender and form of rows the others share."""
+        self._rows: list[Row] = []
+        self._routes: dict[bytes, int] = {}
+        self._payloads: list[Buffer] = []
+        self.nbytes = 0
+        """Of payload."""
+
+    def __len__(self) -> int:
+        """Frames."""
+        return len(self._payloads)
+
+    def add(self, header: FrameHeader, payload: Buffer) -> bool:
+        """Takes a small frame in. False where it does not go with those that are here, or names a
+        route twice."""
+        nbytes = self.nbytes
+        nbytes += payload.nbytes if type(payload) is memoryview else len(payload)
+        like, rows, blobs = self._like, header.rows, header.routes
+        if like is None:
+            routes = {blob: i for i, blob in enumerate(blobs)}
+            if len(routes) < len(blobs):
+                return False
+            self._like, self._routes = header, routes
+        elif (
+            nbytes > MOST_BYTES
+            or header.epoch != like.epoch
+            or header.width != like.width
+            or header.dtype != like.dtype
+            or len(self._rows) + len(rows) > MOST_ROWS
+        ):
+            return False
+        elif blobs != like.routes:
+            # Mostly they are the same, and then rows need no other index.
+            routes = self._routes
+            at = [routes.setdefault(blob, len(routes)) for blob in blobs]
+            rows = tuple(msgspec.structs.replace(row, route=at[row.route]) for row in rows)
+        self._rows += rows
+        self._payloads.append(payload)
+        self.nbytes = nbytes
+        return True
+
+    def take(self) -> tuple[FrameHeader, tuple[Buffer]]:
+        """All that was gathered, as one frame; only if there is something."""
+        like = self._like
+        assert like is not None
+        payloads = self._payloads
+        payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
+        header = FrameHeader(
+            like.epoch, like.sender, like.dtype, like.width, tuple(self._rows), tuple(self._routes)
+        )
+        self.clear()
+        return header, (payload,)
+
+    def clear(self) -> None:
+        self._like = None
+        self._rows, self._routes, self._payloads = [], {}, []
+        self.nbytes = 0
