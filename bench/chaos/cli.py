@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,8 @@ from bench.chaos.faults import Kind
 from bench.live_run import FolderOption, ModelOption, OutOption, in_folder, say
 from helix_mq.errors import ConfigError
 from helix_mq.token_return import token_return as known_return
+
+PACKAGES = ("msgspec", "pyzmq", "torch", "uvloop")
 
 
 def chaos(
@@ -69,13 +73,21 @@ def chaos(
                 journal=router or Kind.ROUTER in kinds,
                 token_return=way,
             )
-            return await ChaosRun(options, say).run()
+            return await ChaosRun(options, say, keep).run()
+
+        command, machine = f"helix-mq {shlex.join(sys.argv[1:])}", machine_summary(PACKAGES)
+
+        def body_of(report: ChaosReport) -> dict[str, object]:
+            return {"command": command, "machine": machine, **report.as_dict()}
+
+        def keep(report: ChaosReport) -> None:
+            # After each round: a run that is interrupted leaves what it has.
+            if out is not None:
+                write_results(out, body_of(report))
 
         report = await in_folder(model, folder, stop, work)
-        body = {"machine": machine_summary(), **report.as_dict()}
-        if out is not None:
-            write_results(out, body)
-        typer.echo(json.dumps(body) if as_json else report.text())
+        keep(report)
+        typer.echo(json.dumps(body_of(report)) if as_json else report.text())
         if not report.passed:
             raise typer.Exit(1)
 

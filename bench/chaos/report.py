@@ -27,8 +27,9 @@ class RoundReport:
 
 @dataclass(frozen=True, slots=True)
 class ChaosReport:
-    """`violations`: broken guarantees, in words; empty is a pass. Times in seconds. `held`: after
-    each round, of the longest-lived process of each name."""
+    """`violations`: broken guarantees, in words; none of them and `complete` is a pass. A run under
+    way has no `afterwards_tokens_per_s` yet, and its books are not closed. Times in seconds.
+    `held`: after each round, of the longest-lived process of each name."""
 
     seed: int
     streams: int
@@ -45,19 +46,24 @@ class ChaosReport:
     gaps_s: tuple[float, ...]
     forgotten_s: tuple[float, ...]
     undisturbed_tokens_per_s: float
-    afterwards_tokens_per_s: float
+    afterwards_tokens_per_s: float | None
     held: dict[str, dict[str, list[int]]]
     violations: tuple[str, ...]
 
     @property
+    def complete(self) -> bool:
+        return self.afterwards_tokens_per_s is not None
+
+    @property
     def passed(self) -> bool:
-        return not self.violations
+        return self.complete and not self.violations
 
     def as_dict(self) -> dict[str, Any]:
         found = asdict(self)
         for name in ("gaps_s", "forgotten_s"):
             found[name] = spread(getattr(self, name))
         found["faults"] = dict(sorted(self.faults().items()))
+        found["complete"] = self.complete
         found["passed"] = self.passed
         return found
 
@@ -77,7 +83,7 @@ class ChaosReport:
             f"a node that ended was forgotten after {gone['median']:.2f} s, at most "
             f"{gone['most']:.2f} s",
             f"{self.undisturbed_tokens_per_s:.0f} tokens/s before, "
-            f"{self.afterwards_tokens_per_s:.0f} after",
+            f"{self.afterwards_tokens_per_s or 0:.0f} after",
         ]
         if self.passed:
             lines.append("every guarantee held")

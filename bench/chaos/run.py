@@ -57,14 +57,17 @@ class ChaosOptions:
 
 
 Say = Callable[[str], None]
+Keep = Callable[[ChaosReport], None]
 
 
 class ChaosRun:
     """`run` once. `say` gets a line when something has happened."""
 
-    def __init__(self, options: ChaosOptions, say: Say) -> None:
+    def __init__(self, options: ChaosOptions, say: Say, keep: Keep = lambda _report: None) -> None:
+        """`keep` is told after each round what there is."""
         self.options = options
         self._say = say
+        self._keep = keep
         self._config = ModelConfig.from_folder(options.model)
         self._marks = Marks()
         self._watch = Watch()
@@ -85,8 +88,12 @@ class ChaosRun:
                 before = await self._undisturbed(client, catalogue)
                 load = Load(client, catalogue, options.streams, options.seed, DEADLINE_S)
                 load.start()
+
+                def keep() -> None:
+                    self._keep(self._report(plan, catalogue, load, before, None))
+
                 try:
-                    await self._all_rounds(cluster, load)
+                    await self._all_rounds(cluster, load, keep)
                     await self._finish(cluster, load)
                 finally:
                     await load.abandon()
@@ -147,7 +154,9 @@ class ChaosRun:
         tokens = sum(len(k.token_ids) for k in catalogue)
         return tokens / (time.monotonic() - started_s)
 
-    async def _all_rounds(self, cluster: ChaosCluster, load: Load) -> None:
+    async def _all_rounds(
+        self, cluster: ChaosCluster, load: Load, keep: Callable[[], None]
+    ) -> None:
         options = self.options
         for round_ in rounds(self._mix(cluster)):
             done = len(self._rounds)
@@ -158,6 +167,7 @@ class ChaosRun:
                 return
             try:
                 await self._round(cluster, load, round_)
+                keep()
             except HelixError as e:
                 self._marks.broken.append(f"round {round_.number} ({round_}): {e}")
                 return
@@ -236,7 +246,7 @@ class ChaosRun:
         broken += [f"{t.kind}: stream {t.stream}, {t.text}" for t in load.tally.troubles]
 
     def _report(
-        self, plan: Plan, catalogue: list[Known], load: Load, before: float, after: float
+        self, plan: Plan, catalogue: list[Known], load: Load, before: float, after: float | None
     ) -> ChaosReport:
         tally = load.tally
         return ChaosReport(
@@ -255,7 +265,7 @@ class ChaosRun:
             gaps_s=tuple(tally.gaps_s),
             forgotten_s=tuple(self._marks.forgotten_s),
             undisturbed_tokens_per_s=round(before, 1),
-            afterwards_tokens_per_s=round(after, 1),
+            afterwards_tokens_per_s=None if after is None else round(after, 1),
             held={
                 name: {
                     "rss_mib": [s.rss_bytes >> 20 for s in samples],

@@ -16,6 +16,7 @@ from bench.chaos.catalogue import Known, answer_all, draw_asks
 from bench.chaos.cluster import ChaosCluster, Plan
 from bench.chaos.faults import Kind
 from bench.chaos.load import Load
+from bench.chaos.report import ChaosReport
 from bench.chaos.run import ChaosOptions, ChaosRun
 from bench.chaos.tiny_model import write_tiny_model
 from helix_mq.client import Client
@@ -47,12 +48,17 @@ async def test_faults_lose_no_token_and_leak_nothing(tmp_path: Path) -> None:
         only=KINDS,
     )
     said: list[str] = []
-    report = await ChaosRun(options, said.append).run()
+    kept: list[ChaosReport] = []
+    report = await ChaosRun(options, said.append, kept.append).run()
     assert report.violations == (), "\n".join(said)
     assert len(report.rounds) == len(KINDS)
     assert set(report.faults()) == set(KINDS)
     assert report.rerouted > 0, "no fault hit a request: nothing was tested"
     assert report.finished > options.streams
+    assert [len(r.rounds) for r in kept] == list(range(1, len(KINDS) + 1))
+    assert kept[-1].rounds == report.rounds
+    assert report.passed
+    assert not kept[-1].passed, "its books were not closed yet"
 
 
 async def test_a_run_that_is_cancelled_takes_its_processes_with_it(
