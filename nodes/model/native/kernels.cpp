@@ -62,7 +62,7 @@ template <class T, class Out>
 void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows, int64_t outputs,
              int64_t inputs, int threads) {
   const Weight<T> weight{packed, bias, outputs, inputs};
-#pragma omp parallel num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(threads) if (threads > 1 && outputs * inputs > 8 * kWorthThreads)
   multiply(weight, x, rows, threads,
            [&](int64_t row, int64_t count, int64_t group, const float *sums) {
              for (int sixteen = 0; sixteen < 2; ++sixteen) {

@@ -16,6 +16,7 @@ from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
 from nodes.kv_cache import KvCache, KvLayout
 from nodes.model.attention.base import AttentionRows
+from nodes.model.linear import Linear
 from nodes.model.metadata import SegmentIndex
 from nodes.model.native.build import built
 from nodes.model.native.calls import POINTER, REAL, THREADS, address, function_of
@@ -26,6 +27,9 @@ from nodes.model.weights import LayerWeights
 
 MOST_TOKENS = 16
 """Of one row. Longer ones are prompts: PyTorch's attention reads the keys once for many tokens."""
+
+WORTH_THREADS_BYTES = 1 << 19
+"""Of a layer's weights: below, threads wait for each other longer than they compute."""
 
 I32 = npt.NDArray[np.int32]
 
@@ -48,6 +52,7 @@ class NativeLayers:
         self._addresses = np.array([_addresses(w) for w in weights], np.int64)
         kv_width = config.num_kv_heads * config.head_dim
         query_width = config.num_heads * config.head_dim
+        self._layer_bytes = sum(p.nbytes for p in _products(weights[0]))
         self._spare = config.hidden_size + 2 * query_width + 2 * kv_width + config.intermediate_size
 
     def takes(self, rows: AttentionRows, cache: KvCache) -> bool:
@@ -109,7 +114,7 @@ class NativeLayers:
             sizes.ctypes.data,
             tokens.ctypes.data,
             config.rms_eps,
-            torch.get_num_threads(),
+            torch.get_num_threads() if self._layer_bytes >= WORTH_THREADS_BYTES else 1,
         )
         return x
 
@@ -120,7 +125,7 @@ def layers_for(
     """None where some product is none of the compiled ones, or of a size they do not take whole."""
     dtype = weights[0].attention_norm.dtype
     library = built().library
-    products = [p for w in weights for p in (w.qkv, w.out, w.gate_up, w.down)]
+    products = [p for w in weights for p in _products(w)]
     whole = all(isinstance(p, NativeLinear) and p.halves_meet for p in products)
     if library is None or not whole or config.head_dim not in ATTEND_WIDTHS:
         return None
@@ -128,6 +133,10 @@ def layers_for(
         return None
     run = function_of(library, "layers", dtype, [*[POINTER] * 3, REAL, THREADS])
     return NativeLayers(run, config, layers, weights)
+
+
+def _products(w: LayerWeights) -> tuple[Linear, ...]:
+    return w.qkv, w.out, w.gate_up, w.down
 
 
 def _firsts(ends: I32, window: int | None) -> I32:

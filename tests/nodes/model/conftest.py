@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def _configs() -> dict[str, transformers.PreTrainedConfig]:
             **_BASE, use_sliding_window=True, sliding_window=19, max_window_layers=2
         ),
         "qwen3": t.Qwen3Config(**_BASE, head_dim=24, tie_word_embeddings=True),
+        "qwen3_wide_heads": t.Qwen3Config(**_BASE, head_dim=32),
     }
 
 
@@ -188,3 +189,12 @@ def chain() -> Any:
     yield make
     for c in made:
         c.close()
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """So many threads compute; as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
