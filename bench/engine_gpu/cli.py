@@ -67,6 +67,8 @@ def _cases(name: str, part: dict[str, Any]) -> list[str]:
             f"{row['share_of_product_rate']:.0%} of the products' rate"
             for row in part.get("prompts", ())
         ]
+    if name == "ranks" and "left_out" in part:
+        return [f"one rank alone {part['alone']}; {part['left_out']}"]
     if name == "ranks" and "tokens" in part:
         equal, every, off = part["tokens_equal"], part["tokens"], part["logits_off"]
         return [f"{equal} of {every} tokens, off by {off:.1e}"]

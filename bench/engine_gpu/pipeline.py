@@ -102,7 +102,9 @@ class _Cluster:
             f'clients = "tcp://127.0.0.1:{clients}"\ncontrol = "tcp://127.0.0.1:{control}"\n'
             f'data = "tcp://127.0.0.1:{data}"\n[http]\nport = {http}\n'
             f"[placement]\nnodes_expected = {len(self._slices)}\n[placement.nodes]\n{placement}"
-            "[speculation]\nenabled = false\n",
+            "[speculation]\nenabled = false\n"
+            # What nodes can do is known from a few short steps; by that, most would be refused.
+            "[admission]\nmax_wait_s = 3600\nrefuse_hopeless = false\n",
         )
         self._add("router", "bench.engine_gpu.router", router)
         for name, (first, end) in self._slices.items():

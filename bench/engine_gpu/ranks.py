@@ -1,4 +1,7 @@
-"""Tensor parallelism: two ranks against one, on weights that are written for it; a small model."""
+"""Tensor parallelism: two ranks against one, on weights that are written for it; a small model.
+
+Where there is one GPU only, at least what ranks say to each other is said: by one to itself.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from bench.engine_gpu.sequences import Sequences
 from bench.engine_gpu.setup import Part, Say, Setup
 from helix_mq.models.tensor_names import slice_tensors
 from nodes.model.parallel.lead import PartRequest, load_lead
+from nodes.model.parallel.ranks import ProcessRanks
 from nodes.model.slice import ModelSlice
 
 _RANKS = 2
@@ -23,6 +27,32 @@ _OFF = 5e-2
 
 def ranks(setup: Setup, say: Say) -> Part:
     """How far the logits of two ranks are from those of one, given the same tokens."""
+    say("ranks: one alone")
+    alone = alone_fault(setup.device)
+    found: Part = {"alone": alone or "sums, spreads and collects"}
+    if alone:
+        return found | {"passed": False, "reason": alone}
+    if setup.device.type == "cuda" and torch.cuda.device_count() < _RANKS:
+        return found | {"left_out": f"{_RANKS} ranks: there is one GPU only", "passed": True}
+    return found | _two(setup, say)
+
+
+def alone_fault(device: torch.device) -> str:
+    """What is wrong with the operations of a group of one; nothing where they work."""
+    wanted = torch.arange(6.0).view(2, 3)
+    with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as place:
+        alone = ProcessRanks(Path(place) / "meeting", 0, 1, device)
+        tensor = wanted.to(device)
+        alone.spread(tensor)
+        got = [alone.sum(tensor), *alone.collect(tensor)]
+        found = [part.cpu() for part in got]
+        alone.abort()
+    if len(found) == 2 and all(torch.equal(part, wanted) for part in found):
+        return ""
+    return f"of {wanted.tolist()}, one rank alone makes {[part.tolist() for part in found]}"
+
+
+def _two(setup: Setup, say: Say) -> Part:
     with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as place:
         folder = Path(place)
         config = config_of(setup.parity_fields)

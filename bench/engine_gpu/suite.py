@@ -31,7 +31,8 @@ RunJob = Callable[[Job, float], tuple[Found | None, str]]
 
 
 def check_device(wanted: str, *, tiny: bool) -> str:
-    """`wanted`; ConfigError where this machine has none such, and for the full size on a CPU."""
+    """`wanted`, with its number. ConfigError where this machine has none such, and for the full
+    size on a CPU."""
     device = torch.device(wanted)
     if device.type == "cpu" and not tiny:
         raise ConfigError("--device cpu is for trials only: add --tiny", param="device")
@@ -41,7 +42,7 @@ def check_device(wanted: str, *, tiny: bool) -> str:
             "suite measures one. For a trial of its parts without a GPU: --device cpu --tiny",
             param="device",
         )
-    return wanted
+    return str(device) if device.type == "cpu" else f"{device.type}:{device.index or 0}"
 
 
 def run_job(job: Job, limit_s: float) -> tuple[Found | None, str]:

@@ -18,6 +18,7 @@ from bench.engine_gpu.models import LLAMA_8B, TINY, config_of, random_slice
 from bench.engine_gpu.part import Found, Job, run_part
 from bench.engine_gpu.parts import PARTS, Place
 from bench.engine_gpu.pipeline import tokens_per_s
+from bench.engine_gpu.ranks import alone_fault
 from bench.engine_gpu.roofline import Ceilings, decode_bytes, floor_s, flops
 from bench.engine_gpu.setup import Setup, tiny_setup
 from bench.engine_gpu.suite import Suite, check_device
@@ -51,6 +52,10 @@ def test_steps_and_transformers_are_measured_on_a_tiny_model() -> None:
     assert all(row["recorded"]["step_ms"] > 0 for row in decode["batches"])
     assert run_part("prefill", _tiny(), print)["prompts"][0]["tokens"] == 24
     assert run_part("transformers", _tiny(), print)["ratio"] > 0
+
+
+def test_one_rank_alone_sums_spreads_and_collects() -> None:
+    assert alone_fault(CPU) == ""
 
 
 def test_a_part_that_fails_leaves_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +107,7 @@ def test_without_a_gpu_it_says_so() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"sees no CUDA device here.*--device cpu --tiny"):
             check_device("cuda", tiny=False)
+    assert check_device("cpu", tiny=True) == "cpu"
     with pytest.raises(ConfigError, match="--parts 'decodes' is unknown; use attention, parity"):
         next(Suite("cpu", tiny=True).through(["decodes"], print))
 
