@@ -21,7 +21,7 @@ from helix_mq.models.digest import model_digest
 from helix_mq.models.quantisation import Quantisation
 from nodes.model.dtype import choose_dtype
 from nodes.model.parallel.lead import rank_devices
-from nodes.model.parallel.split import check_split
+from nodes.model.parallel.split import check_groups, check_split
 from nodes.model.quantised import check_quantised, check_widths
 from nodes.settings import NodeSettings
 
@@ -52,17 +52,12 @@ def identify(settings: NodeSettings, folder: Path) -> NodeIdentity:
     config = ModelConfig.from_folder(folder)
     ranks = settings.tensor_parallel
     check_split(config, ranks)
-    if ranks > 1 and settings.quantise != "none":
-        raise ConfigError(
-            f"tensor_parallel = {ranks} with quantise = {settings.quantise!r}: ranks hold weights "
-            "in full precision only; set one of the two to its default",
-            param="tensor_parallel",
-        )
     devices = torch.cuda.device_count() if device.type == "cuda" else 0
     ranks_on = rank_devices(device, ranks, devices)
     quantise = Quantisation(settings.quantise)
     check_quantised(quantise, device)
     check_widths(quantise, config)
+    check_groups(quantise, config, ranks)
     dtype, reason = choose_dtype(settings.dtype, config, device)
     log.info("computing in %s: %s", str(dtype).removeprefix("torch."), reason)
     return NodeIdentity(

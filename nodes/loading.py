@@ -18,7 +18,7 @@ import torch
 from helix_mq.errors import ConfigError, NoRoom
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
-from helix_mq.models.quantisation import Quantisation
+from helix_mq.models.quantisation import Quantisation, WeightForm
 from helix_mq.slice_room import least_tokens, usable_bytes
 from helix_mq.step_budget import StepProfile, prefill_tokens
 from nodes.engine import Engine
@@ -149,7 +149,8 @@ class Loaded:
 def _weight_bytes(request: LoadRequest, config: ModelConfig) -> int:
     ranks = request.tensor_parallel
     if ranks > 1:
-        return node_weight_bytes(config, request.layers, ranks, request.dtype.itemsize)
+        form = WeightForm(request.dtype.itemsize, request.quantise)
+        return node_weight_bytes(config, request.layers, ranks, form)
     return held_bytes(
         config,
         request.layers,
@@ -292,6 +293,7 @@ def _load_slice(request: LoadRequest, progress: Progress) -> ModelSlice:
                 request.dtype,
                 request.attention,
                 request.tensor_parallel,
+                request.quantise,
             ),
             progress,
         )

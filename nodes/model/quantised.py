@@ -25,6 +25,9 @@ _KERNEL_ROWS = 8
 there are; above, weights are widened a piece at a time and multiplied as any others. One core, 576
 to 3072 widths, kernel against widened: 396 and 509 us for 8 rows, 804 and 656 for 16; int4, 1338
 and 3131 for 32, with most of the widening, some 2000, whatever the rows."""
+_KERNEL_WIDTHS = 16
+"""torch 2.13's int8 kernel reads beyond rows whose width this does not divide: wrong sums, and for
+several rows the end of the process."""
 _INT4_KERNEL_ROWS = 48
 _BLOCK = 64
 """Outputs that the CPU's packed int4 form interleaves: the nibbles of a byte are 32 apart."""
@@ -44,13 +47,23 @@ class Int8Linear:
     kernel_rows: int
 
     @classmethod
-    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, kernel_rows: int) -> Int8Linear:
+    def of(
+        cls,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        kernel_rows: int,
+        largest: torch.Tensor | None = None,
+    ) -> Int8Linear:
         """Of a weight [out, in] of any float dtype. Errors are half a scale at most, which is a
-        127th of the largest weight of the output."""
+        127th of the largest weight of the output: `largest`, float32 [out], where others hold more
+        of its inputs."""
         whole = weight.float()
-        scales = (whole.abs().amax(dim=1) / 127).clamp(min=1e-12).to(_COMPUTE)
+        if largest is None:
+            largest = largest_of(weight)
+        scales = (largest / 127).clamp(min=1e-12).to(_COMPUTE)
         steps = torch.round(whole / scales.float()[:, None]).clamp_(-127, 127)
-        return cls(steps.to(torch.int8).contiguous(), scales, bias, kernel_rows)
+        steps = steps.to(torch.int8).contiguous()
+        return cls(steps, scales, bias, 0 if weight.shape[1] % _KERNEL_WIDTHS else kernel_rows)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         narrow = x.to(_COMPUTE).contiguous()
@@ -154,13 +167,22 @@ class Int4Linear:
         return self.weight.nbytes + self.scales_and_zeros.nbytes + _nbytes(self.bias)
 
 
+def largest_of(weight: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of each output of a weight [out, in]: float32 [out]."""
+    return weight.float().abs().amax(dim=1)
+
+
 def make_quantised(
-    weight: torch.Tensor, bias: torch.Tensor | None, quantise: Quantisation
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    quantise: Quantisation,
+    largest: torch.Tensor | None = None,
 ) -> Linear:
-    """Of `weight` [out, in] on its device. ConfigError where this form cannot hold its shape."""
+    """Of `weight` [out, in] on its device. ConfigError where this form cannot hold its shape.
+    `largest`: of int8, as Int8Linear.of() has it."""
     if quantise is Quantisation.INT4:
         return Int4Linear.of(weight, bias, kernel_rows=int4_kernel_rows(weight.device))
-    return Int8Linear.of(weight, bias, int8_kernel_rows(weight.device))
+    return Int8Linear.of(weight, bias, int8_kernel_rows(weight.device), largest)
 
 
 def check_quantised(quantise: Quantisation, device: torch.device) -> None:

@@ -38,7 +38,7 @@ from nodes.model.parallel.orders import (
 )
 from nodes.model.parallel.ranks import ProcessRanks, Ranks
 from nodes.model.parallel.slice import FollowerSlice
-from nodes.model.parallel.split import check_split, rank_config
+from nodes.model.parallel.split import check_groups, check_split, rank_config
 from nodes.model.parallel.weights import load_part
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,16 @@ class Follower:
         layers = LayerRange(order.first, order.end)
         device, dtype = torch.device(order.device), DTYPES[order.dtype]
         choice = choose_attention(rank_config(config, order.size), device, dtype, order.attention)
-        weights = load_part(Path(order.folder), config, layers, ranks, device=device, dtype=dtype)
+        check_groups(order.quantise, config, order.size)
+        weights = load_part(
+            Path(order.folder),
+            config,
+            layers,
+            ranks,
+            device=device,
+            dtype=dtype,
+            quantise=order.quantise,
+        )
         self._slice = FollowerSlice(config, layers, weights, choice, ranks)
         return Ready(weight_bytes=weights.nbytes)
 

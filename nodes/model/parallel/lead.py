@@ -11,6 +11,7 @@ import torch
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import Quantisation
 from nodes.model.attention.choose import choose_attention
 from nodes.model.parallel.group import RankGroup
 from nodes.model.parallel.orders import LoadPart
@@ -30,6 +31,7 @@ class PartRequest:
     dtype: torch.dtype
     attention: str
     size: int
+    quantise: Quantisation = Quantisation.NONE
 
 
 def rank_devices(first: torch.device, size: int, available: int) -> list[torch.device]:
@@ -73,12 +75,13 @@ def load_lead(request: PartRequest, progress: Callable[[int, int], None] | None)
             device=devices[0],
             dtype=request.dtype,
             progress=progress,
+            quantise=request.quantise,
         )
         group.answers()
     except BaseException:
         group.close()
         raise
-    return LeadSlice(config, request.layers, weights, choice, ranks, group)
+    return LeadSlice(config, request.layers, weights, choice, ranks, group, request.quantise)
 
 
 def _order(request: PartRequest, rank: int, device: torch.device, meeting: Path) -> LoadPart:
@@ -92,5 +95,6 @@ def _order(request: PartRequest, rank: int, device: torch.device, meeting: Path)
         device=str(device),
         dtype=str(request.dtype).removeprefix("torch."),
         attention=request.attention,
+        quantise=request.quantise,
         threads=max(1, torch.get_num_threads() // request.size),
     )

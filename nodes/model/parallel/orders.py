@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from helix_mq.errors import FrameError
+from helix_mq.models.quantisation import Quantisation
 
 Array = npt.NDArray[Any]
 
@@ -48,6 +49,7 @@ class LoadPart(_Order, frozen=True, tag="load", kw_only=True):
     device: str
     dtype: str
     attention: str
+    quantise: Quantisation = Quantisation.NONE
     threads: int
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of a slice do together, over torch.distributed: sum, spread, collect.
+"""What the ranks of a slice do together, over torch.distributed: sum, largest, spread, collect.
 
 Its process groups are made one by one and not as the process's own, since a node may hold two
 slices at a time, each with ranks of its own. Everything stays on this host: the meeting point is a
@@ -33,6 +33,10 @@ class Ranks(Protocol):
         """`tensor`, contiguous, with the sum over all ranks in it."""
         ...
 
+    def largest(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor`, contiguous, with the largest over all ranks in each place."""
+        ...
+
     def spread(self, tensor: torch.Tensor) -> None:
         """Fills `tensor` of the others with rank 0's."""
         ...
@@ -55,6 +59,12 @@ class ProcessRanks:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         options = dist.AllreduceOptions()  # which sums
+        self._group.allreduce([tensor], options).wait()
+        return tensor
+
+    def largest(self, tensor: torch.Tensor) -> torch.Tensor:
+        options = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.MAX  # type: ignore[assignment]
         self._group.allreduce([tensor], options).wait()
         return tensor
 

@@ -16,6 +16,7 @@ import torch
 
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import Quantisation, WeightForm
 from nodes.kv_cache import KvCache
 from nodes.model.attention.base import AttentionRows
 from nodes.model.attention.choose import AttentionChoice
@@ -97,12 +98,14 @@ class LeadSlice(ModelSlice):
         attention: AttentionChoice,
         ranks: Ranks,
         others: Others,
+        quantise: Quantisation = Quantisation.NONE,
     ) -> None:
         """config: of the whole model; self.config is that of one rank."""
         super().__init__(rank_config(config, ranks.size), layers, weights, attention)
         self._ranks = ranks
         self.others = others
-        self._node_bytes = node_weight_bytes(config, layers, ranks.size, self.dtype.itemsize)
+        form = WeightForm(self.dtype.itemsize, quantise)
+        self._node_bytes = node_weight_bytes(config, layers, ranks.size, form)
 
     @property
     def weight_bytes(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import INT4_GROUPS, Quantisation, WeightForm, group_of
 
 MAX_RANKS = 64
 
@@ -87,12 +88,25 @@ def rank_config(config: ModelConfig, size: int) -> ModelConfig:
     )
 
 
+def check_groups(quantise: Quantisation, config: ModelConfig, size: int) -> None:
+    """ConfigError where a rank would have parts of the groups that share a scale. `size` must have
+    passed check_split()."""
+    local = rank_config(config, size)
+    for width in (local.q_size, local.intermediate_size):
+        if size > 1 and quantise is Quantisation.INT4 and group_of(width) is None:
+            raise _no(
+                f'tensor_parallel = {size} with quantise = "int4": rows of {width} weights on each '
+                f"rank do not divide into groups of {INT4_GROUPS[-1]}; use fewer ranks, or "
+                'quantise = "int8"'
+            )
+
+
 def rank_weight_bytes(
-    config: ModelConfig, layers: LayerRange, rank: int, size: int, dtype_bytes: int
+    config: ModelConfig, layers: LayerRange, rank: int, size: int, form: WeightForm
 ) -> int:
     """Memory of a rank's weights. The head is a copy of its own even where it is tied."""
-    local = rank_config(config, size)
-    total = len(layers) * local.layer_weight_bytes(dtype_bytes)
+    local, dtype_bytes = rank_config(config, size), form.dtype_bytes
+    total = len(layers) * form.layer_bytes(local)
     if rank:
         # Biases of what is summed are added once.
         extra = (config.attention_out_bias + config.mlp_bias) * config.hidden_size
@@ -100,14 +114,14 @@ def rank_weight_bytes(
     elif layers.first == 0:
         total += config.embed_bytes(dtype_bytes)
     if layers.end == config.num_layers:
-        total += (vocab_rows(config, size) + 1) * config.hidden_size * dtype_bytes
+        total += form.head_bytes(replace(config, vocab_size=vocab_rows(config, size)))
     return total
 
 
-def node_weight_bytes(config: ModelConfig, layers: LayerRange, size: int, dtype_bytes: int) -> int:
+def node_weight_bytes(config: ModelConfig, layers: LayerRange, size: int, form: WeightForm) -> int:
     """Memory that the node needs for the weights when each rank has the same: the most that one
     holds, times ranks. Rank 0 holds the most, since it embeds."""
-    return size * rank_weight_bytes(config, layers, 0, size, dtype_bytes)
+    return size * rank_weight_bytes(config, layers, 0, size, form)
 
 
 def node_kv_config(config: ModelConfig, size: int) -> ModelConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,12 +14,14 @@ from helix_mq.errors import ModelFormatError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
 from helix_mq.models.files import ModelFiles
+from helix_mq.models.quantisation import Quantisation
 from helix_mq.models.safetensors_header import TensorEntry
 from helix_mq.models.tensor_names import EMBEDDING, FINAL_NORM, head_name
 from nodes.model.linear import Linear, can_pack, make_linear
 from nodes.model.parallel.linears import CollectedLinear, SummedLinear
 from nodes.model.parallel.ranks import Ranks
 from nodes.model.parallel.split import Share, share_of, vocab_rows
+from nodes.model.quantised import check_quantised, largest_of, make_quantised
 from nodes.model.weights import LayerWeights, SliceWeights
 
 Part = tuple[int, int]
@@ -34,16 +37,19 @@ def load_part(
     device: torch.device,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] | None = None,
+    quantise: Quantisation = Quantisation.NONE,
 ) -> SliceWeights:
     """The weights of `layers` that this rank holds; ModelFormatError where the folder is broken.
 
-    config: of the whole model, which check_split() has passed for so many ranks.
+    config: of the whole model, which check_split() has passed for so many ranks. All ranks must
+    load at the same time.
     """
+    check_quantised(quantise, device)
     share = share_of(config, ranks.rank, ranks.size)
     entries = {e.name: e for e in ModelFiles.open(folder).slice_entries(config, layers)}
     reader = _PartReader(entries, device, dtype, progress)
-    packed = can_pack(device, dtype)
-    blocks = tuple(_layer(reader, i, share, ranks, packed) for i in range(layers.first, layers.end))
+    form = _Form(ranks, quantise, can_pack(device, dtype))
+    blocks = tuple(_layer(reader, i, share, form) for i in range(layers.first, layers.end))
     embedding = reader.read(EMBEDDING) if share.leads and layers.first == 0 else None
     final_norm: torch.Tensor | None = None
     head: Linear | None = None
@@ -52,16 +58,39 @@ def load_part(
         rows = vocab_rows(config, ranks.size)
         table = reader.read(head_name(config), rows=share.vocab)
         table = F.pad(table, (0, 0, 0, rows - len(table)))
-        part = make_linear(table, None, packed=packed)
-        head = CollectedLinear(part, ranks, config.vocab_size)
+        head = CollectedLinear(form.head(table), ranks, config.vocab_size)
     return SliceWeights(
         blocks, embedding, final_norm, head, _nbytes(blocks, embedding, final_norm, head)
     )
 
 
-def _layer(
-    reader: _PartReader, layer: int, share: Share, ranks: Ranks, packed: bool
-) -> LayerWeights:
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How parts of weights are held. Quantised, they are those of the whole weight: its scales are
+    per output, or per group of inputs, and no group is on two ranks."""
+
+    ranks: Ranks
+    quantise: Quantisation
+    packed: bool
+
+    def by_rows(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        if self.quantise is Quantisation.NONE:
+            return make_linear(weight, bias, packed=self.packed)
+        return make_quantised(weight, bias, self.quantise)
+
+    def by_columns(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        if self.quantise is not Quantisation.INT8:
+            return SummedLinear(self.by_rows(weight, bias), self.ranks)
+        largest = self.ranks.largest(largest_of(weight))
+        return SummedLinear(make_quantised(weight, bias, self.quantise, largest), self.ranks)
+
+    def head(self, table: torch.Tensor) -> Linear:
+        if self.quantise is Quantisation.NONE:
+            return make_linear(table, None, packed=self.packed)
+        return make_quantised(table, None, Quantisation.INT8)
+
+
+def _layer(reader: _PartReader, layer: int, share: Share, form: _Form) -> LayerWeights:
     at = f"model.layers.{layer}."
 
     def by_rows(*names: tuple[str, Part]) -> Linear:
@@ -69,12 +98,12 @@ def _layer(
         biases = [reader.optional(f"{at}{n}_proj.bias", part) for n, part in names]
         present = [b for b in biases if b is not None]
         bias = torch.cat(present) if present else None
-        return make_linear(weight, bias, packed=packed)
+        return form.by_rows(weight, bias)
 
     def by_columns(name: str, part: Part) -> Linear:
         weight = reader.read(f"{at}{name}_proj.weight", columns=part)
         bias = reader.optional(f"{at}{name}_proj.bias") if share.leads else None
-        return SummedLinear(make_linear(weight, bias, packed=packed), ranks)
+        return form.by_columns(weight, bias)
 
     attention = (("self_attn.q", share.query), ("self_attn.k", share.key))
     return LayerWeights(

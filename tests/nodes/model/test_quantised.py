@@ -80,6 +80,17 @@ def test_int8_is_within_half_a_step_of_every_weight(rows: int, dtype: torch.dtyp
     assert bool(((got.double() - exact).abs() <= rounded * half_steps + rounding).all())
 
 
+@pytest.mark.parametrize("rows", [1, 5, 8])
+def test_int8_of_any_width(rows: int) -> None:
+    """In some widths torch's kernel reads what is not the weight's."""
+    for width in (8, 24, 40, 48, 88):
+        table = torch.randn(64, width, generator=torch.Generator().manual_seed(width))
+        x = inputs(rows, width)
+        got = Int8Linear.of(table, None, int8_kernel_rows(CPU))(x)
+        exact = F.linear(x.double(), table.double())
+        assert (got.double() - exact).norm() < 0.03 * exact.norm()
+
+
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_int4_is_within_half_a_step_of_every_weight(rows: int, group: int) -> None:

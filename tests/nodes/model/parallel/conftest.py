@@ -14,6 +14,7 @@ import torch
 
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import Quantisation
 from nodes.model.attention.choose import choose_attention
 from nodes.model.parallel.follower import Follower
 from nodes.model.parallel.orders import (
@@ -31,7 +32,7 @@ from nodes.model.parallel.split import rank_config
 from nodes.model.parallel.weights import load_part
 
 CPU = torch.device("cpu")
-WAIT_S = 60
+WAIT_S = 240
 
 
 @dataclass
@@ -62,6 +63,9 @@ class ThreadRanks:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.copy_(torch.stack(self._exchange(tensor)).sum(0))
+
+    def largest(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.copy_(torch.stack(self._exchange(tensor)).amax(0))
 
     def spread(self, tensor: torch.Tensor) -> None:
         tensor.copy_(self._exchange(tensor)[0])
@@ -118,21 +122,28 @@ class ThreadedOthers(Others):
             thread.shutdown()
 
 
-def threaded(folder: Path, layers: LayerRange, size: int) -> LeadSlice:
+def threaded(
+    folder: Path, layers: LayerRange, size: int, quantise: Quantisation = Quantisation.NONE
+) -> LeadSlice:
     """A slice over `size` ranks in threads."""
     config = ModelConfig.from_folder(folder)
     table = Table(size)
     followers = [Follower() for _ in range(1, size)]
-    for rank, follower in enumerate(followers, 1):
-        order = LoadPart(
-            meeting="", rank=rank, size=size, folder=str(folder), first=layers.first,
-            end=layers.end, device="cpu", dtype="float32", attention="auto", threads=1,
-        )  # fmt: skip
-        follower.load(order, ThreadRanks(table, rank))
-    ranks = ThreadRanks(table, 0)
-    choice = choose_attention(rank_config(config, size), CPU, torch.float32)
-    weights = load_part(folder, config, layers, ranks, device=CPU, dtype=torch.float32)
-    return LeadSlice(config, layers, weights, choice, ranks, ThreadedOthers(followers))
+    with ThreadPoolExecutor(size) as loading:
+        for rank, follower in enumerate(followers, 1):
+            order = LoadPart(
+                meeting="", rank=rank, size=size, folder=str(folder), first=layers.first,
+                end=layers.end, device="cpu", dtype="float32", attention="auto", threads=1,
+                quantise=quantise,
+            )  # fmt: skip
+            loading.submit(follower.load, order, ThreadRanks(table, rank))
+        ranks = ThreadRanks(table, 0)
+        choice = choose_attention(rank_config(config, size), CPU, torch.float32)
+        weights = load_part(
+            folder, config, layers, ranks, device=CPU, dtype=torch.float32, quantise=quantise
+        )
+    others = ThreadedOthers(followers)
+    return LeadSlice(config, layers, weights, choice, ranks, others, quantise)
 
 
 @pytest.fixture
@@ -140,8 +151,10 @@ def over_ranks() -> Any:
     """threaded(), closed at the end."""
     made: list[LeadSlice] = []
 
-    def make(folder: Path, layers: LayerRange, size: int) -> LeadSlice:
-        made.append(threaded(folder, layers, size))
+    def make(
+        folder: Path, layers: LayerRange, size: int, quantise: Quantisation = Quantisation.NONE
+    ) -> LeadSlice:
+        made.append(threaded(folder, layers, size, quantise))
         return made[-1]
 
     yield make

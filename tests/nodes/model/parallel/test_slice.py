@@ -11,6 +11,7 @@ import torch
 
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import WeightForm
 from nodes.model.batch import RowSpec, SliceBatch
 from nodes.model.parallel.slice import LeadSlice
 from nodes.model.parallel.split import rank_weight_bytes
@@ -40,7 +41,7 @@ def test_greedy_tokens_and_logits_are_those_of_transformers(
     config = ModelConfig.from_folder(model.folder)
     for follower in part.others.followers:  # type: ignore[attr-defined]
         held = follower.slice.weight_bytes
-        wanted = rank_weight_bytes(config, whole, 1, size, 4)
+        wanted = rank_weight_bytes(config, whole, 1, size, WeightForm(4))
         assert held == pytest.approx(wanted, rel=0.1)
         assert held < part.weight_bytes / size
     cache = part.new_cache(200, 4)

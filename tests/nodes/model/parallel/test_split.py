@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.models.quantisation import Quantisation, WeightForm
 from nodes.identity import identify
 from nodes.model.parallel.split import (
+    check_groups,
     check_split,
     node_kv_config,
     node_weight_bytes,
@@ -82,12 +84,21 @@ def test_what_cannot_be_split_is_refused_with_what_can() -> None:
 def test_rank_0_holds_the_most() -> None:
     config = config_of(4, 2, 64, 51)
     for layers in (LayerRange(0, 4), LayerRange(1, 4), LayerRange(1, 3), LayerRange(0, 2)):
-        each = [rank_weight_bytes(config, layers, rank, 4, 2) for rank in range(4)]
-        assert max(each) == each[0]
-        assert node_weight_bytes(config, layers, 4, 2) == 4 * each[0]
-    assert rank_weight_bytes(config, LayerRange(1, 3), 0, 1, 2) == config.slice_weight_bytes(
-        LayerRange(1, 3), 2
-    )
+        for form in (WeightForm(2), WeightForm(2, Quantisation.INT8)):
+            each = [rank_weight_bytes(config, layers, rank, 4, form) for rank in range(4)]
+            assert max(each) == each[0]
+            assert node_weight_bytes(config, layers, 4, form) == 4 * each[0]
+    for form in (WeightForm(2), WeightForm(2, Quantisation.INT8)):
+        inner = LayerRange(1, 3)
+        assert rank_weight_bytes(config, inner, 0, 1, form) == form.slice_bytes(config, inner)
+
+
+def test_no_group_of_int4_is_on_two_ranks() -> None:
+    config = config_of(4, 2, 128, 51)
+    check_groups(Quantisation.INT4, config, 4)
+    check_groups(Quantisation.INT8, config, 8)
+    with pytest.raises(ConfigError, match=r"rows of 16 weights on each rank .* groups of 32"):
+        check_groups(Quantisation.INT4, config, 8)
 
 
 def test_a_node_says_at_its_start_what_cannot_be_split(tiny_folder: Path) -> None:
@@ -96,6 +107,5 @@ def test_a_node_says_at_its_start_what_cannot_be_split(tiny_folder: Path) -> Non
 
     with pytest.raises(ConfigError, match=r"tensor_parallel = 3 does not divide .*use one of 1, 2"):
         identify(settings(tensor_parallel=3), tiny_folder)
-    with pytest.raises(ConfigError, match="tensor_parallel = 2 with quantise = 'int8'"):
-        identify(settings(tensor_parallel=2, quantise="int8"), tiny_folder)
+    identify(settings(tensor_parallel=2, quantise="int8"), tiny_folder)
     assert identify(settings(tensor_parallel=2), tiny_folder).device_text.endswith(" x 2")
