@@ -29,7 +29,7 @@ from helix_mq.messages.data import (
     Row,
     token_bytes,
 )
-from helix_mq.packing import U31, Name, pack, unpack
+from helix_mq.packing import U31, Name, pack, prepare, unpack
 from helix_mq.prefix_blocks import cut_names, names_fit
 from helix_mq.scaled_rows import check_scales
 
@@ -38,6 +38,8 @@ Buffer = bytes | bytearray | memoryview
 MAX_PARTS = 4
 _HEADS = {kind: bytes((WIRE_VERSION, kind)) for kind in Kind}
 _KIND_BY_HEAD = {head: kind for kind, head in _HEADS.items()}
+for _struct in KINDS.values():
+    prepare(_struct)
 _HOPS: msgspec.msgpack.Decoder[tuple[tuple[str, int, int], ...]] = msgspec.msgpack.Decoder(
     Annotated[tuple[tuple[Name, U31, U31], ...], msgspec.Meta(max_length=1024)]
 )

@@ -42,13 +42,20 @@ def pack(value: msgspec.Struct) -> bytes:
 _readers: dict[type[msgspec.Struct], Callable[[bytes | memoryview], Any]] = {}
 
 
+def prepare(kind: type[S]) -> Callable[[bytes | memoryview], S]:
+    """What reads structs of this kind, made at once: making one takes a millisecond or two, which
+    an event loop had better not spend when the first message comes."""
+    read = _readers.get(kind)
+    if read is None:
+        read = _readers[kind] = msgspec.msgpack.Decoder(kind).decode
+    return read
+
+
 def unpack(data: bytes | memoryview, kind: type[S]) -> S:
     """The struct in `data`, or FrameError; never any other exception, whatever the bytes."""
     if len(data) > MAX_HEADER_BYTES:
         raise FrameError(f"header of {len(data)} bytes is too long", reason="header_too_long")
-    read = _readers.get(kind)
-    if read is None:
-        read = _readers[kind] = msgspec.msgpack.Decoder(kind).decode
+    read = _readers.get(kind) or prepare(kind)
     try:
         value: S = read(data)
     except msgspec.ValidationError as e:

@@ -8,11 +8,12 @@ import tracemalloc
 from abc import ABC, abstractmethod
 
 from bench.bus.types import Load, Measured, Spec
+from helix_mq.transport.pump import SLICE_S
 
 TICK_S = 0.001
 BURST = 64
 """Messages a source sends in one turn of its loop, at most."""
-BURST_S = 0.001
+BURST_S = SLICE_S
 """What a turn of sending may take: as a slice of receiving does in our transport."""
 
 

@@ -16,8 +16,9 @@ import zmq
 log = logging.getLogger(__name__)
 
 SLICE_MESSAGES = 256
-SLICE_S = 0.001
-"""A slice of work ends after so many messages or so much time, and goes on after other tasks."""
+SLICE_S = 0.0005
+"""A slice of work ends after so many messages or so much time, and goes on after other tasks. A
+turn of the loop may have several: a listener's, some connections'."""
 
 
 _EVENTS = zmq.EVENTS
