@@ -13,7 +13,7 @@ from helix_mq.messages import data
 from helix_mq.transport import Connection, Delivery, LinkState, Transport
 from tests.cluster import Cluster
 
-WAIT_S = 20.0
+WAIT_S = 240.0
 
 
 class Attacker:

@@ -39,7 +39,7 @@ from router.settings import (
     SpeculationSection,
 )
 
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 
 
 @dataclass(frozen=True)

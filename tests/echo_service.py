@@ -134,7 +134,7 @@ class EchoService:
 
     async def until_open(self, count: int) -> None:
         """Waits until exactly so many streams are open."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             while len(self.open) != count:
                 self.changed.clear()
                 await self.changed.wait()

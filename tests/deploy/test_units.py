@@ -102,7 +102,7 @@ def test_zeromq_would_die_without_netlink(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=240,
         )
         ends.append(done.returncode)
     assert ends == [0, -6]

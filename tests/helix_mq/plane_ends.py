@@ -28,7 +28,7 @@ from helix_mq.transport import (
     Transport,
 )
 
-WAIT_S = 10.0
+WAIT_S = 240.0
 WIDTH = 16
 ROUTE = pack_route(Route((Hop(NodeId("a"), LayerRange(0, 1)), Hop(NodeId("b"), LayerRange(1, 2)))))
 RELEASE = Release((ReleaseItem(1, 0),))

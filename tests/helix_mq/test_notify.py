@@ -49,7 +49,7 @@ class Manager:
                 return found
 
     async def told(self) -> Fields:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             got = await asyncio.get_running_loop().sock_recv(self.socket, 65_536)
         return fields_of(got)
 

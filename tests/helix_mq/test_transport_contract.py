@@ -22,7 +22,7 @@ from helix_mq.transport import (
     ZmqTransport,
 )
 
-DEADLINE_S = 20.0
+DEADLINE_S = 240.0
 T = TypeVar("T")
 
 

@@ -28,7 +28,7 @@ from helix_mq.transport import (
 )
 from helix_mq.transport.cutting import NO_MARK, mark_at, mark_of
 
-DEADLINE_S = 20.0
+DEADLINE_S = 240.0
 T = TypeVar("T")
 ZMTP_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(16) + b"\0" + bytes(31)
 

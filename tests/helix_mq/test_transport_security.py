@@ -37,7 +37,7 @@ from helix_mq.transport.refusals import (
 )
 from helix_mq.transport.statistics import Counters
 
-DEADLINE_S = 20.0
+DEADLINE_S = 240.0
 T = TypeVar("T")
 
 

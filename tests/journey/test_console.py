@@ -124,7 +124,7 @@ def test_a_chat_streams_and_its_request_is_seen(browser: Browser) -> None:
 
 def test_what_cannot_be_asked_is_refused_in_words(browser: Browser) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=browser.world.url, headers=headers) as client:
+    with httpx.Client(base_url=browser.world.url, headers=headers, timeout=240) as client:
         choices = client.get("/v1/helix/whatif").json()
         assert "H100" in choices["gpus"]
         assert choices["regions"] == ["eu-west", "us-east"]

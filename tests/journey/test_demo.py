@@ -21,7 +21,7 @@ from helix_mq.demo import DemoCluster, DemoPlan, make_plan
 from helix_mq.models.resolve import find_demo_gguf, resolve_model
 from helix_mq.models.tokenizer import Tokenizer
 
-pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.model, pytest.mark.timeout(900)]
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -110,7 +110,7 @@ async def test_answers_equal_transformers_alone_and_64_at_once(tmp_path: Path) -
 
 async def all_pages_back(plan: DemoPlan) -> None:
     """Waits until the nodes' heartbeats say that no page and no request is held."""
-    async with httpx.AsyncClient(base_url=plan.url) as http, asyncio.timeout(20):
+    async with httpx.AsyncClient(base_url=plan.url, timeout=240) as http, asyncio.timeout(240):
         while True:
             text = (await http.get("/metrics")).text
             used = [
@@ -167,7 +167,7 @@ async def demo_process(*arguments: str) -> asyncio.subprocess.Process:
 
 async def test_demo_once_ends_after_the_answer(tmp_path: Path) -> None:
     process = await demo_process("--once", "--max-tokens", "12")
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(240):
         out = (await process.communicate())[0].decode()
     assert process.returncode == 0, out
     assert "12 tokens," in out
@@ -179,7 +179,7 @@ async def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
     process = await demo_process("--port", "0", "--max-tokens", "4")
     assert process.stdout is not None
     children: list[psutil.Process] = []
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(240):
         async for line in process.stdout:
             if b"Ctrl-C stops everything" in line:
                 break

@@ -41,7 +41,7 @@ async def edges(folder: Path, **options: object) -> AsyncIterator[Edges]:
             async with (
                 Client(sockets.endpoint, transport=c.transport) as sdk,
                 openai.AsyncOpenAI(
-                    base_url=gateway.url + "/v1", api_key="x", max_retries=0, timeout=60
+                    base_url=gateway.url + "/v1", api_key="x", max_retries=0, timeout=240
                 ) as ai,
             ):
                 yield Edges(c, ai, sdk)

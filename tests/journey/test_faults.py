@@ -21,7 +21,7 @@ from bench.chaos.run import ChaosOptions, ChaosRun
 from bench.chaos.tiny_model import write_tiny_model
 from helix_mq.client import Client
 
-pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(900)]
 
 KINDS = (
     Kind.KILL,
@@ -79,9 +79,9 @@ async def test_a_run_that_is_cancelled_takes_its_processes_with_it(
             under_load.set()
 
     running = asyncio.create_task(ChaosRun(options, say).run())
-    await asyncio.wait_for(under_load.wait(), 200)
+    await asyncio.wait_for(under_load.wait(), 240)
     running.cancel()
-    await asyncio.wait({running}, timeout=60)
+    await asyncio.wait({running}, timeout=240)
     assert running.cancelled()
     left = psutil.Process().children(recursive=True)
     assert not [p.pid for p in left if any(str(tmp_path) in word for word in p.cmdline())]
@@ -92,7 +92,7 @@ async def test_a_wrong_answer_would_be_seen(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model")
     asks = draw_asks(seed=3, count=6, vocab_size=256, longest_tokens=60)
     async with ChaosCluster(Plan(model, {"one": "0:6"}), tmp_path / "one") as alone:
-        await alone.whole(60)
+        await alone.whole(240)
         async with Client(alone.clients) as client:
             known = [k for k in await answer_all(client, asks) if len(k.token_ids) > 2]
             right = known[0]
@@ -114,4 +114,4 @@ async def test_a_wrong_answer_would_be_seen(tmp_path: Path) -> None:
             await load.stop()
             assert load.tally.troubles == []
             assert load.tally.finished > 0
-        await alone.idle(20)
+        await alone.idle(240)

@@ -59,12 +59,12 @@ class Edges:
         await self.gateway.start()
 
     async def get(self, name: str, key: str = KEY) -> httpx.Response:
-        async with httpx.AsyncClient(base_url=self.gateway.url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=self.gateway.url, timeout=240) as http:
             headers = {"authorization": f"Bearer {key}"}
             return await http.get(f"/v1/helix/requests/{name}", headers=headers)
 
     async def until(self, name: str, status: str) -> dict[str, Any]:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while True:
                 answer = await self.get(name)
                 assert answer.status_code == 200, answer.text
@@ -75,7 +75,7 @@ class Edges:
 
     def ai(self) -> openai.AsyncOpenAI:
         url = self.gateway.url + "/v1"
-        return openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=60)
+        return openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=240)
 
 
 @asynccontextmanager
@@ -179,7 +179,7 @@ async def test_without_a_journal_the_answer_says_so(tiny_folder: Path) -> None:
     async with cluster(tiny_folder, SLICES) as c:
         gateway = GatewayServer(c.app, HttpSection(port=0), c.app.metrics, requests=c.app.requests)
         await gateway.start()
-        async with httpx.AsyncClient(base_url=gateway.url) as http:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=240) as http:
             refused = await http.get("/v1/helix/requests/1.abcdefgh")
         await gateway.stop()
     assert refused.status_code == 404
@@ -250,7 +250,7 @@ async def test_an_ended_stream_is_there_after_a_restart(tiny_folder: Path, tmp_p
         raw = RawClient()
         await raw.connect(e.cluster.transport, "mem://sdk")
         raw.send(submit(71), submit(72), submit(73))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while sum(isinstance(m, wire.Done) for m in raw.got) < 3:
                 raw.news.clear()
                 await raw.news.wait()
@@ -261,7 +261,7 @@ async def test_an_ended_stream_is_there_after_a_restart(tiny_folder: Path, tmp_p
         await again.connect(e.cluster.transport, "mem://sdk")
         again.send(wire.Resume(71, names[71], 4), submit(72), wire.Resume(73, names[73], 6))
         again.send(wire.Resume(99, names[71].partition(".")[0] + ".nobodys", 0))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while sum(isinstance(m, wire.Done | wire.Failed) for m in again.got) < 4:
                 again.news.clear()
                 await again.news.wait()
@@ -344,7 +344,7 @@ async def test_a_full_disk_refuses_new_requests_and_breaks_none(
         assert tuple(tokens) == wanted.token_ids
         assert e.cluster.app.status().journal is not None
         # The file has room for some more rows in its last pages; then it has not.
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while not journal.statistics().failing:
                 with contextlib.suppress(openai.InternalServerError):
                     await ai.completions.create(model="tiny", prompt="x" * 400, max_tokens=1)
@@ -356,7 +356,7 @@ async def test_a_full_disk_refuses_new_requests_and_breaks_none(
         assert "full" in refused.value.message
         assert int(refused.value.response.headers["retry-after"]) >= 1
         assert not running, "what was refused is not computed"
-        async with httpx.AsyncClient(base_url=e.gateway.url) as http:
+        async with httpx.AsyncClient(base_url=e.gateway.url, timeout=240) as http:
             assert "helix_mq_journal_failing 1.0" in (await http.get("/metrics")).text
         await most_pages(100_000)
         await e.cluster.until(lambda: not journal.statistics().failing, "it is written again")

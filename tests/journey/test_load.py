@@ -222,7 +222,7 @@ async def test_a_process_that_takes_another_name_is_told(tiny_folder: Path) -> N
         c.daemons.pop("a")
         await c.add_node("a")
         with pytest.raises(HelixError, match="another process has registered as a"):
-            await asyncio.wait_for(old, 20)
+            await asyncio.wait_for(old, 240)
         await c.ready()
         assert len((await c.run(greedy((1,), 5))).token_ids) == 5
         assert c.app.core.cluster.membership.get(NodeId("a")) is not None

@@ -19,7 +19,7 @@ from helix_mq.client import Client
 from helix_mq.errors import NotServing
 from helix_mq.sdk.results import Completion
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(900)]
 
 HALVES = {"alpha": "0:4", "beta": "3:6", "gamma": "3:6"}
 """Nobody but alpha has the first layers."""
@@ -40,7 +40,7 @@ async def running(client: Client, ask: Ask, deadline_s: float) -> asyncio.Task[C
 
     task = asyncio.create_task(run())
     waiting = asyncio.create_task(begun.wait())
-    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=30)
+    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=240)
     waiting.cancel()
     assert begun.is_set(), "no first token"
     return task
@@ -49,10 +49,10 @@ async def running(client: Client, ask: Ask, deadline_s: float) -> asyncio.Task[C
 async def test_an_outage_ends_waits_refuses_and_heals(tmp_path: Path) -> None:
     plan = Plan(write_tiny_model(tmp_path / "model"), HALVES, settings="recover_s = 1.0")
     async with ChaosCluster(plan, tmp_path) as cluster:
-        await cluster.whole(60)
+        await cluster.whole(240)
         async with (
             Client(cluster.clients) as client,
-            httpx.AsyncClient(base_url=cluster.url, timeout=30) as http,
+            httpx.AsyncClient(base_url=cluster.url, timeout=240) as http,
         ):
             right = {k.ask: k.token_ids for k in await answer_all(client, [LONG, SHORT])}
             patient = await running(client, LONG, 120.0)
@@ -62,7 +62,7 @@ async def test_an_outage_ends_waits_refuses_and_heals(tmp_path: Path) -> None:
 
             # What waits ends at its deadline, with the layers in its error.
             with pytest.raises(NotServing, match=MISSING):
-                await asyncio.wait_for(hasty, 20)
+                await asyncio.wait_for(hasty, 240)
             # New requests are refused by now, and told when to come again.
             body = {"model": "chaos", "prompt": "x", "max_tokens": 4}
             answer = await http.post("/v1/completions", json=body)
@@ -76,12 +76,12 @@ async def test_an_outage_ends_waits_refuses_and_heals(tmp_path: Path) -> None:
 
             # When the node is back everything goes on by itself.
             await cluster.children["alpha"].start()
-            await cluster.whole(60)
-            assert (await asyncio.wait_for(patient, 60)).token_ids == right[LONG]
+            await cluster.whole(240)
+            assert (await asyncio.wait_for(patient, 240)).token_ids == right[LONG]
             done = await client.generate(SHORT.prompt, **SHORT.options(30.0))
             assert done.token_ids == right[SHORT]
             assert (await http.post("/v1/completions", json=body)).status_code == 200
-        await cluster.idle(20)
+        await cluster.idle(240)
 
 
 async def test_who_left_is_in_no_table_and_who_returns_is_somebody_else(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ async def test_who_left_is_in_no_table_and_who_returns_is_somebody_else(tmp_path
         return {*picture.nodes, *picture.used_pages, *picture.open_requests, *links}
 
     async with ChaosCluster(plan, tmp_path) as cluster:
-        await cluster.whole(60)
+        await cluster.whole(240)
         async with Client(cluster.clients) as client:
             run = await running(client, LONG, 120.0)
             log = cluster.children["router"].log
@@ -107,13 +107,13 @@ async def test_who_left_is_in_no_table_and_who_returns_is_somebody_else(tmp_path
                 await cluster.until(lambda p: "beta" not in tables(p), "beta is forgotten", 5.0)
                 before = joined()
                 await beta.start()
-                await cluster.whole(60)
+                await cluster.whole(240)
                 assert joined() == before + 1
             # Killed and back at once: the new process takes the old one's place in every table.
             before = joined()
             await beta.kill()
             await beta.start()
             await cluster.until(lambda _: joined() > before, "the new beta joins", 30)
-            await cluster.whole(60)
+            await cluster.whole(240)
             await run
-        await cluster.idle(20)
+        await cluster.idle(240)

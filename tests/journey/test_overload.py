@@ -14,7 +14,7 @@ from bench.overload_report import Objectives
 from bench.overload_run import OverloadOptions, OverloadRun, Ran
 from bench.overload_types import REFUSED, SERVED
 
-pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(900)]
 
 TEN_TIMES = 10.0
 MAX_WAITING = 100

@@ -106,7 +106,7 @@ async def test_the_operators_pages(tiny_folder: Path) -> None:
         server = GatewayServer(c.app, HttpSection(port=0), c.app.metrics, operator=c.app)
         await server.start()
         try:
-            async with httpx.AsyncClient(base_url=server.url) as http:
+            async with httpx.AsyncClient(base_url=server.url, timeout=240) as http:
                 state = (await http.get("/v1/helix/cluster")).json()
                 assert state["serving"]
                 assert {n["node"]: n["layers"] for n in state["nodes"]} == {"a": "0-2", "b": "3-5"}

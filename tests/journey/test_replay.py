@@ -53,7 +53,7 @@ async def replay(port: int, pieces: list[bytes], *, in_step: bool) -> None:
     """All at once, or each piece after an answer to the one before, as the client sent them."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     with contextlib.suppress(OSError):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             for piece in pieces:
                 writer.write(piece)
                 if in_step and not await reader.read(65536):

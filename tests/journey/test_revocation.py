@@ -43,7 +43,7 @@ async def knock(c: Cluster, endpoint: str, key: KeyPair, server: str) -> LinkSta
         client.Models(()),
     ):
         connection.send(encode(message))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(240):
         heard = await answers.get()
     await connection.close()
     assert isinstance(heard, LinkState), "nobody answers it"

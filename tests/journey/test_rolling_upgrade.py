@@ -24,11 +24,11 @@ from helix_mq.errors import HelixError
 from helix_mq.sdk.options import ClientOptions
 from tests.live_processes import LiveProcesses
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(900)]
 
 NODES = {"alpha": "0:6", "beta": "0:6"}
 TOKENS = 40
-WAIT_S = 60
+WAIT_S = 240
 PROMPT = [{"role": "user", "content": "Count."}]
 
 
@@ -44,7 +44,10 @@ class Processes(LiveProcesses):
 
     async def all_ready(self) -> set[int]:
         """Waits for it; the incarnations of the nodes."""
-        async with httpx.AsyncClient(base_url=self.url) as http, asyncio.timeout(WAIT_S):
+        async with (
+            httpx.AsyncClient(base_url=self.url, timeout=240) as http,
+            asyncio.timeout(WAIT_S),
+        ):
             while True:
                 with contextlib.suppress(httpx.TransportError):
                     nodes = (await http.get("/v1/helix/cluster")).json()["nodes"]

@@ -21,7 +21,7 @@ from bench.chaos.load import Load
 from bench.chaos.tiny_model import write_tiny_model
 from helix_mq.client import Client
 
-pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(900)]
 
 NODES = ("one", "two")
 STREAMS = 16
@@ -117,9 +117,9 @@ async def test_work_leaves_a_slow_node_and_comes_back(tmp_path: Path) -> None:
     plan = Plan(model, dict.fromkeys(NODES, "0:6"), node_memory="256MiB", gates=False)
     async with (
         ChaosCluster(plan, tmp_path / "cluster") as cluster,
-        httpx.AsyncClient(base_url=cluster.url, timeout=10) as http,
+        httpx.AsyncClient(base_url=cluster.url, timeout=240) as http,
     ):
-        await cluster.whole(120)
+        await cluster.whole(240)
         async with Client(cluster.clients) as client:
             known = await answer_all(client, draw_asks(5, 24, 256, 200))
 

@@ -51,7 +51,7 @@ def running(folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Po
         finally:
             if script.poll() is None:
                 script.send_signal(signal.SIGTERM)
-            script.wait(timeout=30)
+            script.wait(timeout=240)
 
 
 def read_until(script: subprocess.Popen[str], word: str) -> list[str]:

@@ -97,7 +97,7 @@ def test_processes_that_start_together_convert_once(tmp_path: Path, write_gguf: 
         *map(str, (tmp_path / "tiny.gguf", tmp_path / "cache")),
     ]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = [process.communicate(timeout=60)[0].split() for process in processes]
+    answers = [process.communicate(timeout=240)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sorted(written for written, _ in answers) == ["0", "0", "1"]
     assert len({folder for _, folder in answers}) == 1

@@ -30,7 +30,7 @@ from nodes.identity import NodeIdentity
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings, SecuritySection
 
-WAIT_S = 60.0
+WAIT_S = 240.0
 LAYERS = 6
 WHOLE = (0, LAYERS)
 GREEDY = data.SampleSpec(SamplingParams(temperature=0.0, max_tokens=400), 1, 0)

@@ -13,7 +13,7 @@ import pytest
 from helix_mq.clock import SystemClock
 from nodes.device import DeviceThread
 
-WAIT_S = 60.0
+WAIT_S = 240.0
 
 
 @pytest.fixture

@@ -287,7 +287,7 @@ def helix(folder: Path, *arguments: str) -> str:
         [sys.executable, "-m", "helix_mq", *arguments],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
         check=False,
         cwd=folder,
         env=os.environ | {"HELIX_MQ_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},

@@ -40,7 +40,7 @@ LAST = Route((Hop(NodeId("me"), LayerRange(0, 4)),))
 ONWARD = Route((Hop(NodeId("me"), LayerRange(0, 3)), Hop(NodeId("z"), LayerRange(3, 4))))
 VIEW = NodeView("me", frozenset({1}), LayerRange(0, 4), 4, 8, 100, 4096)
 SPEC = SampleSpec(SamplingParams(), 2, 0)
-WAIT_S = 10.0
+WAIT_S = 240.0
 
 
 class FakeEngine:

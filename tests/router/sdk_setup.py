@@ -45,7 +45,7 @@ class Setup:
         endpoint = self.sockets.endpoint
         await self.sockets.close()
         self.sockets = ClientSockets(self.service, self.transport, endpoint, no_keys())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             while True:
                 try:
                     await self.sockets.start()
@@ -60,7 +60,7 @@ def no_keys() -> RouterSecurity:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(240):
         while not condition():  # noqa: ASYNC110  (states without an event of their own)
             await asyncio.sleep(0.005)
 
@@ -99,7 +99,7 @@ class RawClient:
             self.connection.send(encode(message))
 
     async def until_kind(self, kind: type[msgspec.Struct]) -> msgspec.Struct:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             while not any(isinstance(m, kind) for m in self.got):
                 self.news.clear()
                 await self.news.wait()

@@ -46,12 +46,12 @@ def token(number: int, index: int) -> TokenKept:
 async def kept(journal: Journal, record: Record) -> bool:
     answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     journal.append(record, answer.set_result)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(240):
         return await answer
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(240):
         while not condition():  # noqa: ASYNC110  (the writer's state has no event here)
             await asyncio.sleep(0.005)
 

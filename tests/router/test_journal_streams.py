@@ -50,7 +50,7 @@ async def turns() -> None:
 
 
 async def read(stream: EventStream) -> list[object]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(240):
         return [event async for event in stream]
 
 

@@ -118,7 +118,7 @@ def slow_regions() -> Problem:
 
 def test_a_link_of_one_bit_per_second_is_planned_in_little_memory() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CAPPED], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", CAPPED], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) > 0

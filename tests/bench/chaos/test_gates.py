@@ -11,7 +11,7 @@ import pytest
 
 from bench.chaos.gates import Gate
 
-WAIT_S = 10.0
+WAIT_S = 240.0
 
 
 @dataclass

@@ -99,7 +99,7 @@ def test_bytes_cross_both_ways_in_order_and_are_counted() -> None:
     running = threading.Thread(target=shaper.run)
     running.start()
     try:
-        near = socket.create_connection(("127.0.0.1", port), timeout=10)
+        near = socket.create_connection(("127.0.0.1", port), timeout=240)
         near.settimeout(10)
         far.settimeout(10)
         peer, _ = far.accept()

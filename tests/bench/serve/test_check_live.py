@@ -187,7 +187,7 @@ async def test_a_client_ends_with_what_it_started_when_the_check_is_told_to_end(
     port = server.sockets[0].getsockname()[1]
     child = f"import socket; socket.create_connection(('127.0.0.1', {port})).recv(1)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    async with server, asyncio.timeout(120):
+    async with server, asyncio.timeout(240):
         running = asyncio.create_task(run_client((sys.executable, "-c"), [code], tmp_path))
         await came.wait()
         assert not gone.is_set()

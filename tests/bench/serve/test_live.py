@@ -21,7 +21,7 @@ from router.gateway import GatewayServer
 from router.settings import AdmissionSection, HttpSection
 from tests.cluster import cluster, endpoint
 
-pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(900)]
 
 SMALL_BYTES = 1 << 20
 """Room for a request or two beside the model."""

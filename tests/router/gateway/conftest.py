@@ -43,7 +43,7 @@ async def gateway(
 
 @pytest.fixture
 async def http(gateway: GatewayServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=240) as client:
         yield client
 
 
@@ -59,6 +59,6 @@ async def asgi(service: EchoService, settings: HttpSection) -> AsyncIterator[htt
 @pytest.fixture
 async def ai(gateway: GatewayServer) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(
-        base_url=gateway.url + "/v1", api_key="unused", max_retries=0, timeout=20
+        base_url=gateway.url + "/v1", api_key="unused", max_retries=0, timeout=240
     ) as client:
         yield client

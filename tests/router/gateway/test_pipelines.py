@@ -39,7 +39,7 @@ async def test_hanging_up_on_a_pipeline_is_no_fault(
         writer.write(3 * GET.replace(b"health", b"metrics"))
         await writer.drain()
         writer.transport.abort()
-    async with httpx.AsyncClient(base_url=gateway.url) as http:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=240) as http:
         assert (await http.get("/health")).status_code == 200
     assert "Traceback" not in caplog.text
     assert not [r for r in caplog.records if r.exc_info]
@@ -77,7 +77,7 @@ class TestWithKeys:
         "path", ["/v1/helix/requests%0A", "/v1/models%0a", "/v1/helix/requests/1/trace%0A"]
     )
     async def test_paths_have_no_lines(self, gateway: GatewayServer, path: str) -> None:
-        async with httpx.AsyncClient(base_url=gateway.url) as http:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=240) as http:
             answer = await http.get(path, headers={"authorization": "Bearer k"})
         assert answer.status_code == 400
         assert "a line's end" in answer.json()["error"]["message"]

@@ -39,7 +39,7 @@ async def test_scrapers_leave_the_threads_to_requests(service: EchoService) -> N
     scrapes = Scrapes(service, metrics, clock)
     waiting = [asyncio.create_task(scrapes.text()) for _ in range(100)]
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             assert await asyncio.to_thread(metrics.begun.wait, 20)
             # More at once than the pool would have threads left, were each scrape in one.
             await asyncio.gather(*(asyncio.to_thread(lambda: None) for _ in range(40)))

@@ -151,6 +151,6 @@ def test_hash_seeds_do_not_matter(hash_seed: str, data: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.stdout.strip() == run_case("mp_swarm", data).parts[0].log_hash

@@ -16,7 +16,7 @@ from nodes.model.parallel.group import RankGroup, RankLost
 from nodes.model.parallel.lead import PartRequest, load_lead, rank_devices
 
 CPU = torch.device("cpu")
-WAIT_S = 60
+WAIT_S = 240
 
 
 @pytest.mark.alone
