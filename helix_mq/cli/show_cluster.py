@@ -57,8 +57,9 @@ def data_rate(bytes_per_s: float) -> str:
 
 
 def headline(view: ClusterView) -> Text:
-    """Whether it serves, and for how long the router has been up."""
+    """Whether it serves, for how long the router has been up, and how many drafts were right."""
     router = view.router
+    drafted = router.drafted_tokens
     state = ("serving", _GOOD) if view.serving else ("NOT SERVING", _BAD)
     layers = f", {router.num_layers} layers" if router.num_layers else ""
     return Text.assemble(
@@ -66,6 +67,7 @@ def headline(view: ClusterView) -> Text:
         f"{layers}: ",
         state,
         f"; router {router.version} up {seconds(router.uptime_s)}",
+        f"; {router.accepted_tokens / drafted:.0%} of drafts right" if drafted else "",
     )
 
 
@@ -87,10 +89,6 @@ def load(view: ClusterView) -> Text:
         (f"{router.waiting:,} of {router.max_waiting:,} waiting", style),
         f"; {router.admitted:,} admitted, {router.refused:,} refused"
         + (f" ({refused})" if refused else ""),
-        f"; {router.accepted_tokens / router.drafted_tokens:.0%} of "
-        f"{router.drafted_tokens:,} drafts right"
-        if router.drafted_tokens
-        else "",
     )
 
 

@@ -70,6 +70,8 @@ def cluster(many: int, **more: Any) -> dict[str, Any]:
             "over_s": 300.0,
             "ttft": {"count": 100, "p50_s": 0.21, "p90_s": 0.5, "p99_s": 0.9},
             "itl": {"count": 9000, "p50_s": 0.031, "p90_s": 0.05, "p99_s": 0.08},
+            "drafted_tokens": 1000,
+            "accepted_tokens": 620,
         },
         "bottleneck": {
             "text": "the two T4s holding layers 3-5 (node-01, node-21) cap you at 1,290 tokens/s"

@@ -39,6 +39,7 @@ def test_top_fits_its_screen(width: int, many: int) -> None:
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
     assert "Llama-30B, 60 layers: serving" in text
+    assert "; 62% of drafts right" in text
     assert "The two T4s holding layers 3-5" in text
     assert "12 running, 3 of 1,024 waiting; 1,234 admitted, 5 refused (5 queue_full)" in text
     shown = [line for line in lines if line.startswith("node-")]
