@@ -76,7 +76,10 @@ class Speculation:
 
     def token(self, session: Session, item: TokenItem) -> None:
         """An expected token has come. How many drafts a first hop made is the last hop's word."""
-        self._count(session, item.drafted if session.direct else 0, int(item.more))
+        self._count(session, item.drafted if session.direct else 0, 0)
+        # Nodes of older releases do not say.
+        if item.more and session.accepted_tokens < session.drafted_tokens:
+            self._count(session, 0, 1)
 
     def _count(self, session: Session, drafted: int, accepted: int) -> None:
         self._drafted += drafted

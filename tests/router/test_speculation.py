@@ -6,13 +6,13 @@ import random
 
 import pytest
 
-from helix_mq.features import VERIFY
+from helix_mq.features import DIRECT, VERIFY
 from helix_mq.messages.data import TokenItem
 from helix_mq.sampling import SamplingParams
 from router import events as ev
 from router.core import CoreSettings
 from router.service import Finished
-from router.speculation import SpeculationSettings
+from router.speculation import DraftStatistics, SpeculationSettings
 from tests.router import world as worlds
 from tests.router.world import World
 
@@ -228,3 +228,28 @@ def test_none_are_made_that_kv_has_no_room_for() -> None:
     world.answer_all(random.Random(1))
     assert held
     assert not any(row.verify for row in world.rows if row.request in held)
+
+
+@pytest.mark.parametrize("told", [3, 0])
+def test_what_first_hops_guess_is_what_last_hops_say(told: int) -> None:
+    """Those of older releases say nothing; then nothing is known of their drafts."""
+    features = (VERIFY, DIRECT)
+    world = World(CoreSettings(token_return="direct"), features=features)
+    world.join_all()
+    request = world.submit((1, 2, 3), sampling(9))
+    row = world.in_flight.pop()
+    assert row.direct
+    text, items = list(row.token_ids), []
+    for number in range(9):
+        token = repeating(5, tuple(text))
+        # The prompt's token, then passes of three: two drafts right of three.
+        place = (number - 1) % 3
+        more, drafted = number > 0 and place < 2, told if number > 0 and not place else 0
+        items.append(TokenItem(request, row.attempt, len(text), token, more=more, drafted=drafted))
+        text.append(token)
+    world.tokens(row.route.hops[-1].node, *items)
+    end = world.streams[request].end
+    assert isinstance(end, Finished)
+    counts = (9, 6) if told else (0, 0)
+    assert (end.drafted_tokens, end.accepted_tokens) == counts
+    assert world.core.statistics().drafts == DraftStatistics(*counts)
