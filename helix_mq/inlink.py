@@ -101,8 +101,11 @@ class InLink:
 
     def consumed(self, nbytes: int) -> None:
         """The bytes left the inbox: gives the sender credit back when that is worth a message."""
-        self._credit.consumed(nbytes)
-        self.grant()
+        credit = self._credit
+        credit.consumed(nbytes)
+        grant = credit.grant()
+        if grant is not None:
+            self._tell(grant.total_bytes)
 
     def grant(self) -> None:
         """Tells of credit, if it is worth a message."""

@@ -157,7 +157,8 @@ class OutLink:
         if is_urgent(header):
             if is_small(header, buffers) and self._gathers_too(header, buffers[0]):
                 return
-            self.leave()
+            if self._gathered.nbytes:
+                self.leave()
             self._enqueue(header, buffers, urgent=True)
         else:
             self.leave()
@@ -202,8 +203,16 @@ class OutLink:
         parts = encode(header, buffers)
         nbytes = frame_bytes(parts)
         # Most find nobody in line before them.
-        alone = not self._queue.waiting_bytes and (urgent or self._pacer.allows(nbytes))
-        if alone and self._go(parts, nbytes):
+        connection = self.connection
+        if (
+            not self._queue.waiting_bytes
+            and connection is not None
+            and self._down_since_s is None
+            and (urgent or self._pacer.allows(nbytes))
+            and self._credit.may_send(nbytes)
+            and connection.send(parts)
+        ):
+            self._went(nbytes)
             return
         keys = [(row.request, row.attempt) for row in header.rows]
         self._queue.push(parts, nbytes, keys, urgent=urgent)
@@ -304,15 +313,6 @@ class OutLink:
         if not self._flush_due:
             self._flush_due = True
             self._soon(self._flush_more)
-
-    def _go(self, parts: list[Buffer], nbytes: int) -> bool:
-        """Sends a frame past an empty queue, where it may go now."""
-        if self.connection is None or not self.connected or not self._credit.may_send(nbytes):
-            return False
-        if not self.connection.send(parts):
-            return False
-        self._went(nbytes)
-        return True
 
     def _went(self, nbytes: int) -> None:
         self._credit.sent(nbytes)
