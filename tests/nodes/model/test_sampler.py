@@ -143,6 +143,17 @@ def test_the_numbers_are_even_and_stay_what_they_are() -> None:
 GOLDEN = [0.1580103717691823, 0.19028923558710176, 0.9449770382340396]
 
 
+@QUICK
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 70), st.integers(1, 4))
+def test_of_equal_tokens_the_first_is_the_best_one(
+    seed: int, rows: int, vocab: int, values: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(values, (rows, vocab), generator=generator).float()
+    got = sample(logits, [state(GREEDY) for _ in range(rows)], [5] * rows)
+    assert [s.token for s in got] == [row.index(max(row)) for row in logits.tolist()]
+
+
 def test_equal_tokens_stay_or_go_together() -> None:
     logits = torch.tensor([[0.0, 5.0, 5.0, 5.0, -1.0]])
     for params in (SamplingParams(top_k=1), SamplingParams(top_p=0.1)):
