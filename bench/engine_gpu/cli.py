@@ -24,9 +24,20 @@ def run_gpu(*, device: str, tiny: bool, parts: str | None, out: Path | None, as_
     body: dict[str, Any] = {}
     for found in suite.through(names, say):
         body = {"machine": machine, "suite": "gpu", **found}
+        body["datasheet"] = datasheet(found["device"].get("name", ""))
         if out is not None:
             write_results(out, body)
     typer.echo(json.dumps(body) if as_json else "\n".join(lines(body)))
+
+
+def datasheet(name: str) -> dict[str, float]:
+    """What the maker says that a GPU of this name does, in 16 bits; empty where it is not known."""
+    from router.machines import catalogued
+
+    known = catalogued(f"cuda:0 {name}")
+    if known is None:
+        return {}
+    return {"bytes_per_s": known.gpu.memory_bytes_per_s, "flop_per_s": known.gpu.fp16_flops_per_s}
 
 
 def lines(body: dict[str, Any]) -> list[str]:
@@ -38,6 +49,12 @@ def lines(body: dict[str, Any]) -> list[str]:
             f"{device.get('name', device['type'])}, torch {device['torch']}: copies at "
             f"{device['copy_bytes_per_s'] / 1e9:,.0f} GB/s, products at "
             f"{device['product_flop_per_s'] / 1e12:,.1f} TFLOP/s"
+        )
+    if body.get("datasheet"):
+        said = body["datasheet"]
+        rows.append(
+            f"    its datasheet: {said['bytes_per_s'] / 1e9:,.0f} GB/s, "
+            f"{said['flop_per_s'] / 1e12:,.1f} TFLOP/s"
         )
     for name, part in body["parts"].items():
         passed = part.get("passed")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from bench.cli import register
 from bench.engine_gpu.__main__ import main
-from bench.engine_gpu.cli import lines
+from bench.engine_gpu.cli import datasheet, lines
 from bench.engine_gpu.models import LLAMA_8B, TINY, config_of, random_slice
 from bench.engine_gpu.part import Found, Job, run_part
 from bench.engine_gpu.parts import PARTS, Place
@@ -124,6 +124,23 @@ def test_the_least_time_of_a_step() -> None:
     assert least_s == pytest.approx(3.13e-3, rel=1e-2)
     assert flops(config, 1, 1) == pytest.approx(2 * 7.5e9, rel=1e-2)
     assert floor_s(read, flops(config, 1000, 1000), h200)[1] == "compute"
+
+
+def test_a_device_stands_beside_its_datasheet() -> None:
+    said = datasheet("NVIDIA H200")
+    assert said == {"bytes_per_s": 4.8e12, "flop_per_s": 989.4e12}
+    assert datasheet("NVIDIA GeForce 256") == {}
+    device = {
+        "type": "cuda",
+        "name": "NVIDIA H200",
+        "torch": "2.11.0",
+        "copy_bytes_per_s": 4.3e12,
+        "product_flop_per_s": 788e12,
+    }
+    assert lines({"device": device, "datasheet": said, "parts": {}}) == [
+        "NVIDIA H200, torch 2.11.0: copies at 4,300 GB/s, products at 788.0 TFLOP/s",
+        "    its datasheet: 4,800 GB/s, 989.4 TFLOP/s",
+    ]
 
 
 def test_slices_have_the_weights_of_the_whole_model() -> None:
