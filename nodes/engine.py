@@ -38,7 +38,7 @@ from nodes.model.sampler_drafts import Ending, sample_endings
 from nodes.model.slice import ModelSlice
 from nodes.staging import Download, joined
 from nodes.steps import Batch, OutFrame, StepResult
-from nodes.wire_format import WireFormats, from_wire, to_wire
+from nodes.wire_format import WireFormats, from_wire, rows_from_wire, to_wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +304,9 @@ def _hidden(works: Batch, device: torch.device) -> torch.Tensor | None:
     """[tokens, width] of the rows that arrive as activations, where `device` copies from."""
     if not works:
         return None
+    first = works[0].payload
+    if device.type == "cpu" and all(w.payload.dtype == first.dtype for w in works):
+        return rows_from_wire([w.payload.data for w in works], first.dtype, first.width)
     parts = [from_wire(w.payload.data, w.payload.dtype, w.payload.width) for w in works]
     if len({part.dtype for part in parts}) > 1:
         parts = [part.float() for part in parts]

@@ -7,7 +7,7 @@ gets rows in the compute dtype. So does any peer whose rows a narrower form coul
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -75,6 +75,14 @@ def from_wire(data: memoryview, dtype: str, width: int) -> torch.Tensor:
         # Received buffers may be read-only; a batch is a copy of them, so nothing writes to them.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.frombuffer(data, dtype=WIRE_DTYPES[dtype]).view(-1, width)
+
+
+def rows_from_wire(parts: Sequence[memoryview], dtype: str, width: int) -> torch.Tensor:
+    """Rows of one dtype below each other, as `from_wire` gives them, in memory of their own."""
+    whole = bytearray().join(parts)
+    if dtype == SCALED:
+        return from_wire(memoryview(whole), dtype, width)
+    return torch.frombuffer(whole, dtype=WIRE_DTYPES[dtype]).view(-1, width)
 
 
 def _scaled(hidden: torch.Tensor) -> torch.Tensor | None:

@@ -7,6 +7,7 @@ gets the same tokens on any node, in any batch, and after any number of re-route
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 
 from helix_mq.errors import LocalError
-from nodes.model.native.kernels import largest
 from nodes.model.sampler_draw import draw
 from nodes.model.sampler_edits import edited
 from nodes.model.sampler_state import SamplerState
@@ -58,21 +58,21 @@ def sample(
     """
     changed = edited(logits, states, positions)
     maxima, tokens = _best(changed)
-    finite = torch.isfinite(maxima)
     random = [i for i, state in enumerate(states) if state.params.temperature > 0.0]
     if random:
         everything = len(random) == len(states)
         rows = torch.tensor(random, device=logits.device)
         tokens[rows] = draw(
             changed if everything else changed[rows],
-            torch.where(finite, maxima, 0.0)[rows],
+            torch.where(torch.isfinite(maxima), maxima, 0.0)[rows],
             [states[i].params for i in random],
             [positions[i] for i in random],
         )
     logprobs = _logprobs(logits, tokens, states)
     # One transfer for all rows: everything above only queues work on a GPU.
-    if not all(finite.tolist()):
-        raise LogitsNotFinite([i for i, fine in enumerate(finite.tolist()) if not fine])
+    bad = [i for i, highest in enumerate(maxima.tolist()) if not math.isfinite(highest)]
+    if bad:
+        raise LogitsNotFinite(bad)
     results = []
     for row, (state, token) in enumerate(zip(states, tokens.tolist(), strict=True)):
         state.took(token)

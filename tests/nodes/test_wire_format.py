@@ -18,7 +18,7 @@ from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.control import Peer
 from helix_mq.messages.data import SCALED, FrameHeader, Row, token_bytes
 from helix_mq.scaled_rows import GROUP, groups, scaled_bytes
-from nodes.wire_format import WireFormats, from_wire, to_wire
+from nodes.wire_format import WireFormats, from_wire, rows_from_wire, to_wire
 
 ROUTE = Route((Hop(NodeId("a"), LayerRange(0, 2)), Hop(NodeId("b"), LayerRange(2, 4))))
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 200))
@@ -53,6 +53,24 @@ def test_8_bits_are_within_half_a_step_of_every_activation(
     limit = steps.repeat_interleave(GROUP, dim=1)[:, : shape[1]]
     # Beside the half step float32's own rounding; its smallest numbers become 0.
     assert bool(((got - table).abs() <= 0.501 * limit + 1e-37).all())
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.integers(1, 200),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    st.sampled_from(["", SCALED]),
+)
+def test_rows_of_several_frames_are_read_as_those_of_each(
+    counts: list[int], width: int, own: torch.dtype, form: str
+) -> None:
+    sent = [to_wire(activations((n, width), n).to(own), form) for n in counts]
+    (dtype,) = {dtype for dtype, _ in sent}
+    parts = [memoryview(bytes(data)) for _, data in sent]
+    whole = rows_from_wire(parts, dtype, width)
+    assert torch.equal(whole, torch.cat([from_wire(p, dtype, width) for p in parts]))
+    # Of its own: a received buffer may be read-only, and goes with its frame.
+    whole.zero_()
 
 
 @given(SHAPES, st.integers(0, 1000))

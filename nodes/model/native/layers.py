@@ -76,7 +76,7 @@ class NativeLayers:
         tables = np.ascontiguousarray(tables, np.int32)
         ends = (index.positions + 1).astype(np.int32)
         windows = [config.window_of(layer) for layer in range(layers.first, layers.end)]
-        firsts = np.stack([_firsts(ends, window) for window in windows])
+        firsts = _firsts(ends, windows)
         slots = np.ascontiguousarray(index.slots)
         space = torch.empty((len(x), self._spare), dtype=x.dtype)
         sizes = np.array(
@@ -139,9 +139,13 @@ def _products(w: LayerWeights) -> tuple[Linear, ...]:
     return w.qkv, w.out, w.gate_up, w.down
 
 
-def _firsts(ends: I32, window: int | None) -> I32:
-    """The first token that each sees."""
-    return np.zeros_like(ends) if window is None else np.maximum(ends - window, 0)
+def _firsts(ends: I32, windows: Sequence[int | None]) -> I32:
+    """[layers, tokens]: the first token that each sees."""
+    firsts = np.zeros((len(windows), len(ends)), np.int32)
+    for layer, window in enumerate(windows):
+        if window is not None:
+            np.maximum(ends - window, 0, out=firsts[layer])
+    return firsts
 
 
 def _addresses(w: LayerWeights) -> list[int]:
