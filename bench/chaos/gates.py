@@ -87,7 +87,12 @@ class Gate:
         await asyncio.gather(*(c.task for c in dropped), return_exceptions=True)
 
     def _accept(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        source = self._names(back.get_extra_info("peername")[1])
+        peer = back.get_extra_info("peername")
+        if peer is None:
+            # It was gone again before it was taken in.
+            back.transport.abort()
+            return
+        source = self._names(peer[1])
         task = asyncio.ensure_future(self._serve(source, near, back))
         connection = _Connection(source, task)
         self._connections.add(connection)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+import uvloop
 
 from bench.chaos.gates import Gate
 
@@ -106,3 +109,21 @@ async def test_a_port_that_nobody_listens_on_breaks_who_connects() -> None:
         assert await broken(ends)
         await dead.close()
         assert await said(await w.connect("a"), b"1") == b"1"
+
+
+def test_who_is_gone_before_it_is_taken_in_harms_nobody() -> None:
+    """With uvloop, which then knows no name of the peer, as in a run."""
+    failures: list[dict[str, object]] = []
+
+    async def story() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, about: failures.append(about))
+        async with way() as w:
+            with socket.socket() as gone:
+                # The kernel takes it in; reset before this loop can.
+                gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                gone.connect(("127.0.0.1", int(w.gate.endpoint.rsplit(":", 1)[1])))
+            assert await said(await w.connect("a"), b"1") == b"1"
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(story())
+    assert failures == []
