@@ -95,15 +95,15 @@ class Core:
         refused at once."""
         self._effects = []
         match event:
+            case ev.TokensArrived():
+                for item in event.tokens.items:
+                    self._token(event.tokens.node, item)
             case ev.Submitted():
                 self._submit(event)
             case ev.Restored():
                 self._restore(event)
             case ev.Cancelled():
                 self._cancel(event.request)
-            case ev.TokensArrived():
-                for item in event.tokens.items:
-                    self._token(event.tokens.node, item)
             case ev.RowsRefused():
                 for refused in event.refused.items:
                     self._refused(event.refused.node, refused)
@@ -111,10 +111,10 @@ class Core:
                 self._link_lost(event.node)
             case _:
                 self._membership(event)
-        if isinstance(event, ev.Tick):
-            self._expire()
-        if isinstance(event, MOVING):
-            self._move_on()
+                if isinstance(event, ev.Tick):
+                    self._expire()
+                if isinstance(event, MOVING):
+                    self._move_on()
         self._pump()
         flow = self._scheduled_flow if self.cluster.serving else 0.0
         self._desk.at(self._clock.now_s(), flow)

@@ -101,11 +101,12 @@ class JournaledStreams:
                 stream.push(event)
             return
         self._metrics.saw(request, event)
-        then = partial(_give, stream, event) if stream is not None else None
         if self._journal is None:
-            if then is not None:
-                then(True)
-        elif not isinstance(event, Delta):
+            if stream is not None:
+                stream.push(event)
+            return
+        then = partial(_give, stream, event) if stream is not None else None
+        if not isinstance(event, Delta):
             self._journal.append(Ended(request, self._now_ms(), event), then)
         else:
             assert event.token is not None, "every delta of the core has a token"
