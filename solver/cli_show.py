@@ -45,6 +45,7 @@ def as_dict(result: PlanResult, explanation: Explanation | None) -> dict[str, ob
             "round_trip_s": _finite(result.serving.round_trip_s),
             "limit": result.serving.limit,
             "busiest": result.serving.busiest,
+            "straight_share": result.serving.straight_share,
         }
     if result.trial is not None:
         body["simulated"] = asdict(result.trial)
@@ -104,10 +105,12 @@ def _served(serving: ServingEstimate) -> str:
         if serving.limit == "KV room"
         else f"limited by {serving.busiest}, which is {serving.limit}"
     )
+    share = round(100 * serving.straight_share)
+    straight = f" ({share} % straight from last hop to first)" if share else ""
     return (
         f"expected to serve {shown(serving.decode_tokens_per_s)} decode tokens/s with "
         f"{shown(serving.requests_in_flight, 0)} requests in flight, "
-        f"{shown(serving.round_trip_s, 2)} s per token of each; {limit}"
+        f"{shown(serving.round_trip_s, 2)} s per token of each{straight}; {limit}"
     )
 
 

@@ -21,6 +21,7 @@ from helix_mq.token_return import TokenReturn
 from solver.flow import FlowEdge, FlowSolution
 from solver.objective_wires import Trips, Wire, wires_of
 from solver.problem import SOURCE, Problem, ProblemNode
+from solver.token_return import straight_returns
 
 Points = tuple[tuple[float, float], ...]
 """(tokens in the batch, seconds per layer), ascending; linear between, and beyond the last two."""
@@ -107,6 +108,8 @@ class ServingEstimate:
     round_trip_s: float
     limit: str
     busiest: str
+    straight_share: float = 0.0
+    """Of requests, whose tokens go straight from the last hop to the first."""
 
 
 BURSTS = 5.0
@@ -126,7 +129,8 @@ def estimate(
     if flow.tokens_per_s <= 0:
         return ServingEstimate(0.0, 0.0, math.inf, "no flow", "")
     stations = _stations(problem, placement, flow, model)
-    wires = wires_of(problem, placement, flow, model.token_return)
+    straight = straight_returns(problem, placement, flow, model.token_return)
+    wires = wires_of(problem, flow, straight)
     room = _requests_that_fit(problem, placement, model.workload)
     low, high = 0.0, flow.tokens_per_s
     while _load(stations, wires, high, model)[0] < room and high < 1e12:
@@ -143,6 +147,7 @@ def estimate(
         round_trip_s=round_trip,
         limit="KV room" if use[busiest] < 0.9 else "always busy",
         busiest=busiest,
+        straight_share=math.fsum(way.share for way in straight),
     )
 
 

@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from helix_mq.ids import NodeId
-from helix_mq.layers import Placement
 from helix_mq.outlink import MIN_PIECE_BYTES
 from helix_mq.pacing import QUEUE_S
-from helix_mq.token_return import TokenReturn
 from solver.flow import FlowSolution
 from solver.problem import SINK, SOURCE, Problem, ProblemLink
-from solver.token_return import LEAST_SHARE, straight_returns
+from solver.token_return import LEAST_SHARE, Straight
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,9 @@ class Wire:
     latency_s: float
 
 
-def wires_of(
-    problem: Problem, placement: Placement, flow: FlowSolution, wanted: TokenReturn
-) -> list[Wire]:
+def wires_of(problem: Problem, flow: FlowSolution, straight: Sequence[Straight] = ()) -> list[Wire]:
     """Of the flow in its own order, then those that lead straight back."""
     links: dict[tuple[NodeId, NodeId], ProblemLink] = {(k.src, k.dst): k for k in problem.links}
-    straight = straight_returns(problem, placement, flow, wanted)
     by_first: dict[NodeId, float] = defaultdict(float)
     by_last: dict[NodeId, float] = defaultdict(float)
     for way in straight:

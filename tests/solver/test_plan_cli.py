@@ -215,6 +215,8 @@ def test_what_limits_serving_is_said_in_words() -> None:
     assert described(busy).endswith("limited by a -> b, which is always busy")
     full = ServingEstimate(10.0, 5.0, 0.5, "KV room", "a")
     assert described(full).endswith("limited by KV room, busiest is a")
+    far = ServingEstimate(10.0, 5.0, 0.5, "KV room", "a", straight_share=0.4)
+    assert "0.50 s per token of each (40 % straight from last hop to first); lim" in described(far)
     none = ServingEstimate(0.0, 0.0, float("inf"), "no flow", "")
     assert described(none) == "expected to serve nothing: no flow"
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helix_mq.ids import ROUTER, NodeId
-from helix_mq.token_return import goes_straight, saved_s
+from helix_mq.token_return import TokenReturn, goes_straight, saved_s
 from solver.flow import max_flow
 from solver.heuristics import petals
 from solver.objective import ServingModel, StepTimes, Workload, estimate
@@ -20,6 +20,7 @@ from solver.problem import SINK, SOURCE, Problem
 from solver.token_return import Straight, links_of, round_trip_s, straight_returns
 
 MakeProblem = Callable[..., Problem]
+WAYS: tuple[TokenReturn, ...] = ("auto", "direct", "router")
 TIMES = StepTimes(((1.0, 1e-3), (1000.0, 0.4)), ((1.0, 1e-3), (64.0, 4e-3)))
 
 
@@ -54,29 +55,29 @@ def test_a_trip_is_there_and_back_and_never_quite_nothing(make_problem: MakeProb
 @given(
     seed=st.integers(0, 10**6),
     at_s=st.lists(st.floats(-0.05, 0.05), min_size=6, max_size=6),
-    wanted=st.sampled_from(["auto", "direct", "router"]),
+    wanted=st.sampled_from(WAYS),
 )
 def test_pairs_are_those_that_the_rule_takes_and_shares_are_of_all_requests(
-    make_problem: MakeProblem, seed: int, at_s: list[float], wanted: str
+    make_problem: MakeProblem, seed: int, at_s: list[float], wanted: TokenReturn
 ) -> None:
     problem = make_problem(seed, nodes=6, layers=4, wide=True)
     problem = placed(problem, {n.name: a for n, a in zip(problem.nodes, at_s, strict=True)})
     placement = petals(problem, 0)
     flow = max_flow(problem, placement)
     links = links_of(problem)
-    chosen = shares(problem, straight_returns(problem, placement, flow, wanted))  # type: ignore[arg-type]
+    chosen = shares(problem, straight_returns(problem, placement, flow, wanted))
     every = shares(problem, straight_returns(problem, placement, flow, "direct"))
     assert math.fsum(every.values()) == pytest.approx(1.0 if flow.tokens_per_s else 0.0)
     for (first, last), share in every.items():
         trips = round_trip_s(links, last, ROUTER), round_trip_s(links, ROUTER, first)
         straight = round_trip_s(links, last, first) if first != last else None
         saved = saved_s(trips[0] or 0.0, trips[1] or 0.0, straight)
-        if goes_straight(wanted, saved):  # type: ignore[arg-type]
+        if goes_straight(wanted, saved):
             assert chosen[first, last] == share
         else:
             assert (first, last) not in chosen
     # What comes from the source over a link leaves it as prompts or as rows, by one way or other.
-    wires = wires_of(problem, placement, flow, wanted)  # type: ignore[arg-type]
+    wires = wires_of(problem, flow, straight_returns(problem, placement, flow, wanted))
     by_router = math.fsum(w.rows for w in wires if w.name.startswith(f"{SOURCE} "))
     straight_on = math.fsum(chosen.values())
     if flow.tokens_per_s:
@@ -99,3 +100,6 @@ def test_auto_serves_no_less_than_the_router_alone(
     auto = estimate(problem, placement, flow, model)
     router = estimate(problem, placement, flow, replace(model, token_return="router"))
     assert auto.decode_tokens_per_s >= router.decode_tokens_per_s * (1 - 1e-6)
+    assert router.straight_share == 0
+    found = straight_returns(problem, placement, flow, "auto")
+    assert auto.straight_share == pytest.approx(math.fsum(way.share for way in found))
