@@ -3,11 +3,15 @@
 `python -m bench.engine.loop_lag --out FILE`. A task sleeps for a millisecond at a time and notes
 how much later it woke. On a machine with other work that is mostly waiting for a processor, which
 looks the same: so the time that the process's threads were ready and did not run is given beside.
+
+Not ahead of other programs by `chrt`: of each second in which such a process would leave them
+nothing, Linux gives them 50 ms (sched_rt_runtime_us), in which loop or engine stand still.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -57,6 +61,12 @@ def _without_processor_s() -> float:
     return total / 1e9
 
 
+def ahead_of_others() -> bool:
+    """Whether this process runs before others whatever they need (`chrt -r`, `chrt -f`)."""
+    real = {getattr(os, name, None) for name in ("SCHED_RR", "SCHED_FIFO")}
+    return hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) in real
+
+
 def main(
     batches: Annotated[str, typer.Option(help="Prompts at a time, by commas.")] = "1,8,32",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
@@ -82,6 +92,8 @@ def main(
             "dtype": dtype,
         }
     )
+    if ahead_of_others():
+        typer.echo("run by chrt, so that lags of 50 ms are the system's own", err=True)
     found = []
     for case in cases:
         prompts = prompts_of(job.folder, case)
@@ -99,7 +111,8 @@ def main(
         typer.echo(str(entry))
     if out is not None:
         machine = machine_summary(("numpy", "torch"))
-        write_results(out, {"machine": machine, "dtype": dtype, "threads": threads, "cases": found})
+        result = {"machine": machine, "dtype": dtype, "threads": threads, "cases": found}
+        write_results(out, {**result, "ahead_of_others": ahead_of_others()})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from helix_mq.models.config import LinearRope, Llama3Rope, ModelConfig
@@ -40,7 +41,12 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
 def rotation(inverse_freq: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> Rotation:
     """Of `positions` (int64 [tokens]), in `dtype`."""
     angles = positions.to(torch.float32)[:, None] * inverse_freq
-    cos, sin = angles.cos(), angles.sin()
+    if angles.device.type == "cpu":
+        # torch waits for all its threads to wake up: 0.6 ms of a step of 32 rows, in which what
+        # they would compute takes 0.02.
+        cos, sin = (torch.from_numpy(f(angles.numpy())) for f in (np.cos, np.sin))
+    else:
+        cos, sin = angles.cos(), angles.sin()
     return Rotation(
         torch.cat((cos, cos), dim=-1)[:, None, :].to(dtype),
         torch.cat((-sin, sin), dim=-1)[:, None, :].to(dtype),

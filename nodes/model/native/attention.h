@@ -85,8 +85,8 @@ struct Query<bfloat, 128> : PairQuery<128> {
 };
 #endif
 
-// Sums of sixteen vectors' elements: lane i of the result is that of p[i]. In pairs, then fours within
-// quarters of a register, then across them.
+// Sums of sixteen vectors' elements: lane i of the result is that of p[i]. In pairs, then fours
+// within quarters of a register, then across them.
 inline wide totals_of(wide *p) {
   for (int i = 0; i < 16; i += 2) {
     constexpr wide_ints low{0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29};
@@ -224,8 +224,8 @@ void attend_one(const T *query, const Pages<T> &cache, const Span &row, const Pa
 
 // All `group` queries of a key/value head, at most four at a time: so many sums fit the registers.
 template <class T, int WIDTH>
-void attend_group(const T *query, const Pages<T> &cache, const Span &row, const Pages<T> &next_cache,
-                  const Span &next, int64_t group, T *out) {
+void attend_group(const T *query, const Pages<T> &cache, const Span &row,
+                  const Pages<T> &next_cache, const Span &next, int64_t group, T *out) {
   static thread_local std::vector<float> scores;
   scores.resize(4 * (row.end - row.first + 2 * kWide));
   const float scale = 1.0f / std::sqrt(static_cast<float>(WIDTH));

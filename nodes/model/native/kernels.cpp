@@ -61,20 +61,28 @@ void attend_rows(const T *query, int64_t query_stride, const T *keys, const T *v
 template <class T, class Out>
 void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows, int64_t outputs,
              int64_t inputs, int threads) {
+  static thread_local std::vector<T> space;
   const Weight<T> weight{packed, bias, outputs, inputs};
+  Rows<T> given{x, rows};
+  const bool order = should_order<T>(rows, inputs);
+  if (order) space.resize(given.tiles() * given.each() * inputs);
+  T *const ordered = space.data();
+  const auto store = [&](int64_t row, int64_t count, int64_t group, const float *sums) {
+    for (int sixteen = 0; sixteen < 2; ++sixteen) {
+      const int64_t column = weight.column(group, sixteen);
+      const int64_t some = std::min<int64_t>(kWide, outputs - column);
+      Out *to = out + row * outputs + column;
+      for (int64_t i = 0; i < count && some == kWide; ++i, to += outputs)
+        put_wide(to, output_of(weight, sums, i, group, sixteen));
+      for (int64_t i = 0; i < count && some > 0 && some < kWide; ++i, to += outputs)
+        put_some(to, output_of(weight, sums, i, group, sixteen, some), some);
+    }
+  };
 #pragma omp parallel num_threads(threads) if (threads > 1 && outputs * inputs > 8 * kWorthThreads)
-  multiply(weight, x, rows, threads,
-           [&](int64_t row, int64_t count, int64_t group, const float *sums) {
-             for (int sixteen = 0; sixteen < 2; ++sixteen) {
-               const int64_t column = weight.column(group, sixteen);
-               const int64_t some = std::min<int64_t>(kWide, outputs - column);
-               Out *to = out + row * outputs + column;
-               for (int64_t i = 0; i < count && some == kWide; ++i, to += outputs)
-                 put_wide(to, output_of(weight, sums, i, group, sixteen));
-               for (int64_t i = 0; i < count && some > 0 && some < kWide; ++i, to += outputs)
-                 put_some(to, output_of(weight, sums, i, group, sixteen, some), some);
-             }
-           });
+  {
+    if (order) order_rows(given, inputs, ordered);
+    multiply(weight, order ? Rows<T>{ordered, rows, true} : given, threads, store);
+  }
 }
 #endif
 
@@ -82,13 +90,6 @@ void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows,
 }  // namespace helix
 
 using helix::bfloat;
-
-extern "C" void largest_float32(const float *x, int64_t rows, int64_t width, float *most,
-                                int64_t *places, int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t row = 0; row < rows; ++row)
-    most[row] = helix::largest(x + row * width, width, places + row);
-}
 
 #define HELIX_FOR(T, SUFFIX)                                                                       \
   extern "C" void add_norm_##SUFFIX(const T *x, const T *delta, const T *weight, T *sum, T *out,   \

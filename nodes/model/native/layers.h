@@ -40,7 +40,7 @@ struct Pass {
 // x += product, as a T holds the product.
 template <class T>
 void add_product(const Weight<T> &weight, const T *from, T *x, int64_t tokens, int threads) {
-  multiply(weight, from, tokens, threads,
+  multiply(weight, Rows<T>{from, tokens}, threads,
            [&](int64_t row, int64_t count, int64_t group, const float *sums) {
              for (int sixteen = 0; sixteen < 2; ++sixteen) {
                const int64_t column = weight.column(group, sixteen);
@@ -66,7 +66,7 @@ void run_layers(const Layer<T> *layers, const Sizes &of, const Pass<T> &pass, fl
     for (int64_t row = 0; row < tokens; ++row)
       norm_row(pass.x + row * hidden, layer.attention_norm, normed + row * hidden, hidden, eps);
     const Weight<T> to_qkv{layer.qkv, layer.qkv_bias, each, hidden};
-    multiply(to_qkv, normed, tokens, threads,
+    multiply(to_qkv, Rows<T>{normed, tokens}, threads,
              [&](int64_t row, int64_t count, int64_t group, const float *sums) {
                for (int sixteen = 0; sixteen < 2; ++sixteen) {
                  T *to = qkv + row * each + to_qkv.column(group, sixteen);
@@ -89,7 +89,7 @@ void run_layers(const Layer<T> *layers, const Sizes &of, const Pass<T> &pass, fl
     for (int64_t row = 0; row < tokens; ++row)
       norm_row(pass.x + row * hidden, layer.mlp_norm, normed + row * hidden, hidden, eps);
     const Weight<T> to_inner{layer.gate_up, layer.gate_up_bias, 2 * of.inner, hidden};
-    multiply(to_inner, normed, tokens, threads,
+    multiply(to_inner, Rows<T>{normed, tokens}, threads,
              [&](int64_t row, int64_t count, int64_t group, const float *sums) {
                T *to = act + row * of.inner + group * kWide;
                for (int64_t i = 0; i < count; ++i, to += of.inner)

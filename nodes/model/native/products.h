@@ -18,8 +18,8 @@ namespace helix {
 
 #if defined(__AVX512F__)
 constexpr int kTileRows = 12, kColumns = 2 * kWide;
-// Up to so many rows memory is the limit, and the processor fetches a stream best undisturbed.
-constexpr int64_t kFetchRows = 8;
+// Tiles that share what a thread has of a weight in its caches, and how much that is: 64 KiB.
+constexpr int64_t kBlockTiles = 8, kBlockSteps = 512;
 
 template <class T>
 constexpr int64_t kStep = 4 / sizeof(T);
@@ -49,62 +49,107 @@ inline __m512 multiply_add(__m512 sum, const bfloat *x, const bfloat *w) {
 }
 #endif
 
-// ROWS rows times one group; sums [ROWS, 32].
-template <class T, int ROWS, bool FETCH>
+// ROWS rows times `steps` of one group, added to sums [ROWS, 32]. Rows are `stride` apart, or side
+// by side where they are ORDERED. `ahead` is fetched meanwhile: for fewer rows memory is the limit,
+// and the processor fetches one stream best undisturbed.
+template <class T, int ROWS, bool ORDERED>
 void tile(const T *x, int64_t stride, const T *w, int64_t steps, float *sums, const T *ahead) {
   __m512 low[ROWS], high[ROWS];
 #pragma GCC unroll 12
-  for (int r = 0; r < ROWS; ++r) low[r] = high[r] = _mm512_setzero_ps();
+  for (int r = 0; r < ROWS; ++r) {
+    low[r] = _mm512_load_ps(sums + r * kColumns);
+    high[r] = _mm512_load_ps(sums + r * kColumns + kWide);
+  }
   for (int64_t step = 0; step < steps; ++step, w += kColumns * kStep<T>) {
-    if (FETCH) _mm_prefetch(reinterpret_cast<const char *>(ahead) + 64 * step, _MM_HINT_T1);
+    if (ROWS > 8) _mm_prefetch(reinterpret_cast<const char *>(ahead) + 64 * step, _MM_HINT_T1);
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r) {
-      const T *from = x + r * stride + step * kStep<T>;
+      const T *from = ORDERED ? x + step * stride + r * kStep<T> : x + r * stride + step * kStep<T>;
       low[r] = multiply_add(low[r], from, w);
       high[r] = multiply_add(high[r], from, w + kWide * kStep<T>);
     }
   }
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r) {
-    _mm512_storeu_ps(sums + r * kColumns, low[r]);
-    _mm512_storeu_ps(sums + r * kColumns + kWide, high[r]);
+    _mm512_store_ps(sums + r * kColumns, low[r]);
+    _mm512_store_ps(sums + r * kColumns + kWide, high[r]);
   }
 }
 
-template <class T, int ROWS = kTileRows>
+template <class T, bool ORDERED, int ROWS = kTileRows>
 void tile_of(int64_t rows, const T *x, int64_t stride, const T *w, int64_t steps, float *sums,
              const T *ahead) {
   if constexpr (ROWS > 1) {
-    if (rows < ROWS) return tile_of<T, ROWS - 1>(rows, x, stride, w, steps, sums, ahead);
+    if (rows < ROWS) return tile_of<T, ORDERED, ROWS - 1>(rows, x, stride, w, steps, sums, ahead);
   }
-  if (ahead)
-    tile<T, ROWS, true>(x, stride, w, steps, sums, ahead);
-  else
-    tile<T, ROWS, false>(x, stride, w, steps, sums, ahead);
+  tile<T, ROWS, ORDERED>(x, stride, w, steps, sums, ahead);
+}
+
+// The rows of a product, `count` of them: one after the other, or as order_rows() has them.
+template <class T>
+struct Rows {
+  const T *x;
+  int64_t count;
+  bool ordered = false;
+
+  int64_t tiles() const { return (count + kTileRows - 1) / kTileRows; }
+  // Of each tile but the last; tiles of about the same size take the least time together.
+  int64_t each() const { return (count + tiles() - 1) / tiles(); }
+};
+
+// Whether rows lie so that those of a tile fall into the same lines of a cache, and are so many
+// that it is worth to order them.
+template <class T>
+inline bool should_order(int64_t count, int64_t inputs) {
+  return count >= 48 && inputs * sizeof(T) % 1024 == 0;
+}
+
+// The rows of a tile side by side, step by step. `to` has room for tiles() * each() rows.
+template <class T>
+void order_rows(const Rows<T> &rows, int64_t inputs, T *to) {
+  const int64_t each = rows.each();
+#pragma omp for schedule(static)
+  for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
+    T *place = to + tile * each * inputs;
+    for (int64_t step = 0; step < inputs; step += kStep<T>)
+      for (int64_t row = tile * each; row < (tile + 1) * each; ++row, place += kStep<T>)
+        std::memcpy(place, rows.x + std::min(row, rows.count - 1) * inputs + step, 4);
+  }
 }
 
 // All products, shared among the threads of the surrounding parallel region, which wait for each
 // other at the end. done(row, rows, group, sums) takes each tile. Threads take groups as they come:
 // one that was held up by other work does fewer.
 template <class T, class Done>
-void multiply(const Weight<T> &weight, const T *x, int64_t rows, int threads, Done done) {
+void multiply(const Weight<T> &weight, const Rows<T> &rows, int threads, Done done) {
   const int64_t groups = weight.groups(), steps = weight.steps();
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  const int64_t each = rows / tiles, more = rows % tiles;
+  const int64_t tiles = rows.tiles(), each = rows.each();
+  const int64_t stride = rows.ordered ? each * kStep<T> : weight.inputs;
+  const int64_t blocks = (tiles + kBlockTiles - 1) / kBlockTiles;
 #pragma omp for schedule(dynamic)
-  for (int64_t group = 0; group < groups; ++group) {
-    alignas(64) float sums[kTileRows * kColumns];
-    const T *from = weight.group(group);
+  for (int64_t task = 0; task < blocks * groups; ++task) {
+    alignas(64) float sums[kBlockTiles * kTileRows * kColumns];
+    const int64_t block = task / groups, group = task % groups;
+    const int64_t first = tiles * block / blocks, past = tiles * (block + 1) / blocks;
+    std::fill_n(sums, (past - first) * kTileRows * kColumns, 0.0f);
     // What is probably this thread's next group comes nearer in the meantime, half with each tile.
-    const bool fetch = rows > kFetchRows && group + threads < groups;
-    const T *ahead = fetch ? weight.group(group + threads) : nullptr;
-    int64_t row = 0;
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t now = each + (i < more);
-      tile_of<T>(now, x + row * weight.inputs, weight.inputs, from, steps, sums,
-                 fetch && i < 2 ? ahead + i * steps * kWide * kStep<T> : nullptr);
-      done(row, now, group, sums);
-      row += now;
+    const int64_t next = std::min(group + threads, groups - 1);
+    for (int64_t step = 0; step < steps; step += kBlockSteps) {
+      const int64_t now = std::min(kBlockSteps, steps - step);
+      const T *from = weight.group(group) + step * kColumns * kStep<T>;
+      const T *ahead = weight.group(next) + step * kColumns * kStep<T>;
+      for (int64_t i = 0; i < past - first; ++i) {
+        const int64_t row = (first + i) * each;
+        (rows.ordered ? tile_of<T, true> : tile_of<T, false>)(
+            std::min(each, rows.count - row),
+            rows.x + row * weight.inputs + step * (rows.ordered ? stride : kStep<T>),
+            stride, from, now, sums + i * kTileRows * kColumns,
+            i < 2 ? ahead + i * now * kWide * kStep<T> : from);
+      }
+    }
+    for (int64_t i = 0; i < past - first; ++i) {
+      const int64_t row = (first + i) * each;
+      done(row, std::min(each, rows.count - row), group, sums + i * kTileRows * kColumns);
     }
   }
 }

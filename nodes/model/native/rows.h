@@ -1,4 +1,4 @@
-// One row at a time: RMSNorm, rotation with the write to the cache, the gate, the largest element.
+// One row at a time: RMSNorm, rotation with the write to the cache, the gate.
 
 #pragma once
 
@@ -62,25 +62,6 @@ inline void rotate_store_row(const Heads &of, T *row, const T *q_norm, const T *
     std::memcpy(keys + to, row + (of.heads + head) * width, width * sizeof(T));
     std::memcpy(values + to, row + (of.heads + of.kv_heads + head) * width, width * sizeof(T));
   }
-}
-
-// The first of the largest elements, and its place; a NaN where there is one.
-inline float largest(const float *x, int64_t count, int64_t *place) {
-  float most = -INFINITY;
-  int64_t odd = 0;
-#pragma omp simd reduction(max : most) reduction(+ : odd)
-  for (int64_t i = 0; i < count; ++i) {
-    most = x[i] > most ? x[i] : most;
-    odd += x[i] != x[i];
-  }
-  if (odd) {
-    *place = 0;
-    return NAN;
-  }
-  int64_t at = 0;
-  while (at < count - 1 && x[at] != most) ++at;
-  *place = at;
-  return most;
 }
 
 }  // namespace helix
