@@ -58,7 +58,7 @@ async def test_what_is_emulated_holds(tmp_path: Path) -> None:
         len(held) * min(s for n, s in subject.times_of(name).decode if n)
         for name, held in subject.placement.slices.items()
     )
-    # Each token crosses the wire there and, by way of the router, back.
+    # Each token crosses the wire there and back, by way of the router or straight.
     assert live.report.tpot.p5 >= passes_s + 2 * ONE_WAY_S
     # Whoever has seen a token has had the whole prompt cross, which the link counted before.
     used = {(link.src, link.dst): link for link in live.report.links}
