@@ -54,8 +54,14 @@ class ProcessRanks:
         self.rank = rank
         self.size = size
         store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
-        make = _nccl if device.type == "cuda" else _gloo
-        self._group = make(store, rank, size)
+        # Its own is 300 s, and NCCL waits for the others at the store.
+        store.set_timeout(timedelta(seconds=MEET_S))
+        on_gpu = device.type == "cuda"
+        self._group = (_nccl if on_gpu else _gloo)(store, rank, size)
+        if on_gpu:
+            # NCCL connects at its first operation: where that fails, it is to fail here.
+            self.sum(torch.zeros(1, device=device))
+            torch.cuda.synchronize(device)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         options = dist.AllreduceOptions()  # which sums
