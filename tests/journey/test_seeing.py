@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from helix_mq.cli import build_app
 from helix_mq.errors import ConnectionLost
 from router.gateway import GatewayServer
-from router.settings import HttpSection
+from router.settings import HttpSection, SpeculationSection
 from tests.cluster import DEADLINE_S, Cluster, cluster, greedy
 
 TWO_WAYS = {"a": "0:3", "b": "0:4", "c": "2:6", "d": "4:6"}
@@ -177,7 +177,9 @@ def _top_on_a_terminal(url: str) -> tuple[int, str]:
 
 
 async def test_a_trace_says_where_the_time_went(tiny_folder: Path) -> None:
-    async with watched(tiny_folder, zmq=True) as (c, http):
+    # One attempt and a token per step, however busy the machine: counts below are of that.
+    steady = {"dead_after_s": 60.0, "speculation": SpeculationSection(enabled=False)}
+    async with watched(tiny_folder, zmq=True, **steady) as (c, http):
 
         async def trace(request: str) -> Any:
             answer = await http.get(f"/v1/helix/requests/{request}/trace")
