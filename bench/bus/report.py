@@ -46,6 +46,11 @@ TARGETS = tuple(
 )
 
 
+def way_of(link: Link) -> str:
+    """In words, whatever the size."""
+    return str(link).rpartition(", ")[0]
+
+
 def rows_of(link: Link, measured: Sequence[Series]) -> list[dict[str, object]]:
     """One row per system, ready for JSON."""
     by_name = {series.kind.name: series.rounds for series in measured}
@@ -58,6 +63,7 @@ def rows_of(link: Link, measured: Sequence[Series]) -> list[dict[str, object]]:
             "transport": link.transport,
             "curve": link.curve,
             "hops": link.hops,
+            "way": way_of(link),
             "size_bytes": link.size_bytes,
             "trip_p50_us": _us(median(r.trip_p50_s for r in rounds)),
             "trip_p99_us": _us(median(r.trip_p99_s for r in rounds)),

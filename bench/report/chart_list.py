@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Chart:
     """`kind`: the benchmark, or the beginning of its name in whole words. `rows`: where the rows
     are in its file; `x`, `ys`, `group`: their columns, `a.b` for one in a group, `a+b` for two put
-    together. `members` (label, ending) makes rows of figures
-    whose names are a y and an ending."""
+    together. `only`: rows with these values, in words. `members` (label, ending) makes rows of
+    figures whose names are a y and an ending."""
 
     kind: str
     title: str
@@ -23,8 +23,11 @@ class Chart:
     ylabel: str = ""
     log_x: bool = False
     log_y: bool = False
+    only: tuple[tuple[str, str], ...] = ()
     members: tuple[tuple[str, str], ...] = ()
 
+
+_PLAIN_TCP = (("transport", "tcp"), ("curve", "False"), ("hops", "1"))
 
 CHARTS: tuple[Chart, ...] = (
     Chart(
@@ -125,27 +128,62 @@ CHARTS: tuple[Chart, ...] = (
     ),
     Chart(
         "bus",
-        "round trips",
+        "round trips over tcp, there and back",
         "rows",
         "size_bytes",
         ("trip_p50_us",),
-        group="system+transport",
+        group="system",
         xlabel="bytes",
         ylabel="median, µs",
         log_x=True,
         log_y=True,
+        only=_PLAIN_TCP,
     ),
     Chart(
         "bus",
-        "messages per second",
+        "messages per second over tcp",
         "rows",
         "size_bytes",
         ("messages_per_s",),
-        group="system+transport",
+        group="system",
         xlabel="bytes",
         ylabel="1/s",
         log_x=True,
         log_y=True,
+        only=_PLAIN_TCP,
+    ),
+    Chart(
+        "bus",
+        "round trips of the whole plane, by the way they go",
+        "rows",
+        "size_bytes",
+        ("trip_p50_us",),
+        group="way",
+        xlabel="bytes",
+        ylabel="median, µs",
+        log_x=True,
+        log_y=True,
+        only=(("system", "plane"),),
+    ),
+    Chart(
+        "serve check live",
+        "two load clients on the same servers: mean time to first token",
+        "rows",
+        "server",
+        ("mean_ttft_ms",),
+        group="client",
+        bars=True,
+        ylabel="ms",
+    ),
+    Chart(
+        "serve check live",
+        "two load clients on the same servers: throughput",
+        "rows",
+        "server",
+        ("output_throughput",),
+        group="client",
+        bars=True,
+        ylabel="output tokens/s",
     ),
     Chart(
         "pipeline",

@@ -117,11 +117,12 @@ def _lines(axes: Axes, series: Sequence[Series]) -> None:
 
 
 def _rows(chart: Chart, figures: Mapping[str, object]) -> list[Mapping[str, object]]:
-    """The chart's rows: a list of groups; or a group of groups, whose names become `name`; or one
-    group with figures, as a row of each."""
+    """The chart's rows, those that it is about: a list of groups; or a group of groups, whose names
+    become `name`; or one group with figures, as a row of each."""
     found: object = _at(figures, chart.rows) if chart.rows else figures
     if isinstance(found, list):
-        return [row for row in found if isinstance(row, dict)]
+        rows = [row for row in found if isinstance(row, dict)]
+        return [r for r in rows if all(str(_at(r, name)) == value for name, value in chart.only)]
     if isinstance(found, dict) and chart.members:
         return [
             {"name": label, **{y: found.get(y + ending) for y in chart.ys}}

@@ -86,7 +86,8 @@ def with_model(model: Path, at_once: int, requests: int) -> Server:
         log_level="warning",
         node_dtype="bfloat16",
     )
-    words = f"a router and two nodes of one thread, {model.name} in bfloat16"
+    name = model.name.partition(".")[0]
+    words = f"a router and two nodes of one thread, {name} in bfloat16"
     return Server(MODEL, words, plan, SameLoad(WORKLOAD, SEED, at_once, requests))
 
 
@@ -218,7 +219,11 @@ def main(
         raise typer.BadParameter(f"{only!r} is neither {MODEL} nor {TINY}", param_hint="--only")
     wanted = [name for name in (MODEL, TINY) if only in ("", name)]
     body: dict[str, object] = {
-        "command": f"python -m bench.serve.check_live {shlex.join(sys.argv[1:])}",
+        # Without what names places on this machine.
+        "command": "python -m bench.serve.check_live --vllm vllm/bin/python"
+        f"{'' if model is None else ' --model ' + model.name} --rounds {rounds} "
+        f"--at-once {at_once} --requests {requests} --tiny-requests {tiny_requests}"
+        f"{only and ' --only ' + only}",
         "machine": machine_summary(PACKAGES),
         "figures": list(FIGURES),
     }
@@ -233,9 +238,14 @@ def main(
             "rounds": [{who: side.as_dict() for who, side in found.items()} for found in done],
             **agreement(done),
         }
+        rows = [
+            {"server": name, "client": who, **row}
+            for name, one in servers.items()
+            for who, row in medians_of(one).items()
+        ]
         if out is not None:
             loads = {"load_average": list(os.getloadavg())}
-            write_results(out, {**body, **loads, "servers": servers})
+            write_results(out, {**body, **loads, "rows": rows, "servers": servers})
 
     async def run() -> None:
         body["vllm"] = await _version(vllm)
@@ -265,6 +275,13 @@ def main(
         print(f"{name}:", ", ".join(f"{n} {difference[n]:+.2%}" for n in HELD_TO))
     if not all(found["agree"] for found in servers.values()):
         raise SystemExit(1)
+
+
+def medians_of(server: Mapping[str, object]) -> Mapping[str, Mapping[str, float]]:
+    """By client."""
+    found = server["medians"]
+    assert isinstance(found, dict)
+    return found
 
 
 async def _version(python: Path) -> str:

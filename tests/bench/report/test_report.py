@@ -115,6 +115,19 @@ def test_a_chart_takes_its_points_from_the_rows() -> None:
     assert (four.label, four.xs, four.ys) == ("a 4", (10.0,), (0.7,))
 
 
+def test_a_chart_takes_the_rows_that_it_is_about() -> None:
+    chart = next(c for c in CHARTS if c.title.startswith("round trips over tcp"))
+    plain = {"system": "plane", "transport": "tcp", "curve": False, "hops": 1, "size_bytes": 64}
+    rows = [
+        {**plain, "trip_p50_us": 1.0},
+        {**plain, "trip_p50_us": 2.0, "curve": True},
+        {**plain, "trip_p50_us": 3.0, "hops": 3},
+        {**plain, "trip_p50_us": 4.0, "transport": "ipc"},
+    ]
+    (one,) = series_of(chart, {"rows": rows})
+    assert (one.label, one.xs, one.ys) == ("plane", (64.0,), (1.0,))
+
+
 def test_long_tables_say_what_they_leave_out() -> None:
     (table,) = tables_of({"rows": [{"a": i} for i in range(MAX_ROWS + 3)]})
     assert len(table.rows) == MAX_ROWS
