@@ -57,7 +57,7 @@ class Built:
 
 @functools.cache
 def built() -> Built:
-    """The library of this process; compiled when the machine has none yet (two seconds)."""
+    """The library of this process; compiled when the machine has none yet (ten seconds)."""
     if os.environ.get(SWITCH, "").lower() == "off":
         return Built(None, f"{SWITCH} is off")
     try:
