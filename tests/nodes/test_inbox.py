@@ -225,11 +225,13 @@ def test_what_is_refused_opens_nothing() -> None:
     assert accept(token_frame([row()]), ledger=ledger).work
 
 
+@pytest.mark.parametrize("fine", [0, 100])
 @pytest.mark.parametrize("ids", [[0, 100], [-1, 3], [2**31 - 1, 0]])
-def test_token_ids_outside_the_vocabulary_break_the_frame(ids: list[int]) -> None:
+def test_token_ids_outside_the_vocabulary_break_the_frame(ids: list[int], fine: int) -> None:
     credit, ledger = Credit(), Ledger()
-    with pytest.raises(FrameError, match="outside the vocabulary of 100") as caught:
-        accept(token_frame([row()], ids=ids), ledger=ledger, credit=credit)
+    rows, ids = [row(count=2 + fine)], [7] * fine + ids
+    with pytest.raises(FrameError, match=f"{min(ids)}..{max(ids)} .* of 100") as caught:
+        accept(token_frame(rows, ids=ids), ledger=ledger, credit=credit)
     assert caught.value.reason == "token_id"
     assert credit.times == 1
     assert len(ledger) == 0
