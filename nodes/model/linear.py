@@ -140,7 +140,7 @@ def make_linear(
     dropped together."""
     if not packed:
         return PlainLinear(weight, bias)
-    native = native_linear(weight, bias, memory or WeightMemory())
+    native = native_linear(weight, bias, memory)
     if native is not None:
         return native
     if not _torch_packs(weight.dtype):

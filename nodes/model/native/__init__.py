@@ -1,4 +1,4 @@
-"""Kernels in C++ for a pass on a CPU, where a compiler is there: matrix products and what is between.
+"""Kernels in C++ for a pass on a CPU, where a compiler is there: matrix products and the rest.
 
 kernels.cpp and its headers hold them, build.py compiles them once per machine; kernels.py,
 products.py and layers.py make them functions of tensors, the first two try them against PyTorch;

@@ -79,10 +79,10 @@ class NativeLinear:
 
 
 def native_linear(
-    weight: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory
+    weight: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory | None = None
 ) -> NativeLinear | None:
-    """Of `weight` [outputs, inputs], held in `memory`; None where there is no kernel for it, or the
-    last group would be an eighth of the weight, and empty."""
+    """Of `weight` [outputs, inputs], held in `memory` or else by itself; None where there is no
+    kernel for it, or the last group would be an eighth of the weight, and empty."""
     products = products_for(weight.dtype) if weight.device.type == "cpu" else None
     if products is None or not _fits(weight):
         return None
@@ -116,12 +116,17 @@ def _added(outputs: int) -> int:
 
 
 def _packed(
-    weight: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory, products: Products
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    memory: WeightMemory | None,
+    products: Products,
 ) -> NativeLinear:
     outputs, inputs = weight.shape
     step = _STEP_BYTES // weight.element_size()
     groups = (outputs + _added(outputs)) // _COLUMNS
-    packed = memory.take((groups, inputs // step, 2, _WIDE, step), weight.dtype)
+    shape = (groups, inputs // step, 2, _WIDE, step)
+    # Of torch, too, memory begins at a line of the cache, which the kernels count on.
+    packed = memory.take(shape, weight.dtype) if memory else weight.new_empty(shape)
     if _added(outputs):
         padded = F.pad(weight, (0, 0, 0, _added(outputs)))
         ordered = padded.view(groups, 2, _WIDE, -1, step).permute(0, 3, 1, 2, 4)
@@ -139,7 +144,7 @@ def _right(products: Products, dtype: torch.dtype) -> bool:
     for outputs in (64, 50):
         weight = torch.randn(outputs, 34, generator=generator).to(dtype)
         bias = torch.randn(outputs, generator=generator).to(dtype)
-        linear = _packed(weight, bias, WeightMemory(), products)
+        linear = _packed(weight, bias, None, products)
         expected = F.linear(x.double(), weight.double(), bias.double())
         for got in (linear(x), linear.floats(x)):
             if not torch.allclose(got.double(), expected, rtol=tolerance, atol=tolerance):

@@ -18,6 +18,7 @@ from helix_mq.models.quantisation import Quantisation
 from helix_mq.models.safetensors_header import TensorEntry
 from helix_mq.models.tensor_names import EMBEDDING, FINAL_NORM, head_name
 from nodes.model.linear import Linear, can_pack, make_linear
+from nodes.model.native.memory import WeightMemory
 from nodes.model.parallel.linears import CollectedLinear, SummedLinear
 from nodes.model.parallel.ranks import Ranks
 from nodes.model.parallel.split import Share, share_of, vocab_rows
@@ -48,7 +49,7 @@ def load_part(
     share = share_of(config, ranks.rank, ranks.size)
     entries = {e.name: e for e in ModelFiles.open(folder).slice_entries(config, layers)}
     reader = _PartReader(entries, device, dtype, progress)
-    form = _Form(ranks, quantise, can_pack(device, dtype))
+    form = _Form(ranks, quantise, can_pack(device, dtype), WeightMemory())
     blocks = tuple(_layer(reader, i, share, form) for i in range(layers.first, layers.end))
     embedding = reader.read(EMBEDDING) if share.leads and layers.first == 0 else None
     final_norm: torch.Tensor | None = None
@@ -72,10 +73,11 @@ class _Form:
     ranks: Ranks
     quantise: Quantisation
     packed: bool
+    memory: WeightMemory
 
     def by_rows(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         if self.quantise is Quantisation.NONE:
-            return make_linear(weight, bias, packed=self.packed)
+            return make_linear(weight, bias, packed=self.packed, memory=self.memory)
         return make_quantised(weight, bias, self.quantise)
 
     def by_columns(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
@@ -86,7 +88,7 @@ class _Form:
 
     def head(self, table: torch.Tensor) -> Linear:
         if self.quantise is Quantisation.NONE:
-            return make_linear(table, None, packed=self.packed)
+            return make_linear(table, None, packed=self.packed, memory=self.memory)
         return make_quantised(table, None, Quantisation.INT8)
 
 
