@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from helix_mq.clock import SystemClock
+from helix_mq.longlived import keep_what_is_here
 from helix_mq.models.resolve import resolve_model
 from helix_mq.notify import Announcer
 from helix_mq.transport import ZmqTransport
@@ -29,6 +30,7 @@ async def serve(settings: NodeSettings, stop: asyncio.Event) -> None:
     identity = await asyncio.to_thread(identify, settings, folder)
     if settings.measure.at_start:
         identity = await asyncio.to_thread(with_times, settings, identity)
+    keep_what_is_here()
     transport = ZmqTransport()
     daemon = NodeDaemon(settings, identity, transport, security, SystemClock())
 

@@ -12,6 +12,7 @@ from helix_mq.clock import Clock, SystemClock
 from helix_mq.errors import ConfigError
 from helix_mq.ids import Epoch, RequestId
 from helix_mq.layers import Placement
+from helix_mq.longlived import keep_what_is_here
 from helix_mq.models.config import ModelConfig
 from helix_mq.models.digest import model_digest
 from helix_mq.models.resolve import resolve_model
@@ -199,6 +200,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     app = build_app(settings, folder, transport, clock)
     announcer = Announcer.start(RouterHealth(app, clock), stop)
     spans = start_spans(settings.telemetry, app.traces, clock)
+    keep_what_is_here()
     await app.start()
     sdk = ClientSockets(app, transport, settings.clients, app.security, kept=app.kept)
     gateway = GatewayServer(app, settings.http, app.metrics, requests=app.requests, operator=app)
