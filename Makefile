@@ -14,11 +14,13 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # The pure tests on every core, then one by one those that measure, start processes or load all
 # cores themselves (marked `alone`; only files that have such are read, which takes a third of the
-# time that all take). Both parts always run; the last line says which of them failed.
+# time that all take). Both parts always run; the last line says which of them failed. One process
+# more than there are cores: journeys wait for timers and for other processes.
+WORKERS = $(shell $(PYTHON) -c "import os; print(min(8, (os.cpu_count() or 1) + 1))")
 test: install
 	@failed=""; \
 	echo "tests side by side"; \
-	$(BIN)/python -m pytest -m "not alone" -n logical --maxprocesses 8 --dist worksteal || failed="$$failed side-by-side"; \
+	$(BIN)/python -m pytest -m "not alone" -n $(WORKERS) --dist worksteal || failed="$$failed side-by-side"; \
 	echo "tests one by one"; \
 	$(BIN)/python -m pytest -m alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests) || failed="$$failed one-by-one"; \
 	if [ -n "$$failed" ]; then echo "make test: FAILED in:$$failed (see the summary of that part above)"; exit 1; fi; \

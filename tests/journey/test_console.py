@@ -45,13 +45,23 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def browser(tiny_folder: Path) -> Iterator[Browser]:
+def patient_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a context in which an answer lasts until somebody stops it."""
+    folder = tmp_path_factory.mktemp("patient") / "tiny-llama"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16384}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(patient_folder: Path) -> Iterator[Browser]:
     # Before the cluster's thread is there: what Playwright starts does not like to share a fork.
     with sync_api.sync_playwright() as playwright:
         args = [*ARGS, "--no-sandbox"] if os.geteuid() == 0 else ARGS
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
         try:
-            with world(tiny_folder) as live:
+            with world(patient_folder) as live:
                 yield Browser(chromium, live)
         finally:
             chromium.close()
@@ -103,7 +113,7 @@ def test_a_chat_streams_and_its_request_is_seen(browser: Browser) -> None:
 
     with browser.open(routes={"**/v1/chat/completions": go_on}) as seen:
         page = seen.page
-        page.get_by_label("Most tokens").fill("400")
+        page.get_by_label("Most tokens").fill("15000")
         page.get_by_label("Message").fill("Hello!")
         page.keyboard.press("Enter")
         request = page.locator("#request-rows tr").first

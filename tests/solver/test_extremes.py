@@ -157,7 +157,7 @@ def test_the_command_ends_by_its_time_limit_in_little_memory(
     assert int(done.stderr.split()[-1]) < 2 << 30
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     layers=st.sampled_from((1, 2, 40, 1000)),
     machines=st.lists(

@@ -37,7 +37,7 @@ SIZES = ((5, 4, 2), (5, 8, 2), (4, 6, 3), (3, 8, 6), (2, 5, 5))
 """(nodes, layers, most layers on a node)"""
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 10**6),
     size=st.sampled_from(SIZES),
