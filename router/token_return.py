@@ -67,4 +67,4 @@ class ReturnWays:
             self._round_trip_s(ROUTER, first),
             self._round_trip_s(last, first) if first != last else None,
         )
-        return goes_straight(self._wanted, saved)
+        return goes_straight(self._wanted, saved, alone=first == last)

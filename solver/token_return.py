@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from helix_mq.ids import ROUTER, NodeId
-from helix_mq.layers import Placement
+from helix_mq.layers import LayerRange, Placement
 from helix_mq.token_return import TokenReturn, goes_straight, saved_s
 from solver.flow import FlowSolution
 from solver.problem import SINK, SOURCE, Problem, ProblemLink
@@ -68,7 +68,11 @@ def straight_returns(
     reach = max((_trip(links, ROUTER, name) for name in firsts), default=0.0)
     back = max((_trip(links, name, ROUTER) for name in lasts), default=0.0)
     if not goes_straight(wanted, saved_s(back, reach, None)):
-        return ()
+        # Only nodes that hold the whole model then, if there are any.
+        whole = LayerRange(0, problem.num_layers)
+        firsts = [n for n in firsts if n in lasts and placement.slices[n] == whole]
+        if not goes_straight(wanted, 0.0, alone=bool(firsts)):
+            return ()
     found = []
     for first in sorted(firsts):
         for last, share in sorted(_ends_of(first, out, placement).items()):
@@ -77,7 +81,7 @@ def straight_returns(
                 continue
             straight_s = _trip(links, last, first) if first != last else None
             legs_s = _trip(links, last, ROUTER), _trip(links, ROUTER, first)
-            if goes_straight(wanted, saved_s(*legs_s, straight_s)):
+            if goes_straight(wanted, saved_s(*legs_s, straight_s), alone=first == last):
                 found.append(Straight(first, last, share, link if first != last else None))
     return tuple(found)
 

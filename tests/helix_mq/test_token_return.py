@@ -25,6 +25,12 @@ def test_nothing_is_known_to_be_saved_while_a_link_is_not_measured() -> None:
         assert goes_straight("direct", saved_s(*trips))
 
 
+def test_a_node_alone_feeds_itself_unless_told_otherwise() -> None:
+    assert goes_straight("auto", 0.0, alone=True)
+    assert goes_straight("direct", 0.0, alone=True)
+    assert not goes_straight("router", 1.0, alone=True)
+
+
 @given(TRIP_S, TRIP_S, TRIP_S)
 def test_auto_takes_the_way_that_is_shorter_by_the_least(to: float, back: float, by: float) -> None:
     by_router_s, straight_s = (to + back) / 2, by / 2
