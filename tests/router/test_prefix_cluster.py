@@ -76,11 +76,16 @@ async def test_a_prompt_that_is_kept_whole_still_runs_its_last_tokens(tiny_folde
 async def test_many_with_one_prompt_at_once(tiny_folder: Path) -> None:
     wanted = reference(tiny_folder, SYSTEM, 10)
     async with cluster(tiny_folder, {"a": "0:4", "b": "2:6", "c": "0:2"}) as c:
-        for _ in range(2):
+        found: set[int] = set()
+        # A route that was not taken before finds nothing kept; measured speeds may move all eight
+        # to another one, but there are only a few.
+        for _ in range(20):
             results = await asyncio.gather(*(c.run(greedy(SYSTEM, 10)) for _ in range(8)))
             assert {r.token_ids for r in results} == {wanted}
-        # A route that was not taken before finds nothing kept.
-        assert {192} <= {r.finish.cached_tokens for r in results} <= {0, 192}
+            found |= {r.finish.cached_tokens for r in results}
+            if 192 in found:
+                break
+        assert {192} <= found <= {0, 192}
 
 
 async def test_a_node_that_keeps_it_no_more_costs_nobody_anything(tiny_folder: Path) -> None:

@@ -57,14 +57,20 @@ def test_as_wanted_where_nodes_can(route: Route) -> None:
     assert not ways("auto", FAR | {(C, ROUTER): 0.08, (C, A): 0.001}).direct(OLD)
 
 
-@pytest.mark.parametrize("route", [ROUTE, ALONE])
-def test_by_itself_only_where_it_is_measured_to_save_time(route: Route) -> None:
-    assert ways("auto", FAR).direct(route)
-    assert not ways("auto", NEAR).direct(route)
-    for edge in FAR.keys() & set(edges_of(route, direct=True)):
-        assert not ways("auto", FAR | {edge: 0.0}).direct(route), f"{edge} is not known"
+def test_by_itself_only_where_it_is_measured_to_save_time() -> None:
+    assert ways("auto", FAR).direct(ROUTE)
+    assert not ways("auto", NEAR).direct(ROUTE)
+    for edge in FAR.keys() & set(edges_of(ROUTE, direct=True)):
+        assert not ways("auto", FAR | {edge: 0.0}).direct(ROUTE), f"{edge} is not known"
     # The straight way may be the longer one.
     assert not ways("auto", FAR | {(B, A): 0.16}).direct(ROUTE)
+
+
+def test_a_node_that_is_the_whole_route_keeps_its_batch_by_itself() -> None:
+    for trips in (FAR, NEAR, {}):
+        assert ways("auto", trips).direct(ALONE)
+    assert not ways("router", FAR).direct(ALONE)
+    assert not ways("auto", FAR).direct(Route((Hop(C, LayerRange(0, 6)),))), "an older program"
 
 
 def test_first_hops_draft_where_tokens_come_back_to_them_without_the_router() -> None:
