@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -34,7 +35,11 @@ def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
 @contextmanager
 def told_to_end() -> Iterator[None]:
     """For benches without an event loop: SIGTERM raises SystemExit where they are, with that code,
-    as Ctrl-C raises KeyboardInterrupt. Main thread only."""
+    as Ctrl-C raises KeyboardInterrupt. Other threads than the main one get no signals: nothing
+    changes there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(TERMINATED)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 import psutil
+
+from bench.ending import told_to_end
 
 GRACE_S = 20.0
 """For one that is told to end, and has processes of its own to end first."""
 _GONE_S = 2.0
 """For the dead to be gone, with the device's memory that they held."""
-_TERMINATED = 128 + signal.SIGTERM
 
 
 def run_apart(command: Sequence[str], limit_s: float, grace_s: float = GRACE_S) -> str:
@@ -27,7 +27,7 @@ def run_apart(command: Sequence[str], limit_s: float, grace_s: float = GRACE_S) 
     It ends with its descendants when the limit has passed, and when this process is interrupted or
     told to end.
     """
-    with _terminable():
+    with told_to_end():
         process = subprocess.Popen(command, start_new_session=True)
         try:
             code = process.wait(limit_s)
@@ -58,20 +58,3 @@ def end(process: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
             if member.is_running():
                 member.kill()
     psutil.wait_procs(family, _GONE_S)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM leaves by way of an exception, so that what was started is ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(*_: object) -> None:
-        raise SystemExit(_TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

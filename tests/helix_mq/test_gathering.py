@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +18,7 @@ from helix_mq.messages.data import SAMPLE, FrameHeader, Grant, Row, SampleSpec
 from helix_mq.outlink import OutLink, PeerAddress
 from helix_mq.sampling import SamplingParams
 from helix_mq.transport import ChannelStatistics, Parts
+from tests.helix_mq.turns import Turns
 
 WINDOW = 1 << 20
 FAR = 1 << 30
@@ -66,11 +66,10 @@ def told(header: FrameHeader, payload: Buffer) -> list[tuple[int, int, bytes, by
 
 
 @dataclass
-class Wire:
+class Wire(Turns):
     """Keeps what it is given; `turn` is the loop's next one."""
 
     frames: list[Message] = field(default_factory=list)
-    calls: list[Callable[[], None]] = field(default_factory=list)
 
     def send(self, parts: Parts) -> bool:
         self.frames.append(decode(list(parts)))
@@ -81,14 +80,6 @@ class Wire:
 
     async def close(self) -> None:
         """Nothing is open."""
-
-    def soon(self, call: Callable[[], None]) -> None:
-        self.calls.append(call)
-
-    def turn(self) -> None:
-        calls, self.calls = self.calls, []
-        for call in calls:
-            call()
 
     @property
     def requests(self) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +14,7 @@ from helix_mq.link_probe import HEADER_BYTES
 from helix_mq.messages.data import SAMPLE, FrameHeader, Grant, Row
 from helix_mq.outlink import OutLink, PeerAddress
 from helix_mq.transport import ChannelStatistics, Parts
+from tests.helix_mq.turns import Turns
 
 WINDOW = 64 << 20
 WIDTH = 1024
@@ -22,7 +22,7 @@ ROUTE = pack_route(Route((Hop(NodeId("a"), LayerRange(0, 1)), Hop(NodeId("b"), L
 
 
 @dataclass
-class Wire:
+class Wire(Turns):
     """A receiver at the end of a wire of a given rate, who acknowledges each message when its last
     byte is there."""
 
@@ -30,16 +30,6 @@ class Wire:
     bytes_per_s: float
     trip_s: float
     sent: list[int] = field(default_factory=list)
-    calls: list[Callable[[], None]] = field(default_factory=list)
-    """For the sender's next turn."""
-
-    def soon(self, call: Callable[[], None]) -> None:
-        self.calls.append(call)
-
-    def turn(self) -> None:
-        calls, self.calls = self.calls, []
-        for call in calls:
-            call()
 
     def send(self, parts: Parts) -> bool:
         self.sent.append(frame_bytes(list(parts)))
