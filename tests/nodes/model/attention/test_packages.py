@@ -13,21 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from helix_mq.models.config import ModelConfig
 from nodes.model.attention.base import BackendUnavailable
 from nodes.model.attention.kernels import FlashAttention2, FlashAttention3, TorchVarlen
 from nodes.model.attention.paged import PagedAttention, PagedKernel
 from nodes.model.attention.trial import find_fault
 from tests.nodes.model.attention import packages as facts
-
-CPU = torch.device("cpu")
-CONFIG = ModelConfig.from_dict(
-    {
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 8,
-        "max_position_embeddings": 64,
-    }
-)  # fmt: skip
+from tests.nodes.model.attention.one_layer import CONFIG, CPU
 
 
 @pytest.mark.parametrize(

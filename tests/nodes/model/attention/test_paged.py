@@ -11,7 +11,6 @@ import torch
 
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
-from helix_mq.models.config import ModelConfig
 from nodes.kv_cache import KvCache, KvLayout
 from nodes.model.attention.base import AttentionBackend, BackendUnavailable
 from nodes.model.attention.choose import (
@@ -25,15 +24,8 @@ from nodes.model.attention.kernels import FlashAttention2
 from nodes.model.attention.paged import PagedAttention, PagedKernel, PagedRows
 from nodes.model.attention.trial import find_fault
 from nodes.model.batch import RowSpec
+from tests.nodes.model.attention.one_layer import CONFIG, CPU
 
-CPU = torch.device("cpu")
-CONFIG = ModelConfig.from_dict(
-    {
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 8,
-        "max_position_embeddings": 64,
-    }
-)  # fmt: skip
 KERNELS = ["flash_attn_2", "flash_attn_3", "torch_varlen"]
 
 
