@@ -4,6 +4,8 @@ import { Refused, events } from "./api.js";
 import { $, el, say } from "./dom.js";
 import { duration, plural, rate } from "./format.js";
 
+const SHOWN_EVERY_MS = 60;
+
 export class Chat {
   constructor() {
     this.model = "";
@@ -48,6 +50,7 @@ export class Chat {
     said.push({ role: "user", content: text });
     this.add("user", text);
     const body = this.add("assistant", "");
+    const paper = new Paper(body);
     this.stop = new AbortController();
     say($("chat-go"), "Stop");
     say($("chat-status"), "Waiting for the first token …");
@@ -71,10 +74,7 @@ export class Chat {
           first ??= performance.now();
           tokens += 1;
           answer += piece;
-          const log = $("chat-log");
-          const low = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-          body.append(piece);
-          if (low) log.scrollTop = log.scrollHeight;
+          paper.write(piece);
         }
         tokens = event.usage?.completion_tokens ?? tokens;
       }
@@ -84,11 +84,41 @@ export class Chat {
       say($("chat-status"), stopped ? `Stopped. ${told(begun, first, tokens)}` : fault.message);
       if (!stopped) body.classList.add("broken");
     } finally {
+      paper.show();
       if (answer) said.push({ role: "assistant", content: answer });
       else said.pop();
       this.stop = null;
       say($("chat-go"), "Send");
     }
+  }
+}
+
+/**
+ * Where an answer is written. A text is laid out anew with each change, all of it: to do that for each
+ * token of a long answer leaves the page no time for anybody's clicks, so it is done a few times a second.
+ */
+class Paper {
+  constructor(body) {
+    this.text = document.createTextNode("");
+    this.fresh = "";
+    this.timer = null;
+    body.append(this.text);
+  }
+
+  write(piece) {
+    this.fresh += piece;
+    this.timer ??= setTimeout(() => this.show(), SHOWN_EVERY_MS);
+  }
+
+  show() {
+    clearTimeout(this.timer);
+    this.timer = null;
+    if (!this.fresh) return;
+    const log = $("chat-log");
+    const low = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    this.text.appendData(this.fresh);
+    this.fresh = "";
+    if (low) log.scrollTop = log.scrollHeight;
   }
 }
 

@@ -132,6 +132,23 @@ def test_a_chat_streams_and_its_request_is_seen(browser: Browser) -> None:
         expect(page.locator("#requests-empty")).to_be_visible()
 
 
+def test_a_long_answer_leaves_the_page_its_time(browser: Browser) -> None:
+    # Laid out token by token these took minutes, in which no click was seen.
+    tokens = [f" word{n}" for n in range(15_000)]
+    events = [json.dumps({"choices": [{"delta": {"content": token}}]}) for token in tokens]
+    body = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
+
+    def answer(route: Any) -> None:
+        route.fulfill(body=body, content_type="text/event-stream")
+
+    with browser.open(routes={"**/v1/chat/completions": answer}) as seen:
+        page = seen.page
+        page.get_by_label("Message").fill("Go on")
+        page.keyboard.press("Enter")
+        expect(page.locator("#chat-status")).to_contain_text("15,000 tokens; first after")
+        assert page.locator("#chat-log .said").last.text_content() == "".join(tokens)
+
+
 def test_what_cannot_be_asked_is_refused_in_words(browser: Browser) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=browser.world.url, headers=headers, timeout=240) as client:
