@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 
@@ -15,8 +16,33 @@ _SWITCH_S = 0.0005
 """How long a thread may keep the interpreter from another; 5 ms by default. The device's thread
 prepares a step and makes frames of it in Python, and the event loop must not wait 2 ms for that."""
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_FROM_THE_SYSTEM_BYTES = 32 << 20
+"""Blocks of this size and more come from the system one by one, and go back as they are freed.
+The largest number that glibc takes."""
+_KEPT_BYTES = 64 << 20
+"""Of freed memory at an arena's end, before it goes back. glibc itself comes to both numbers once a
+block of 32 MiB has been freed; it begins with 128 KiB. Then nearly every large frame is received
+into memory that the kernel has to clear first: 85 page faults per MiB, more time than the copy."""
+
 
 def tune_process() -> None:
     """Before torch has computed anything. What the environment says is left as it is."""
     sys.setswitchinterval(_SWITCH_S)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_ONEDNN_PRIMITIVES))
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Has the C library use freed memory again rather than give it back. False where it is not
+    glibc, or the environment says what it is to do."""
+    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(
+        mallopt(_M_MMAP_THRESHOLD, _FROM_THE_SYSTEM_BYTES)
+        and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    )

@@ -22,6 +22,7 @@ from bench.bus.drained import DrainedPlace
 from bench.bus.loop_place import LoopPlace
 from bench.bus.plane import PlanePlace
 from bench.bus.types import Load, Spec
+from nodes.tuning import tune_process
 
 T = TypeVar("T")
 
@@ -46,6 +47,9 @@ def main() -> None:
     if spec.system == "blocking":
         _serve_blocking(spec)
     else:
+        if spec.system == "plane":
+            # As a node's process does.
+            tune_process()
         uvloop.run(_serve(spec))
 
 
