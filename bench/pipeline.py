@@ -1,8 +1,8 @@
 """`python -m bench.pipeline`: what a pipeline of processes costs beside its model.
 
 Two questions, on one machine with real processes. How much of the tokens/s of one node do three
-reach that share the same cores and the same layers; clusters take turns, streams are all open at
-once. And what do router and nodes compute per decode step apart from the device's thread: the
+reach that share the same cores and the same layers, each with as many threads as there are cores,
+as by default; clusters take turns, streams are all open at once. And what do router and nodes compute per decode step apart from the device's thread: the
 processor time of their event loops and of ZeroMQ's threads, by the kernel's books of each thread,
 less what they take while nothing is decoded.
 The device's thread does more than the model; what that is per step is measured in this process, as
@@ -176,7 +176,7 @@ async def compare(
     cores = psutil.cpu_count() or 1
     plans = {
         "one": plan_of(model, {"whole": f"0:{layers}"}, cores, dtype),
-        "three": plan_of(model, thirds(layers), 1, dtype),
+        "three": plan_of(model, thirds(layers), cores, dtype),
     }
     rates: dict[str, dict[int, list[float]]] = {name: {n: [] for n in streams} for name in plans}
     costs: list[object] = []

@@ -3,8 +3,9 @@ that chooses, the simulator that plays it and the planner that reckons with it. 
 
 By the router a decode makes two legs between its last layer and its first, straight one: on one
 network a few tenths of a millisecond less, between regions most of the time of a token. A node that
-holds the whole route keeps its batch together as well: by the router some tokens are back before
-others, the next step starts with those, and two halves of a batch take turns ever after.
+holds the whole route, or nodes that share one device, keep their batch together as well: by the
+router some tokens are back before others, the next step starts with those, and two halves of a
+batch take turns ever after.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from helix_mq.errors import ConfigError
 
 TokenReturn = Literal["auto", "direct", "router"]
 """`direct` wherever the nodes can and the link works; `auto` where it also saves LEAST_SAVED_S, or
-the route is one node's."""
+the route is one node's or one device's."""
 
 LEAST_SAVED_S: Final = 0.001
 """Per token. On one network the legs to the router cost a few tenths of this."""
@@ -33,9 +34,9 @@ def saved_s(to_router_s: float, from_router_s: float, straight_s: float | None) 
     return (to_router_s + from_router_s - (straight_s or 0.0)) / 2
 
 
-def goes_straight(wanted: TokenReturn, saved_s: float, *, alone: bool = False) -> bool:
-    """Whether tokens are to go straight where they can. alone: the first hop is the last."""
-    return wanted == "direct" or (wanted == "auto" and (alone or saved_s >= LEAST_SAVED_S))
+def goes_straight(wanted: TokenReturn, saved_s: float, *, kept: bool = False) -> bool:
+    """Whether tokens are to go straight where they can. kept: a batch stays one by it."""
+    return wanted == "direct" or (wanted == "auto" and (kept or saved_s >= LEAST_SAVED_S))
 
 
 def token_return(text: str) -> TokenReturn:

@@ -7,7 +7,8 @@ more than a few times open/depth of them, because decodes that all travel in one
 other stage idle (docs/simulator.md has the measurements).
 
 Guarantees: tokens of a request are handed out once and in order; a request whose next hop is
-blocked keeps its place; with anything runnable waiting, `next_batch` is never empty.
+blocked or whose decodes are held keeps its place; with anything runnable waiting, `next_batch` is
+never empty.
 """
 
 from __future__ import annotations
@@ -143,12 +144,14 @@ class Batcher(Generic[P]):
         open_requests: int,
         depth: int,
         blocked: Container[str] = (),
+        held: Container[SeqKey] = (),
     ) -> list[Work[P]]:
         """The rows of the next step, taken out of the queue; empty if nothing may run.
 
         `open_requests`: sequences with KV here, running or waiting elsewhere in the pipeline.
         `blocked`: next hops whose link has no credit; their prefill stays, their decodes go, since
         a decode is a few KiB and waiting for it stalls a whole pipeline round.
+        `held`: sequences whose decodes stay, too.
         """
         if not self._waiting_rows:
             return []
@@ -156,7 +159,7 @@ class Batcher(Generic[P]):
         share = math.ceil(limits.spread * open_requests / max(1, depth))
         cap = min(limits.max_rows, max(limits.min_decodes, share))
         more_behind = bool(self._behind)
-        batch = self._take_decodes(cap)
+        batch = self._take_decodes(cap, held)
         decodes = len(batch)
         if self._prefills:
             # Tokens of one sequence depend on each other: never two rows of it in one step.
@@ -185,9 +188,13 @@ class Batcher(Generic[P]):
         else:
             self._prefills[work.seq] = work
 
-    def _take_decodes(self, most: int) -> list[Work[P]]:
+    def _take_decodes(self, most: int, held: Container[SeqKey]) -> list[Work[P]]:
         line = self._decodes
-        batch = [line.popitem(last=False)[1] for _ in range(min(most, len(line)))]
+        if held:
+            free = [seq for seq in line if seq not in held]
+            batch = [line.pop(seq) for seq in free[:most]]
+        else:
+            batch = [line.popitem(last=False)[1] for _ in range(min(most, len(line)))]
         self._waiting_rows -= len(batch)
         self._waiting_tokens -= sum(work.count for work in batch)
         if self._behind:

@@ -248,6 +248,7 @@ class NodeDaemon:
                 region=self.settings.region,
                 quantise=self.settings.quantise,
                 features=FEATURES,
+                device_id=self._identity.device_id,
             )
         )
 

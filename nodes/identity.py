@@ -24,6 +24,7 @@ from nodes.model.parallel.lead import rank_devices
 from nodes.model.parallel.split import check_groups, check_split
 from nodes.model.quantised import check_quantised, check_widths
 from nodes.settings import NodeSettings
+from nodes.shared_device import device_id
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class NodeIdentity:
     device_text: str
     dtype: torch.dtype
     memory_bytes: int
+    device_id: str = ""
+    """What other nodes on its device say as well; see nodes.shared_device."""
     times: StepTimes | None = None
     """What its device has measured with this model; None where it has not."""
 
@@ -67,6 +70,7 @@ def identify(settings: NodeSettings, folder: Path) -> NodeIdentity:
         device_text=_device_text(device, threads) + (f" x {ranks}" if ranks > 1 else ""),
         dtype=dtype,
         memory_bytes=int(settings.memory) if settings.memory else _free_memory(ranks_on),
+        device_id=device_id(settings.shares_device, ranks_on, threads),
     )
 
 

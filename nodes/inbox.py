@@ -23,6 +23,7 @@ from helix_mq.messages.data import (
     DIRECT,
     DRAFTING,
     SAMPLE,
+    TOGETHER,
     VERIFY,
     FrameHeader,
     RefusedItem,
@@ -88,6 +89,8 @@ class Payload(msgspec.Struct, frozen=True, gc=False):
     blocks: BlockNames | None = None
     drafting: bool = False
     """Of a prompt from the router: drafts may be put behind the tokens that follow."""
+    together: bool = False
+    """Of a prompt from the router: the hops of its route share one device."""
 
     @property
     def is_tokens(self) -> bool:
@@ -252,6 +255,7 @@ def accept_frame(
                     flags & DIRECT != 0,
                     BlockNames(position, row.blocks) if row.blocks else None,
                     by_router and flags & DRAFTING != 0,
+                    by_router and flags & TOGETHER != 0,
                 ),
                 _drafts(row, piece) if flags & VERIFY else (),
             )

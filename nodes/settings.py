@@ -68,6 +68,12 @@ class NodeSettings(ProcessSettings):
         "none",
         description="weights in fewer bits; the router's setting of this name must agree",
     )
+    shares_device: str = Field(
+        "auto",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="nodes of one name here compute on one device: batches go through them whole; "
+        "auto finds out, own: no other node does",
+    )
     memory: ByteSize | None = Field(
         None, description="for weights and KV cache together; default: most of what is free"
     )

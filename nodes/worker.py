@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -31,6 +31,7 @@ from nodes.admitting import admit, without_crowding
 from nodes.batching import Batcher, SeqKey
 from nodes.bell import Bell
 from nodes.chores import Chores
+from nodes.convoy import Convoy
 from nodes.device import DeviceThread
 from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
 from nodes.ledger import Ledger
@@ -76,6 +77,8 @@ class Worker:
         self._batcher: Batcher[Payload] = Batcher(cut_payload, options.limits)
         self._next_hop: dict[SeqKey, str] = {}
         self._returns = Returns(view)
+        self._convoy = Convoy(clock)
+        self._convoy_due: asyncio.TimerHandle | None = None
         self._frees: list[SeqKey] = []
         self._refusals: deque[RefusedItem] = deque(maxlen=MAX_ROWS)
         self._busy = False
@@ -137,6 +140,7 @@ class Worker:
             accepted.work[0].payload.use.arrived_s = perf_counter()
         works = [self._returns.took(row, self._ledger) for row in accepted.work]
         for work in works:
+            self._convoy.took(work)
             if work.seq not in self._next_hop:
                 self.tracer.open(work.seq)
             self._next_hop[work.seq] = work.next_hop
@@ -228,7 +232,7 @@ class Worker:
     async def _idle(self) -> None:
         """Waits for work; when all that waits is blocked, lets one row pass per grace period."""
         self._wake.listen()
-        if not len(self._batcher):
+        if not len(self._batcher) or self._convoy_due is not None:
             self._stall_ends_s = None
             await self._wake.wait()
             return
@@ -255,14 +259,28 @@ class Worker:
             return batch
         # Decodes go whether there is credit or not.
         blocked = self._links.blocked_peers() if self._batcher.prompts_wait else ()
+        held = self._held()
         # Again while all that was picked is refused: what waits behind it may run.
         while not batch and (
             picked := self._batcher.next_batch(
-                open_requests=len(self._ledger), depth=self._depth, blocked=blocked
+                open_requests=len(self._ledger), depth=self._depth, blocked=blocked, held=held
             )
         ):
             batch = self._admit(picked)
+        self._convoy.left(batch)
         return batch
+
+    def _held(self) -> Collection[SeqKey]:
+        """Sequences whose decodes wait for others on their way; none beside a step of prompts."""
+        if self._batcher.prompts_wait or not (wait_s := self._convoy.wait_s()):
+            return ()
+        if self._convoy_due is None:
+            self._convoy_due = asyncio.get_running_loop().call_later(wait_s, self._convoy_is_due)
+        return self._convoy.members
+
+    def _convoy_is_due(self) -> None:
+        self._convoy_due = None
+        self._wake.ring()
 
     def _admit(self, picked: Batch) -> Batch:
         """Those of the picked rows that have pages; the others are refused."""
@@ -349,6 +367,7 @@ class Worker:
             work.payload.use.take(work.count)
         self._next_hop.pop(seq, None)
         self._returns.forget(seq)
+        self._convoy.forget(seq)
         self.tracer.close(seq)
         if not self._ledger.close(seq):
             return

@@ -225,6 +225,8 @@ class SendRow:
     """The last hop sends the decodes that follow."""
     drafting: bool = False
     """With drafts of the first hop."""
+    together: bool = False
+    """All hops share one device."""
     blocks: bytes = b""
     """Names of the prompt's blocks that end in the row."""
     verify: bool = False

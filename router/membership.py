@@ -107,6 +107,12 @@ class Membership:
         members = [self._members.get(node) for node in nodes]
         return all(m is not None and feature in m.register.features for m in members)
 
+    def on_one_device(self, nodes: Collection[NodeId]) -> bool:
+        """Whether these nodes, more than one, take their device from each other."""
+        members = [self._members.get(node) for node in nodes]
+        said = {m.register.device_id if m is not None else "" for m in members}
+        return len(members) > 1 and len(said) == 1 and "" not in said
+
     def live_placement(self, without: Collection[NodeId] = ()) -> Placement:
         """What the ready nodes hold, together."""
         return Placement(

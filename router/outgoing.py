@@ -21,6 +21,7 @@ from helix_mq.messages.data import (
     MAX_FRAME_TOKENS,
     MAX_ROWS,
     SAMPLE,
+    TOGETHER,
     VERIFY,
     FrameHeader,
     Release,
@@ -135,6 +136,7 @@ def _flags(row: SendRow) -> int:
         | (VERIFY if row.verify else 0)
         | (DIRECT if row.direct else 0)
         | (DRAFTING if row.drafting else 0)
+        | (TOGETHER if row.together else 0)
     )
 
 

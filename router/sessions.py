@@ -150,6 +150,7 @@ class Session:
             history=tokens if needs_history else (),
             direct=way.direct,
             drafting=way.drafting,
+            together=way.together,
             blocks=span_names(self.prefix.names, skipped, len(tokens) - skipped),
         )
 

@@ -20,10 +20,12 @@ from router.membership import Membership
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """`drafting`: with drafts of the first hop, where it is direct."""
+    """`drafting`: with drafts of the first hop, where it is direct. `together`: the hops share one
+    device."""
 
     direct: bool = False
     drafting: bool = False
+    together: bool = False
 
 
 BY_ROUTER = Way()
@@ -48,7 +50,8 @@ class ReturnWays:
 
     def of(self, route: Route) -> Way:
         """That of a request which is given this route now."""
-        return Way(True, self._drafts(route)) if self.direct(route) else BY_ROUTER
+        direct = self.direct(route)
+        return Way(direct, direct and self._drafts(route), self._together(route))
 
     def direct(self, route: Route) -> bool:
         """Whether tokens go straight."""
@@ -67,4 +70,8 @@ class ReturnWays:
             self._round_trip_s(ROUTER, first),
             self._round_trip_s(last, first) if first != last else None,
         )
-        return goes_straight(self._wanted, saved, alone=first == last)
+        kept = first == last or self._together(route)
+        return goes_straight(self._wanted, saved, kept=kept)
+
+    def _together(self, route: Route) -> bool:
+        return self._members.on_one_device(route.nodes)

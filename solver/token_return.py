@@ -71,7 +71,7 @@ def straight_returns(
         # Only nodes that hold the whole model then, if there are any.
         whole = LayerRange(0, problem.num_layers)
         firsts = [n for n in firsts if n in lasts and placement.slices[n] == whole]
-        if not goes_straight(wanted, 0.0, alone=bool(firsts)):
+        if not goes_straight(wanted, 0.0, kept=bool(firsts)):
             return ()
     found = []
     for first in sorted(firsts):
@@ -81,7 +81,7 @@ def straight_returns(
                 continue
             straight_s = _trip(links, last, first) if first != last else None
             legs_s = _trip(links, last, ROUTER), _trip(links, ROUTER, first)
-            if goes_straight(wanted, saved_s(*legs_s, straight_s), alone=first == last):
+            if goes_straight(wanted, saved_s(*legs_s, straight_s), kept=first == last):
                 found.append(Straight(first, last, share, link if first != last else None))
     return tuple(found)
 

@@ -71,6 +71,7 @@ class Cluster:
         region: str = "",
         times: StepTimes | None = None,
         tensor_parallel: int = 1,
+        device_id: str = "",
     ) -> NodeDaemon:
         settings = NodeSettings(
             name=name,
@@ -91,6 +92,7 @@ class Cluster:
             device_text="cpu",
             dtype=torch.float32,
             memory_bytes=memory_bytes,
+            device_id=device_id,
             times=times,
         )
         security = NodeSecurity(NodeSecuritySection())
@@ -193,11 +195,12 @@ async def cluster(
     times: StepTimes | None = None,
     tensor_parallel: int = 1,
     links: LinksSection | None = None,
+    device_id: str = "",
 ) -> AsyncIterator[Cluster]:
     """A running cluster with one node per entry of `placement` ("first:end").
 
     With empty ranges the router splits the layers by memory once all nodes are there. `times`: what
-    every node says to have measured.
+    every node says to have measured; `device_id`: what it says of its device.
     """
     transport: Transport = ZmqTransport() if zmq else MemoryTransport()
     settings = RouterSettings(
@@ -229,6 +232,7 @@ async def cluster(
                 batch=batch,
                 window=window,
                 region=(regions or {}).get(name, ""),
+                device_id=device_id,
                 times=times,
                 tensor_parallel=tensor_parallel,
             )

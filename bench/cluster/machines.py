@@ -208,6 +208,8 @@ class LiveCluster:
             f'advertise = "{self._advertised(name)}"\n'
             f'model = "{model}"\nmemory = {memory_for(model, held, subject.kv_pages(name))}\n'
             'dtype = "float32"\ndevice = "cpu"\nthreads = 1\nlog_level = "warning"\n'
+            # What is emulated here has devices of its own.
+            'shares_device = "own"\n'
             "drain_s = 0\n"
             f"[batch]\nprefill_tokens = {table_of(times).limits.prefill_tokens}\n"
             "[measure]\nat_start = false\n",

@@ -13,6 +13,7 @@ PublicKey = Annotated[str, msgspec.Meta(max_length=40)]
 Region = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9._-]*\Z")]
 Digest = Annotated[str, msgspec.Meta(max_length=128)]
 Feature = Annotated[str, msgspec.Meta(max_length=32)]
+DeviceId = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9._-]*\Z")]
 
 
 class SliceRef(msgspec.Struct, array_like=True, frozen=True):
@@ -72,6 +73,8 @@ class Register(msgspec.Struct, array_like=True, frozen=True):
     """What its program can do that older ones cannot; the router asks no more of it than that."""
     quantise: Annotated[str, msgspec.Meta(max_length=16)] = "none"
     """Bits of its weights: a `helix_mq.models.quantisation.Quantisation`."""
+    device_id: DeviceId = ""
+    """Nodes that say the same compute on one device; empty where no other does."""
 
 
 class RegisterAgain(msgspec.Struct, array_like=True, frozen=True):

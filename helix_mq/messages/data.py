@@ -20,6 +20,9 @@ DIRECT = 4
 """Row flag: the last hop hands each sampled token to the first hop itself, and tells the router."""
 DRAFTING = 8
 """Row flag, with DIRECT and of a prompt: the first hop may put drafts behind the tokens it gets."""
+TOGETHER = 16
+"""Row flag, of a prompt: all hops of its route compute on one device, so its decodes had better
+leave the first hop together with those of others."""
 
 BLOCK_TOKENS = 64
 """Tokens of a prefix block: a beginning of a prompt is shared in whole blocks."""

@@ -26,9 +26,9 @@ def test_nothing_is_known_to_be_saved_while_a_link_is_not_measured() -> None:
 
 
 def test_a_node_alone_feeds_itself_unless_told_otherwise() -> None:
-    assert goes_straight("auto", 0.0, alone=True)
-    assert goes_straight("direct", 0.0, alone=True)
-    assert not goes_straight("router", 1.0, alone=True)
+    assert goes_straight("auto", 0.0, kept=True)
+    assert goes_straight("direct", 0.0, kept=True)
+    assert not goes_straight("router", 1.0, kept=True)
 
 
 @given(TRIP_S, TRIP_S, TRIP_S)

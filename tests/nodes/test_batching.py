@@ -79,6 +79,18 @@ def test_a_blocked_link_holds_prefill_but_not_decodes() -> None:
     assert [w.seq.request for w in batch] == [1]
 
 
+def test_held_decodes_keep_their_places_and_nothing_else_waits_for_them() -> None:
+    batcher = Batcher(cut)
+    batcher.extend([work(1, 5, 1), work(2, 5, 1), work(3, 5, 1), work(4, 0, 9)])
+    held = {SeqKey(RequestId(n), Attempt(0)) for n in (1, 3)}
+    batch = batcher.next_batch(open_requests=4, depth=1, held=held)
+    assert [w.seq.request for w in batch] == [2, 4]
+    assert batcher.next_batch(open_requests=4, depth=1, held=held) == []
+    assert (batcher.statistics().waiting_rows, batcher.statistics().waiting_tokens) == (2, 2)
+    batch = batcher.next_batch(open_requests=4, depth=1)
+    assert [w.seq.request for w in batch] == [1, 3]
+
+
 def test_removing_gives_back_what_waited() -> None:
     batcher = Batcher(cut)
     batcher.add(work(1, 0, 30))

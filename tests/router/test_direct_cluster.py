@@ -14,6 +14,7 @@ from helix_mq.errors import DeadlineExceeded
 from helix_mq.features import VERIFY
 from helix_mq.ids import NodeId
 from helix_mq.sampling import SamplingParams
+from helix_mq.token_return import TokenReturn
 from router.service import Broken, Delta, Finished, Generation
 from router.settings import SpeculationSection
 from router.speculation import DraftStatistics
@@ -84,6 +85,40 @@ async def test_streams_are_those_of_router_return(tiny_folder: Path) -> None:
             for daemon in c.daemons.values():
                 assert daemon.worker is not None
                 assert len(daemon.worker._returns) == 0
+
+
+@pytest.mark.parametrize("wanted", ["auto", "router"])
+async def test_on_one_device_decodes_travel_together(
+    tiny_folder: Path, wanted: TokenReturn
+) -> None:
+    asked = [greedy((n, 2, 3), 60) for n in range(1, 7)] + generations()
+    async with cluster(tiny_folder, ALONE, token_return="router") as c:
+        alone = await results(c, asked)
+    async with cluster(
+        tiny_folder, CHAIN, token_return=wanted, device_id="one", dead_after_s=30.0
+    ) as c:
+        sent = rows_sent(c)
+        assert [seen(r) for r in await results(c, asked)] == [seen(r) for r in alone]
+        prompts = [row for row in sent if row.spec is not None]
+        assert len(prompts) == len(asked)
+        assert all(row.together and row.direct is (wanted == "auto") for row in prompts)
+        await c.quiet()
+        for daemon in c.daemons.values():
+            assert daemon.worker is not None
+            assert len(daemon.worker._convoy) == 0
+
+
+async def test_on_one_device_a_node_that_dies_holds_nobody_up(tiny_folder: Path) -> None:
+    asked = [greedy((n, 2, 3), 60) for n in range(1, 7)]
+    async with cluster(tiny_folder, ALONE, token_return="router") as c:
+        alone = await results(c, asked)
+    async with cluster(tiny_folder, CHAIN, device_id="one", dead_after_s=1.0) as c:
+        running = asyncio.create_task(results(c, asked))
+        sessions = c.app.core.sessions
+        await c.until(lambda: any(len(s.output) > 5 for s in sessions().values()), "it runs")
+        await c.kill("b")
+        await c.add_node("b", device_id="one")
+        assert [r.token_ids for r in await running] == [r.token_ids for r in alone]
 
 
 async def test_first_hops_draft(tiny_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -14,9 +15,12 @@ from helix_mq.frames import Buffer, decode, encode, unpack_route
 from helix_mq.ids import NodeId, RequestId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import (
+    DIRECT,
+    DRAFTING,
     MAX_FRAME_TOKENS,
     MAX_ROWS,
     SAMPLE,
+    TOGETHER,
     FrameHeader,
     Release,
     ReleaseItem,
@@ -24,7 +28,7 @@ from helix_mq.messages.data import (
 )
 from helix_mq.sampling import SamplingParams
 from router.events import SendRelease, SendRow
-from router.outgoing import Outgoing
+from router.outgoing import Outgoing, build_frame
 
 
 class Wire:
@@ -80,6 +84,18 @@ def test_rows_of_a_turn_share_one_frame_per_first_hop_and_epoch() -> None:
     assert len(header.routes) == 2
     assert np.frombuffer(buffers[0], np.int32).tolist() == [1000, 2000, 4000, 4001, 4002]
     assert (header.sender, header.dtype, header.width) == ("@router", "int32", 1)
+
+
+def test_a_row_says_what_is_known_of_its_route() -> None:
+    one = row(1)
+    told = {
+        DIRECT: replace(one, direct=True),
+        DRAFTING: replace(one, drafting=True),
+        TOGETHER: replace(one, together=True),
+    }
+    for flag, row_said in told.items():
+        header, _ = build_frame([one, row_said], 1)
+        assert [r.flags for r in header.rows] == [SAMPLE, SAMPLE | flag]
 
 
 def test_histories_follow_in_the_order_of_their_rows() -> None:

@@ -32,13 +32,17 @@ LONG = SamplingParams(max_tokens=12, seed=5, ignore_eos=True)
 
 
 def ways(
-    wanted: TokenReturn, trips: dict[Edge, float], links: LinkWatch | None = None
+    wanted: TokenReturn,
+    trips: dict[Edge, float],
+    links: LinkWatch | None = None,
+    devices: str = "   ",
 ) -> ReturnWays:
-    """Node `c` runs an older program."""
+    """Node `c` runs an older program. `devices`: what each says of its device."""
     members = Membership(6)
-    for node in "abc":
+    for node, device in zip("abc", devices, strict=True):
         features = (DIRECT,) if node != "c" else ()
-        members.join(structs.replace(register(node, 1), features=features), 0.0)
+        said = structs.replace(register(node, 1), features=features, device_id=device.strip())
+        members.join(said, 0.0)
     links = links or LinkWatch(LinkSettings())
     return ReturnWays(
         wanted,
@@ -71,6 +75,21 @@ def test_a_node_that_is_the_whole_route_keeps_its_batch_by_itself() -> None:
         assert ways("auto", trips).direct(ALONE)
     assert not ways("router", FAR).direct(ALONE)
     assert not ways("auto", FAR).direct(Route((Hop(C, LayerRange(0, 6)),))), "an older program"
+
+
+def test_nodes_on_one_device_keep_their_batch_together() -> None:
+    for wanted, direct in (("auto", True), ("direct", True), ("router", False)):
+        way = ways(wanted, NEAR, devices="xx ").of(ROUTE)  # type: ignore[arg-type]
+        assert way == Way(direct, drafting=direct, together=True)
+    for devices in ("xy ", "x  ", "   "):
+        assert ways("auto", NEAR, devices=devices).of(ROUTE) == Way(), devices
+    # One node has nobody to travel with.
+    assert ways("auto", NEAR, devices="xx ").of(ALONE) == Way(direct=True)
+    # By the router where the other one cannot do without, or the link is down; together even so.
+    assert ways("auto", NEAR, devices="x x").of(OLD) == Way(together=True)
+    links = LinkWatch(LinkSettings())
+    assert links.lost((B, A), 0.0)
+    assert ways("auto", NEAR, links, "xx ").of(ROUTE) == Way(together=True)
 
 
 def test_first_hops_draft_where_tokens_come_back_to_them_without_the_router() -> None:

@@ -72,7 +72,7 @@ def test_pairs_are_those_that_the_rule_takes_and_shares_are_of_all_requests(
         trips = round_trip_s(links, last, ROUTER), round_trip_s(links, ROUTER, first)
         straight = round_trip_s(links, last, first) if first != last else None
         saved = saved_s(trips[0] or 0.0, trips[1] or 0.0, straight)
-        if goes_straight(wanted, saved, alone=first == last):
+        if goes_straight(wanted, saved, kept=first == last):
             assert chosen[first, last] == share
         else:
             assert (first, last) not in chosen
