@@ -4,6 +4,9 @@ Whoever connects may be anybody until the handshake is done. ZeroMQ keeps what s
 sends as one handshake command, up to the limit that is meant for activations: measured, four
 strangers made a socket with keys hold 600 MiB. It has no limit of its own for that, so the kernel's
 count of what each has sent is looked at, and those that send too much without a message are cut.
+Honest ones say that they are there before anything else (`wire.HERE`), or a first message that is
+large and slow would look the same.
+
 Looking costs some 8 us each: many are looked at in turn, so that a flood does not hold up the loop.
 """
 
@@ -11,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 
@@ -25,7 +30,7 @@ LOOKS_PER_TURN = 100
 HURRY_S = 0.025
 """Between turns where there are more: a round of 1,024 takes 0.3 s, and 3 % of the loop."""
 MAX_BYTES = 1024 * 1024
-"""A handshake takes less than 1 KiB. What follows it at once is read within a look, or nearly."""
+"""A handshake takes less than 1 KiB, what an honest one says then a few bytes."""
 MAX_TOTAL_BYTES = 64 * 1024 * 1024
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None)
@@ -33,6 +38,7 @@ _RECEIVED = struct.Struct("=Q")
 _RECEIVED_AT = 128
 """Of tcpi_bytes_received in Linux's struct tcp_info, since 4.1."""
 _INFO_BYTES = _RECEIVED_AT + _RECEIVED.size
+_WAITING = struct.Struct("=i")
 
 
 class SilentConnections:
@@ -45,7 +51,7 @@ class SilentConnections:
         self._turns: deque[int] = deque()
         """Those not looked at in this round, the oldest first."""
         self._sent: dict[int, int] = {}
-        """Bytes, as of the last look."""
+        """Bytes that ZeroMQ had taken from each, as of the last look."""
         self._over: dict[int, float] = {}
         """Those that send too much, and since when they have been seen to."""
         self._timer: asyncio.TimerHandle | None = None
@@ -79,11 +85,11 @@ class SilentConnections:
         self._timer = None
         now_s = self._loop.time()
         for fd in self._turn():
-            self._sent[fd] = received_bytes(fd, self._marks[fd])
+            self._sent[fd] = taken_bytes(fd, self._marks[fd])
         over = {fd for fd, nbytes in self._sent.items() if nbytes > MAX_BYTES}
         over |= self._largest()
         for fd in over:
-            # Seen twice: in between, whatever message of theirs was whole has been read.
+            # Seen twice: in between, whatever message of theirs ZeroMQ had whole has been read.
             if now_s - self._over.setdefault(fd, now_s) >= 0.9 * LOOK_S:
                 self._cut(fd, TALKATIVE)
         for fd in self._over.keys() - over:
@@ -122,16 +128,22 @@ class SilentConnections:
         cut(fd, self.pop(fd) or NO_MARK)
 
 
-def received_bytes(fd: int, mark: int) -> int:
-    """What a TCP connection has received so far; 0 where nobody can tell."""
+def taken_bytes(fd: int, mark: int) -> int:
+    """What has been read so far of what a TCP connection has received; 0 where nobody can tell.
+
+    What still waits in the kernel is not counted: it may hold the message that says who it is,
+    where ZeroMQ's thread is busy with others.
+    """
     if _TCP_INFO is None or mark_of(fd) != mark:
         return 0
     with contextlib.suppress(OSError):
         borrowed = socket.socket(fileno=fd)
         try:
             info = borrowed.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO_BYTES)
+            waiting = fcntl.ioctl(fd, termios.FIONREAD, bytes(_WAITING.size))
         finally:
             borrowed.detach()
         if len(info) == _INFO_BYTES:
-            return int(_RECEIVED.unpack_from(info, _RECEIVED_AT)[0])
+            received = int(_RECEIVED.unpack_from(info, _RECEIVED_AT)[0])
+            return max(0, received - int(_WAITING.unpack(waiting)[0]))
     return 0

@@ -6,6 +6,7 @@ at every size from 100 bytes up, so nothing is copied on receipt.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,10 @@ RawSend = Callable[..., zmq.MessageTracker | None]
 
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _NOBLOCK = int(zmq.NOBLOCK)
+
+HERE = b""
+"""What a connection says first, by itself. A listener hears nothing of a message until it is whole,
+and cannot tell a large first one that is slow to come from a stranger's endless handshake."""
 
 
 def raw_send(socket: zmq.Socket[bytes]) -> RawSend:
@@ -78,6 +83,17 @@ def try_send(send: RawSend, parts: Sequence[Buffer], large: int, in_flight: Larg
             tracker = send(memoryview(part), flags, copy=False, track=True)
             assert tracker is not None
             in_flight.add(tracker, nbytes)
+
+
+def say_here(send: RawSend) -> None:
+    """Where there is no room for it, whatever comes first does as well."""
+    with contextlib.suppress(zmq.Again):
+        send(HERE, _NOBLOCK)
+
+
+def says_here(parts: Sequence[memoryview]) -> bool:
+    """Whether a connection's first message is only the sign that it is there."""
+    return len(parts) == 1 and not len(parts[0])
 
 
 def receive(

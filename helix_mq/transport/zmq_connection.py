@@ -30,7 +30,7 @@ from helix_mq.transport.monitor import Monitor, SocketEvent, SocketEventKind
 from helix_mq.transport.pump import SLICE_MESSAGES, SLICE_S, Pump
 from helix_mq.transport.refusals import LOST, Told
 from helix_mq.transport.statistics import ChannelStatistics, Counters
-from helix_mq.transport.wire import LargeInFlight, raw_send, receive, try_send
+from helix_mq.transport.wire import LargeInFlight, raw_send, receive, say_here, try_send
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +216,7 @@ class ZmqConnection:
         self._ever_up = self._up = True
         self._failures = 0
         self._told.let_in()
+        say_here(self._raw_send)
         # A greeting sent by `on_state` goes first; what waited for the link follows.
         waiting, self._backlog = self._backlog, Backlog(self._limits)
         self._tell(LinkState(LinkPhase.CONNECTED))

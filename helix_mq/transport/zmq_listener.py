@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -23,7 +24,7 @@ from helix_mq.transport.refusals import NOT_ALLOWED, TOO_MANY
 from helix_mq.transport.security import AllowList
 from helix_mq.transport.silent import SilentConnections
 from helix_mq.transport.statistics import ChannelStatistics, Counters
-from helix_mq.transport.wire import LargeInFlight, raw_send, receive, try_send
+from helix_mq.transport.wire import LargeInFlight, raw_send, receive, says_here, try_send
 
 _USER = "User-Id"
 _UNBIND_S = 1.0
@@ -61,6 +62,8 @@ class ZmqListener:
         self._on_disconnect = on_disconnect
         self._counters = counters
         self._peers: dict[bytes, _Peer] = {}
+        self._mute: dict[bytes, _Peer] = {}
+        """Have only said that they are there; whoever uses this listener knows nothing of them."""
         self._fds: dict[int, bytes | None] = {}
         self._silent = SilentConnections(limits, counters.handshake_failed)
         self._leaving: list[bytes] = []
@@ -118,6 +121,7 @@ class ZmqListener:
             self._monitor.close()
             self._socket.close()
             self._peers.clear()
+            self._mute.clear()
             self._fds.clear()
             self._silent.close()
 
@@ -144,7 +148,9 @@ class ZmqListener:
             except zmq.Again:
                 break
             parts, nbytes, first, fault = receive(recv, limits)
-            known = peers.get(peer) or self._greet(peer, first)
+            known = peers.get(peer) or self._first_of(peer, first, parts)
+            if known is None:
+                continue
             user = None if plain else _user_of(first)
             if not plain and (known.barred or not self._permitted(user)):
                 counters.drop("revoked", user or repr(peer))
@@ -171,6 +177,19 @@ class ZmqListener:
             self._forget(peer)
         return False
 
+    def _first_of(self, peer: bytes, frame: zmq.Frame, parts: Sequence[memoryview]) -> _Peer | None:
+        """Takes a peer in with its first message; None if that only says that it is there."""
+        known = self._mute.pop(peer, None)
+        if known is None:
+            known = self._greet(peer, frame)
+            if says_here(parts):
+                self._mute[peer] = known
+                if not self._permitted(known.user):
+                    self._bar(known)
+                return None
+        self._peers[peer] = known
+        return known
+
     def _greet(self, peer: bytes, frame: zmq.Frame) -> _Peer:
         fd = _fd_of(frame)
         user = _user_of(frame) if self._allow is not None else None
@@ -186,12 +205,10 @@ class ZmqListener:
             # The last words of a connection that is gone.
             self._leaving.append(peer)
         mark = self._silent.pop(fd) or mark_at(fd, self.endpoint)
-        known = _Peer(fd, mark, user, LargeInFlight(self._limits.backlog_bytes))
-        self._peers[peer] = known
-        return known
+        return _Peer(fd, mark, user, LargeInFlight(self._limits.backlog_bytes))
 
     def _revoked(self, keys: frozenset[str]) -> None:
-        for peer in self._peers.values():
+        for peer in (*self._peers.values(), *self._mute.values()):
             if peer.user in keys:
                 self._bar(peer)
 
@@ -229,6 +246,8 @@ class ZmqListener:
                     self._counters.handshake_failed(event.refusal)
 
     def _forget(self, peer: bytes) -> None:
+        if self._mute.pop(peer, None) is not None:
+            return
         if self._peers.pop(peer, None) is None or self._on_disconnect is None:
             return
         try:

@@ -220,7 +220,7 @@ async def test_a_flood_of_silent_connections_is_looked_at_in_turn(
 ) -> None:
     """So that looking holds nothing up, and all the same nobody is left out."""
     looked: list[list[int]] = [[]]
-    see, turn = silent.received_bytes, silent.SilentConnections._turn
+    see, turn = silent.taken_bytes, silent.SilentConnections._turn
     all_seen = asyncio.Event()
 
     def seen(fd: int, mark: int) -> int:
@@ -233,7 +233,7 @@ async def test_a_flood_of_silent_connections_is_looked_at_in_turn(
         looked.append([])
         return turn(self)
 
-    monkeypatch.setattr(silent, "received_bytes", seen)
+    monkeypatch.setattr(silent, "taken_bytes", seen)
     monkeypatch.setattr(silent.SilentConnections, "_turn", turned)
     monkeypatch.setattr(silent, "LOOKS_PER_TURN", 10)
     limits = Limits(handshake_s=60.0, max_silent=35)
