@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from helix_mq.frames import Buffer
-from helix_mq.messages.data import FrameHeader, Row
+from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Row
 
 SMALL_BYTES: Final = 4096
 """Of a frame's payload, at most. Joining costs a copy; a frame of its own some tens of µs."""
@@ -25,14 +25,19 @@ MOST_ROWS: Final = 256
 
 
 def is_small(header: FrameHeader, buffers: Sequence[Buffer]) -> bool:
-    """Whether a frame of decodes may be joined with others: nothing but rows with a few bytes."""
-    if len(buffers) != 1 or len(header.rows) > SMALL_ROWS:
+    """Whether a frame may be joined with others: nothing but decodes with a few bytes."""
+    rows = header.rows
+    if len(buffers) != 1 or len(rows) > SMALL_ROWS:
         return False
     payload = buffers[0]
     if (payload.nbytes if type(payload) is memoryview else len(payload)) > SMALL_BYTES:
         return False
-    for row in header.rows:  # noqa: SIM110
-        if row.spec is not None or row.blocks:
+    for row in rows:
+        # `Row.is_decode` in place: asking the property takes as long as all the rest here.
+        flags = row.flags
+        if row.count != 1 and not flags & VERIFY:
+            return False
+        if not flags & SAMPLE or row.position <= 0 or row.spec is not None or row.blocks:
             # Some 16 KiB of sampling parameters are no small frame.
             return False
     return True

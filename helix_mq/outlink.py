@@ -154,9 +154,10 @@ class OutLink:
 
     def send(self, header: FrameHeader, buffers: Sequence[Buffer]) -> None:
         """Puts a frame in line, in pieces where it is a large one."""
-        if is_urgent(header):
-            if is_small(header, buffers) and self._gathers_too(header, buffers[0]):
-                return
+        small = is_small(header, buffers)
+        if small and self._gathers_too(header, buffers[0]):
+            return
+        if small or is_urgent(header):
             if self._gathered.nbytes:
                 self.leave()
             self._enqueue(header, buffers, urgent=True)

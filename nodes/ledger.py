@@ -52,6 +52,8 @@ class OpenSequence:
     """The newest its rows came under."""
     returned_by: str = ""
     """The last hop, where that hands tokens to this node itself."""
+    over: bool = False
+    """A newer attempt has been seen, or was closed."""
 
 
 class Ledger:
@@ -121,20 +123,18 @@ class Ledger:
         known = self._find((request, attempt))
         if known is None:
             return None
-        seq = known.seq
-        dead = self._tombstones.get(seq.request)
-        if self._newest.get(seq.request) != attempt or (dead is not None and attempt <= dead):
+        if known.over or not 0 <= known.next_position - position <= known.drafts:
             return None
-        # Stops are remembered, so the layers are mostly the same object; comparing takes longer.
-        if known.layers is not layers and known.layers != layers:
-            return None
-        if not 0 <= known.next_position - position <= known.drafts:
-            return None
+        if known.layers is not layers:
+            # Stops are remembered, so mostly it is the same object; comparing takes longer.
+            if known.layers != layers:
+                return None
+            known.layers = layers
         known.next_position = position + count
         known.drafts = drafts
         if epoch > known.epoch:
             known.epoch = epoch
-        return seq
+        return known.seq
 
     def open(
         self, seq: SeqKey, layers: LayerRange, deadline_ms: int, position: int = 0
@@ -144,6 +144,7 @@ class Ledger:
         newest = self._newest.get(seq.request)
         if newest is not None and newest < seq.attempt:
             older.append(SeqKey(seq.request, newest))
+            self._pass_over(older[0])
         self._newest[seq.request] = seq.attempt
         self._open[seq] = OpenSequence(seq, layers, position, deadline_ms)
         if 0 < deadline_ms < self._due_ms:
@@ -189,13 +190,22 @@ class Ledger:
     def close(self, seq: SeqKey) -> bool:
         """Closes `seq` for good, open or not; True if it was open."""
         was_open = self._open.pop(seq, None) is not None
-        if self._newest.get(seq.request) == seq.attempt:
+        newest = self._newest.get(seq.request)
+        if newest == seq.attempt:
             del self._newest[seq.request]
+        elif newest is not None and newest < seq.attempt:
+            self._pass_over(SeqKey(seq.request, newest))
         dead = self._tombstones.pop(seq.request, None)
         self._tombstones[seq.request] = max(dead if dead is not None else seq.attempt, seq.attempt)
         if len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
         return was_open
+
+    def _pass_over(self, seq: SeqKey) -> None:
+        """Its rows are stale from now on."""
+        known = self._open.get(seq)
+        if known is not None:
+            known.over = True
 
     def close_all(self) -> list[SeqKey]:
         """Closes every open sequence, e.g. when the placement changes or the router is gone."""

@@ -8,10 +8,10 @@ import tracemalloc
 from abc import ABC, abstractmethod
 
 from bench.bus.types import Load, Measured, Spec
-from helix_mq.transport.pump import SLICE_S
+from helix_mq.transport.pump import SLICE_MESSAGES, SLICE_S
 
 TICK_S = 0.001
-BURST = 64
+BURST = SLICE_MESSAGES
 """Messages a source sends in one turn of its loop, at most."""
 BURST_S = SLICE_S
 """What a turn of sending may take: as a slice of receiving does in our transport."""
@@ -112,8 +112,8 @@ class LoopPlace(ABC):
         self._goes_on = False
         self.writable()
 
-    def arrived(self) -> None:
-        """One whole message came in; where it goes on, it has."""
+    def arrived(self, count: int = 1) -> None:
+        """So many whole messages came in, one of a trip; where they go on, they have."""
         if self.spec.place == 0:
             self._trips_s.append(time.perf_counter() - self._sent_s)
             self._left -= 1
@@ -121,7 +121,7 @@ class LoopPlace(ABC):
                 self._next_trip()
                 return
         else:
-            self._left -= 1
+            self._left -= count
         if self._left == 0:
             self._finish()
 

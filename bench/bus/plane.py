@@ -93,10 +93,12 @@ class PlanePlace(LoopPlace):
         decodes = size_bytes <= DECODE_BYTES
         self._rows, self._count = (tokens, 1) if decodes else (1, tokens)
         self._width = token_bytes // 2
+        # A node asks before a step whether a link has room.
+        self._step = _SEQUENCES if decodes else 1
         # Every load has sequences of its own; each place counts the loads alike.
         self._first_request += 1000
         self._sent = 0
-        self._bytes_left = size_bytes
+        self._bytes_left = 0
         names = [_name(i) for i in range(self.spec.places)]
         if not self.streams:
             names.append(names[0])
@@ -121,7 +123,7 @@ class PlanePlace(LoopPlace):
                 self._ledger.open(seq, hops[at].layers, 0, 1)
 
     def send_one(self) -> bool:
-        if self.streams and self._plane.blocked_peers():
+        if self._sent % self._step == 0 and self.streams and self._plane.blocked_peers():
             return False
         rows = self._next_rows()
         header = FrameHeader(_EPOCH, self._name, "bfloat16", self._width, rows, (self._route,))
@@ -160,10 +162,10 @@ class PlanePlace(LoopPlace):
             one.payload.use.take(one.count)
         if work[0].payload.hop + 1 < len(work[0].payload.route.hops):
             self._plane.send(self._next, self._onward(header, work), message.buffers)
-        self._bytes_left -= message.buffers[0].nbytes
-        while self._bytes_left <= 0:
-            self._bytes_left += self.spec.size_bytes
-            self.arrived()
+        self._bytes_left += message.buffers[0].nbytes
+        whole, self._bytes_left = divmod(self._bytes_left, self.spec.size_bytes)
+        if whole:
+            self.arrived(whole)
 
     def _onward(self, header: FrameHeader, work: list[Work[Payload]]) -> FrameHeader:
         """As nodes.engine makes it of a step's results."""

@@ -14,7 +14,7 @@ from helix_mq.frames import Buffer, Message, decode, pack_route
 from helix_mq.gathering import MOST_BYTES, MOST_ROWS, Gathering, is_small
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
-from helix_mq.messages.data import SAMPLE, FrameHeader, Grant, Row, SampleSpec
+from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Grant, Row, SampleSpec
 from helix_mq.outlink import OutLink, PeerAddress
 from helix_mq.sampling import SamplingParams
 from helix_mq.transport import ChannelStatistics, Parts
@@ -136,9 +136,17 @@ def test_what_is_not_small_is_not_gathered() -> None:
     assert not is_small(*small(1, width=1025))
     assert not is_small(*small(*range(1, 66)))
     spec = SampleSpec(SamplingParams(), 2, 0)
-    for fields in ({"spec": spec}, {"blocks": bytes(16)}):
+    for fields in (
+        {"spec": spec},
+        {"blocks": bytes(16)},
+        {"flags": 0},
+        {"position": 0},
+        {"count": 2},
+    ):
         row = structs.replace(header.rows[0], **fields)
         assert not is_small(structs.replace(header, rows=(row,)), buffers)
+    drafts = structs.replace(header.rows[0], count=2, flags=SAMPLE | VERIFY)
+    assert is_small(structs.replace(header, rows=(drafts,)), buffers)
     assert not is_small(header, [*buffers, b"1234"])
     twice = structs.replace(header, routes=(route(0), route(0)))
     assert not Gathering().add(twice, buffers[0])
