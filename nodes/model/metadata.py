@@ -71,7 +71,7 @@ def index_segment(segment: Segment, rows: Sequence[RowSpec], cache: KvCache) -> 
     counts = np.array([r.count for r in active], np.int64)
     ends = first + counts
     starts = np.zeros(len(active) + 1, np.int32)
-    np.cumsum(counts, out=starts[1:])
+    counts.cumsum(out=starts[1:])
     pages = -(-ends // page_tokens)
     tables = np.empty((len(segment.layers), len(active), int(pages.max())), np.int32)
     for i, row in enumerate(active):
@@ -86,7 +86,7 @@ def index_segment(segment: Segment, rows: Sequence[RowSpec], cache: KvCache) -> 
         positions = np.arange(starts[-1]) - starts[row_of] + first[row_of]
     slots = cache.slots(tables[:, row_of, positions // page_tokens], positions % page_tokens)
     last_page_at = (pages - 1) * page_tokens
-    fresh = np.flatnonzero((first <= last_page_at) & (ends < last_page_at + page_tokens))
+    (fresh,) = ((first <= last_page_at) & (ends < last_page_at + page_tokens)).nonzero()
     return SegmentIndex(
         attention=AttentionRows(starts, ends.astype(np.int32), tables),
         positions=positions,

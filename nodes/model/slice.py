@@ -150,13 +150,15 @@ class ModelSlice:
     def close(self) -> None:
         """Ends what was started to compute this slice."""
 
-    @torch.inference_mode()
     def forward(self, batch: SliceBatch, cache: KvCache) -> SliceOutput:
         """Runs every row over its layers and stores its keys and values.
 
         Each row's sequence must be open in `cache.pool` with room for position + count tokens, and
         its earlier tokens must have been run. BatchError, with nothing executed, otherwise.
         """
+        if not torch.is_inference_mode_enabled():
+            with torch.inference_mode():
+                return self.forward(batch, cache)
         self._check_cache(cache)
         check_batch(batch, self.layers, self.config, cache.pool)
         if self.graphs is not None:
@@ -198,7 +200,7 @@ class ModelSlice:
             cache.clear_pages(self._on_device(index.fresh_pages))
         if self._native is not None and self._native.takes(index.attention, cache):
             x = self._native.run(x, segment.layers, index, turn, cache)
-            if wanted is None or wanted.tokens == len(x):
+            if wanted is None or wanted.tokens == x.shape[0]:
                 return x
             return x[self._on_device(wanted.numbers(index.attention.starts))]
         backend = self.attention.backend

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 POINTER, COUNT, REAL, THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
@@ -22,6 +23,12 @@ def function_of(
     function.restype = None
     found: Callable[..., None] = function
     return found
+
+
+def pointer(array: npt.NDArray[Any]) -> int:
+    """Where an array's memory begins; `array.ctypes` makes three objects for it."""
+    at: int = array.__array_interface__["data"][0]
+    return at
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

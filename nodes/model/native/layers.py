@@ -19,7 +19,15 @@ from nodes.model.attention.base import AttentionRows
 from nodes.model.linear import Linear
 from nodes.model.metadata import SegmentIndex
 from nodes.model.native.build import built
-from nodes.model.native.calls import POINTER, REAL, THREADS, address, function_of
+from nodes.model.native.calls import (
+    COUNT,
+    POINTER,
+    REAL,
+    THREADS,
+    address,
+    function_of,
+    pointer,
+)
 from nodes.model.native.kernels import ATTEND_WIDTHS
 from nodes.model.native.products import NativeLinear, products_for
 from nodes.model.rope import Rotation
@@ -32,6 +40,10 @@ WORTH_THREADS_BYTES = 1 << 19
 """Of a layer's weights: below, threads wait for each other longer than they compute."""
 
 I32 = npt.NDArray[np.int32]
+
+_Sizes = COUNT * 9
+"""As layers.h lists them, like the next."""
+_Tokens = COUNT * 10
 
 
 class NativeLayers:
@@ -50,13 +62,17 @@ class NativeLayers:
         self._layers = layers
         self._weights = weights
         self._addresses = np.array([_addresses(w) for w in weights], np.int64)
+        self._first_address = pointer(self._addresses)
+        self._windows = [config.window_of(n) for n in range(layers.first, layers.end)]
         kv_width = config.num_kv_heads * config.head_dim
         query_width = config.num_heads * config.head_dim
         self._layer_bytes = sum(p.nbytes for p in _products(weights[0]))
         self._spare = config.hidden_size + 2 * query_width + 2 * kv_width + config.intermediate_size
 
     def takes(self, rows: AttentionRows, cache: KvCache) -> bool:
-        return cache.layout is KvLayout.HEAD_MAJOR and int(rows.counts.max()) <= MOST_TOKENS
+        if cache.layout is not KvLayout.HEAD_MAJOR:
+            return False
+        return rows.num_tokens == len(rows.kv_lens) or int(rows.counts.max()) <= MOST_TOKENS
 
     def run(
         self,
@@ -68,51 +84,46 @@ class NativeLayers:
     ) -> torch.Tensor:
         """The residual stream after `layers` of x [tokens, hidden], a new tensor; keys and values
         are stored. `index` and `rotation` are of the same tokens."""
-        config, rows = self._config, index.attention
+        # Few calls on purpose: a step's weights drive all that they touch out of the caches.
+        config, rows, count = self._config, index.attention, x.shape[0]
         x = x.clone(memory_format=torch.contiguous_format)
         tables = rows.tables
-        if len(rows.kv_lens) < len(x):
+        if len(rows.kv_lens) < count:
             tables = np.repeat(tables, rows.counts, axis=1)
         tables = np.ascontiguousarray(tables, np.int32)
         ends = (index.positions + 1).astype(np.int32)
-        windows = [config.window_of(layer) for layer in range(layers.first, layers.end)]
+        first = layers.first - self._layers.first
+        windows = self._windows[first : layers.end - self._layers.first]
         firsts = _firsts(ends, windows)
         slots = np.ascontiguousarray(index.slots)
-        space = torch.empty((len(x), self._spare), dtype=x.dtype)
-        sizes = np.array(
-            [
-                len(windows),
-                len(x),
-                config.hidden_size,
-                config.num_heads,
-                config.num_kv_heads,
-                config.head_dim,
-                config.intermediate_size,
-                cache.page_tokens,
-                tables.shape[2],
-            ],
-            np.int64,
+        space = torch.empty((count, self._spare), dtype=x.dtype)
+        sizes = _Sizes(
+            len(windows),
+            count,
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.intermediate_size,
+            cache.page_tokens,
+            tables.shape[2],
         )
-        tokens = np.array(
-            [
-                x.data_ptr(),
-                rotation.cos.data_ptr(),
-                rotation.sin.data_ptr(),
-                slots.ctypes.data,
-                tables.ctypes.data,
-                firsts.ctypes.data,
-                ends.ctypes.data,
-                cache.keys.data_ptr(),
-                cache.values.data_ptr(),
-                space.data_ptr(),
-            ],
-            np.int64,
+        tokens = _Tokens(
+            x.data_ptr(),
+            rotation.cos.data_ptr(),
+            rotation.sin.data_ptr(),
+            pointer(slots),
+            pointer(tables),
+            pointer(firsts),
+            pointer(ends),
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
+            space.data_ptr(),
         )
-        first = layers.first - self._layers.first
         self._run(
-            self._addresses[first:].ctypes.data,
-            sizes.ctypes.data,
-            tokens.ctypes.data,
+            self._first_address + first * self._addresses.strides[0],
+            sizes,
+            tokens,
             config.rms_eps,
             torch.get_num_threads() if self._layer_bytes >= WORTH_THREADS_BYTES else 1,
         )

@@ -53,15 +53,15 @@ class NativeLinear:
     def _run(self, product: Callable[..., None], x: torch.Tensor, out: torch.dtype) -> torch.Tensor:
         if x.dtype is not self.packed.dtype or x.shape[1] != self.inputs:
             raise ValueError(f"{x.dtype} {list(x.shape)} times a weight of {self.inputs} inputs")
-        x = x.contiguous()
-        result = torch.empty((len(x), self.outputs), dtype=out)
-        if len(x):
+        x, rows = x.contiguous(), x.shape[0]
+        result = torch.empty((rows, self.outputs), dtype=out)
+        if rows:
             product(
                 x.data_ptr(),
                 self.packed.data_ptr(),
                 address(self.bias),
                 result.data_ptr(),
-                len(x),
+                rows,
                 self.outputs,
                 self.inputs,
                 torch.get_num_threads(),
