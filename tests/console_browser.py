@@ -17,6 +17,7 @@ sync_api = pytest.importorskip(
     "playwright.sync_api", reason="Playwright's Python package is not installed (extra dev)"
 )
 
+PATIENCE_MS = 120_000
 CLUSTER, REQUESTS = "**/v1/helix/cluster", "**/v1/helix/requests"
 
 
@@ -43,6 +44,7 @@ class Browser:
         options.setdefault("viewport", {"width": 1280, "height": 900})
         routes = options.pop("routes", {})
         context = self.chromium.new_context(**options)
+        context.set_default_timeout(PATIENCE_MS)
         try:
             if key is not None:
                 context.add_init_script(
@@ -76,8 +78,8 @@ def _complaint(seen: Seen, said: Any) -> None:
 
 
 def expect(locator: Any) -> Any:
-    """Patient: CI machines are busy."""
-    sync_api.expect.set_options(timeout=20_000)
+    """Patient: CI machines are busy, and other tests run beside these."""
+    sync_api.expect.set_options(timeout=PATIENCE_MS)
     return sync_api.expect(locator)
 
 

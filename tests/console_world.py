@@ -19,6 +19,7 @@ from router.settings import HttpSection
 from tests.cluster import Cluster, cluster
 
 KEY = "sk-console-test"
+WAIT_S = 240
 NODES = {"alpha": "0:2", "beta": "2:4", "gamma": "4:6", "delta": "2:6"}
 REGIONS = {"alpha": "eu-west", "beta": "eu-west", "gamma": "us-east", "delta": "us-east"}
 TIMES = StepTimes(((1.0, 1e-3), (256.0, 1e-2)), ((1.0, 1e-3), (64.0, 2e-3)))
@@ -38,7 +39,7 @@ class World:
         async def there() -> _T:
             return await work()
 
-        return asyncio.run_coroutine_threadsafe(there(), self.loop).result(60)
+        return asyncio.run_coroutine_threadsafe(there(), self.loop).result(WAIT_S)
 
 
 @contextmanager
@@ -71,12 +72,12 @@ def world(folder: Path) -> Iterator[World]:
 
     thread = threading.Thread(target=main, name="console-world")
     thread.start()
-    made = begun.result(60)
+    made = begun.result(WAIT_S)
     try:
         yield made
     finally:
         made.loop.call_soon_threadsafe(over[0].set)
-        thread.join(60)
+        thread.join(WAIT_S)
         assert not thread.is_alive()
 
 

@@ -84,7 +84,6 @@ async def test_a_loop_that_is_held_up_shows() -> None:
     assert max(held) > 0.002
 
 
-@pytest.mark.alone
 def test_two_programs_give_the_same_answers(tmp_path: Path) -> None:
     folder, out = write_tiny_model(tmp_path / "model"), tmp_path / "result.json"
     command = ["bench", "engine", "--model", str(folder), "--batches", "2", "--contexts", "20"]

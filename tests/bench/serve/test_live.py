@@ -21,7 +21,7 @@ from router.gateway import GatewayServer
 from router.settings import AdmissionSection, HttpSection
 from tests.cluster import cluster, endpoint
 
-pytestmark = [pytest.mark.journey, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(900)]
 
 SMALL_BYTES = 1 << 20
 """Room for a request or two beside the model."""
@@ -158,6 +158,7 @@ async def paced(pace: Pace) -> AsyncIterator[HttpTarget]:
         server.close()
 
 
+@pytest.mark.alone
 async def test_what_is_measured_is_what_was_done() -> None:
     """The server's own times bound the client's from below: nothing is seen before it was sent."""
     pace = Pace(ttft_s=0.05, tpot_s=0.004)
