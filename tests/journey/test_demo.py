@@ -7,13 +7,13 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from dataclasses import dataclass
 
 import httpx
 import openai
 import psutil
 import pytest
+import pytest_asyncio
 import torch
 import transformers
 
@@ -47,14 +47,66 @@ QUESTIONS = (
 )
 
 
-@asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[tuple[DemoCluster, DemoPlan]]:
+async def demo_process(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "helix_mq",
+        "demo",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+
+
+async def test_demo_once_ends_after_the_answer() -> None:
+    process = await demo_process("--once", "--max-tokens", "12")
+    async with asyncio.timeout(240):
+        out = (await process.communicate())[0].decode()
+    assert process.returncode == 0, out
+    assert "12 tokens," in out
+    assert "time to first token" in out
+    assert "waiting: layers" in out
+
+
+async def test_ctrl_c_stops_every_process() -> None:
+    process = await demo_process("--port", "0", "--max-tokens", "4")
+    assert process.stdout is not None
+    children: list[psutil.Process] = []
+    async with asyncio.timeout(240):
+        async for line in process.stdout:
+            if b"Ctrl-C stops everything" in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 4
+        # A node that leaves, as one does that is drained, takes nobody with it.
+        beta = next(c for c in children if "beta.toml" in " ".join(c.cmdline()))
+        beta.send_signal(signal.SIGTERM)
+        async for line in process.stdout:
+            if b"beta has left the cluster" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = (await process.communicate())[0].decode()
+    assert process.returncode == 0, rest
+    assert "stopped" in rest
+    assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
+
+
+@dataclass(frozen=True)
+class Running:
+    cluster: DemoCluster
+    plan: DemoPlan
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """For the tests below, each of which leaves it as it was; last, as it runs to their end."""
     plan = make_plan(resolve_model(find_demo_gguf()), "smol", 0)
-    cluster = DemoCluster(plan, folder, lambda text: None)
+    cluster = DemoCluster(plan, tmp_path_factory.mktemp("demo"), lambda text: None)
     try:
         await cluster.start()
-        await cluster.wait_ready(120)
-        yield cluster, plan
+        await cluster.wait_ready(240)
+        yield Running(cluster, plan)
     finally:
         await cluster.stop()
 
@@ -94,9 +146,11 @@ async def ask(o: openai.AsyncOpenAI, question: str, max_tokens: int) -> str:
     return "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
 
 
-async def test_answers_equal_transformers_alone_and_64_at_once(tmp_path: Path) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_answers_equal_transformers_alone_and_64_at_once(demo: Running) -> None:
+    plan = demo.plan
     expected = await asyncio.to_thread(reference_texts, QUESTIONS, 24)
-    async with running(tmp_path) as (_, plan), client(plan) as o:
+    async with client(plan) as o:
         at_once = await asyncio.gather(*(ask(o, q, 24) for q in QUESTIONS))
         assert at_once == expected
         # Three or four streams of each question, of another length than its neighbours'.
@@ -123,8 +177,10 @@ async def all_pages_back(plan: DemoPlan) -> None:
             await asyncio.sleep(0.2)
 
 
-async def test_closed_connections_and_bursts_leave_nothing_behind(tmp_path: Path) -> None:
-    async with running(tmp_path) as (cluster, plan), client(plan) as o:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_closed_connections_and_bursts_leave_nothing_behind(demo: Running) -> None:
+    cluster, plan = demo.cluster, demo.plan
+    async with client(plan) as o:
 
         async def leave_early(i: int) -> None:
             stream = await o.chat.completions.create(
@@ -151,48 +207,3 @@ async def test_closed_connections_and_bursts_leave_nothing_behind(tmp_path: Path
         writer.write(os.urandom(10_000))
         writer.close()
         assert await ask(o, QUESTIONS[0], 5)
-
-
-async def demo_process(*arguments: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "helix_mq",
-        "demo",
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-
-
-async def test_demo_once_ends_after_the_answer(tmp_path: Path) -> None:
-    process = await demo_process("--once", "--max-tokens", "12")
-    async with asyncio.timeout(240):
-        out = (await process.communicate())[0].decode()
-    assert process.returncode == 0, out
-    assert "12 tokens," in out
-    assert "time to first token" in out
-    assert "waiting: layers" in out
-
-
-async def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
-    process = await demo_process("--port", "0", "--max-tokens", "4")
-    assert process.stdout is not None
-    children: list[psutil.Process] = []
-    async with asyncio.timeout(240):
-        async for line in process.stdout:
-            if b"Ctrl-C stops everything" in line:
-                break
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) == 4
-        # A node that leaves, as one does that is drained, takes nobody with it.
-        beta = next(c for c in children if "beta.toml" in " ".join(c.cmdline()))
-        beta.send_signal(signal.SIGTERM)
-        async for line in process.stdout:
-            if b"beta has left the cluster" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        rest = (await process.communicate())[0].decode()
-    assert process.returncode == 0, rest
-    assert "stopped" in rest
-    assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
