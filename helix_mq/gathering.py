@@ -19,8 +19,9 @@ from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Row
 SMALL_BYTES: Final = 4096
 """Of a frame's payload, at most. Joining costs a copy; a frame of its own some tens of µs."""
 SMALL_ROWS: Final = 64
-MOST_BYTES: Final = 64 * 1024
-"""Of all that is gathered: below the size from which parts go uncopied."""
+MOST_BYTES: Final = 120 * 1024
+"""Of all that is gathered: just below the size from which parts go uncopied. Against 64 KiB a tenth
+less time per frame of 1 KiB, at both ends."""
 MOST_ROWS: Final = 256
 
 
