@@ -47,9 +47,9 @@ def main() -> None:
     if spec.system == "blocking":
         _serve_blocking(spec)
     else:
-        if spec.system == "plane":
-            # As a node's process does.
-            tune_process()
+        # As a node's process does. A bare socket on a loop as well, as that is what our own work is
+        # held against; blocking pyzmq is taken as it comes.
+        tune_process()
         uvloop.run(_serve(spec))
 
 
