@@ -21,11 +21,9 @@ from helix_mq.link_probe import PADDING_BYTES, SLOWEST_BYTES_PER_S, LinkProbes
 from helix_mq.link_queue import LinkQueue
 from helix_mq.messages.control import LinkReport
 from helix_mq.messages.data import FrameHeader, Grant, LinkEcho, LinkProbe
-from helix_mq.pacing import QUEUE_S, LinkPacer
+from helix_mq.pacing import FIRST_PIECE_BYTES, QUEUE_S, LinkPacer
 from helix_mq.transport import Connection
 
-FIRST_PIECE_BYTES = 256 * 1024
-"""While the link's rate is not known."""
 MIN_PIECE_BYTES = 32 * 1024
 """Smaller pieces would cost more in headers and steps than they save in waiting."""
 
@@ -194,8 +192,8 @@ class OutLink:
                 self.flush()
 
     def _piece_bytes(self) -> int:
-        rate = self._pacer.carries_bytes_per_s
-        return max(MIN_PIECE_BYTES, int(rate * QUEUE_S / 2)) if rate else FIRST_PIECE_BYTES
+        least = MIN_PIECE_BYTES if self._pacer.measured else FIRST_PIECE_BYTES
+        return max(least, int(self._pacer.carries_bytes_per_s * QUEUE_S / 2))
 
     def _probed(self) -> float:
         return self._probes.bytes_per_s

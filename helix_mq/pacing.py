@@ -8,7 +8,9 @@ ACM Queue 2016): what was delivered between a message's sending and its acknowle
 or per the time in which it was sent if that is longer: acknowledgements may come all at once.
 
 Few frames show a link as slow as they are few. Probes know better (`helix_mq.link_probe`), and are
-believed until a window that was full has shown less.
+believed until a window that was full has shown less. A link on which none has counted, as it is new
+or has never been idle, is searched with the first prompt: as much more is under way with each round
+trip as came in the last one, until rounds are not faster any more.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ import msgspec
 
 from helix_mq.clock import Clock
 
-FIRST_WINDOW_BYTES: Final = 512 * 1024
-"""Under way while the link's rate is not known."""
+FIRST_PIECE_BYTES: Final = 128 * 1024
+"""While it is not known what the link carries."""
+FIRST_WINDOW_BYTES: Final = 288 * 1024
+"""Under way at first on such a link: two pieces and their headers. With one, each waits for the
+other's acknowledgement, and the search finds nothing."""
 MIN_WINDOW_BYTES: Final = 96 * 1024
 """Never less, however slow the link: two pieces, and what a receiver may not have told yet."""
 GAIN: Final = 1.25
@@ -36,6 +41,15 @@ TRIP_MEMORY_S: Final = 60.0
 PROBE_S: Final = 20.0
 """A link that is always full shows its queue as round trip. So this often it is let run nearly
 empty, until one round trip has been seen."""
+SEARCH_GAIN: Final = 3.0
+"""Of the round trip, until rounds of a full window have shown what the link carries: what is
+acknowledged left a round trip ago, and each time twice as much goes, as in TCP's own slow start."""
+SEARCH_GROWTH: Final = 1.25
+"""A round that is not faster than the best before by so much has found nothing more."""
+SEARCH_ROUNDS: Final = 2
+"""So many that are not, and not slower by that either, end the search."""
+SLOW_ROUNDS: Final = 12
+"""So many slower ones do as well: after a pause TCP starts slowly, but these are 60 MB of it."""
 FULL_MARGIN: Final = 2.0
 """A window that is full holds more than a round trip; what comes through is more than half of what
 the link carries. So no more than this times that much is believed of probes."""
@@ -75,6 +89,11 @@ class LinkPacer:
         # Of messages that were sent before the window was last found full, and how full it was.
         self._full_sent_bytes = self._full_bytes = 0
         self._full_rates = _Best(RATE_MEMORY_S, largest=True)
+        # Of the search for what the link carries: where its present round ends, in delivered bytes,
+        # its rate and the best of one, and how many have found nothing more since.
+        self._round_ends_bytes = 0
+        self._round_rate = self._best_round_rate = 0.0
+        self._flat_rounds = self._slow_rounds = 0
 
     @property
     def under_way_bytes(self) -> int:
@@ -96,6 +115,18 @@ class LinkPacer:
         return probed if full is None else max(seen, min(probed, FULL_MARGIN * full))
 
     @property
+    def measured(self) -> bool:
+        """Whether it is known what the link carries: from probes, or since more under way has
+        brought no more. What few frames show is the least it may be."""
+        if self._probed() > 0:
+            return True
+        self._full_rates.forget(self._clock.now_s())
+        if self._full_rates.value is None:
+            self._best_round_rate = 0.0
+            self._flat_rounds = self._slow_rounds = 0
+        return self._flat_rounds >= SEARCH_ROUNDS or self._slow_rounds >= SLOW_ROUNDS
+
+    @property
     def round_trip_s(self) -> float:
         """The shortest round trip seen lately; 0 where none was."""
         return self._trips.value or 0.0
@@ -111,9 +142,14 @@ class LinkPacer:
             return float(FIRST_WINDOW_BYTES), False
         if self._clock.now_s() >= self._probe_at_s:
             return float(MIN_WINDOW_BYTES), False
-        full = max(float(MIN_WINDOW_BYTES), rate * (GAIN * self.round_trip_s + QUEUE_S))
-        ramp = rate * BURST_S + self._ramp_bytes
-        return (full, True) if full <= ramp else (max(float(MIN_WINDOW_BYTES), ramp), False)
+        if self.measured:
+            full = max(float(MIN_WINDOW_BYTES), rate * (GAIN * self.round_trip_s + QUEUE_S))
+            least = float(MIN_WINDOW_BYTES)
+        else:
+            least = float(FIRST_WINDOW_BYTES)
+            full = max(least, rate * (SEARCH_GAIN * self.round_trip_s + QUEUE_S))
+        ramp = max(least, rate * BURST_S) + self._ramp_bytes
+        return (full, True) if full <= ramp else (ramp, False)
 
     @property
     def sent_bytes(self) -> int:
@@ -187,6 +223,22 @@ class LinkPacer:
             self._rates.add(now, came_bytes / taken_s)
             if last.total_bytes <= self._full_sent_bytes and came_bytes >= self._full_bytes:
                 self._full_rates.add(now, came_bytes / taken_s)
+                self._searched(last.delivered_bytes, came_bytes / taken_s)
+
+    def _searched(self, delivered_bytes: int, rate: float) -> None:
+        """What a full window has shown. A round ends with what was sent after it had begun."""
+        self._round_rate = max(self._round_rate, rate)
+        if delivered_bytes < self._round_ends_bytes:
+            return
+        rate, best = self._round_rate, self._best_round_rate
+        self._round_ends_bytes, self._round_rate = self._delivered_bytes, 0.0
+        if rate >= SEARCH_GROWTH * best:
+            self._best_round_rate = rate
+            self._flat_rounds = self._slow_rounds = 0
+        elif rate * SEARCH_GROWTH >= best:
+            self._flat_rounds += 1
+        else:
+            self._slow_rounds += 1
 
 
 class _Best:

@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helix_mq.clock import VirtualClock
-from helix_mq.outlink import FIRST_PIECE_BYTES, MIN_PIECE_BYTES
-from helix_mq.pacing import MIN_WINDOW_BYTES, QUEUE_S, LinkPacer
+from helix_mq.outlink import MIN_PIECE_BYTES
+from helix_mq.pacing import FIRST_PIECE_BYTES, MIN_WINDOW_BYTES, QUEUE_S, LinkPacer
 
 PIECE = 256 * 1024
 
 
 def piece_bytes(pacer: LinkPacer) -> int:
     """As the sending end of a link cuts them."""
-    rate = pacer.carries_bytes_per_s
-    return max(MIN_PIECE_BYTES, int(rate * QUEUE_S / 2)) if rate else FIRST_PIECE_BYTES
+    least = MIN_PIECE_BYTES if pacer.measured else FIRST_PIECE_BYTES
+    return max(least, int(pacer.carries_bytes_per_s * QUEUE_S / 2))
 
 
 def run(
