@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from bench.simulator.cli_inputs import read_inputs
-from helix_mq.cli import main
+from helix_mq.cli import build_app, main
 from helix_mq.errors import ConfigError
 from helix_mq.layers import LayerRange
 from router.planned import read_planned
@@ -27,10 +29,17 @@ needs_reference = pytest.mark.skipif(
 
 
 def helix(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """As a process: what it prints, and the code it ends with."""
     command = [sys.executable, "-m", "helix_mq", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=240, check=False, cwd=folder
     )
+
+
+def here(*arguments: str) -> Result:
+    """In this process, which has imported the solver: a process for each of many commands spends
+    all its time on that."""
+    return CliRunner().invoke(build_app(), arguments)
 
 
 @needs_reference
@@ -64,64 +73,64 @@ def test_a_described_cluster_is_planned_changed_and_taken_elsewhere(tmp_path: Pa
     """As a newcomer would: generate, plan, what if, draw, verify, to and from ini files."""
     cluster, model = tmp_path / "c.toml", tmp_path / "config.json"
     model.write_text(CONFIG)
-    made = helix("cluster", "generate", "single", "--nodes", "L4=2,T4=3", "-o", str(cluster))
-    assert made.returncode == 0, made.stderr
+    made = here("cluster", "generate", "single", "--nodes", "L4=2,T4=3", "-o", str(cluster))
+    assert made.exit_code == 0, made.stderr
     saved, picture = tmp_path / "plan.toml", tmp_path / "plan.svg"
-    first = helix(
+    first = here(
         *("plan", str(cluster), "--model", str(model), "--time-limit", "10"),
         *("--save", str(saved), "--plot", str(picture)),
     )
-    assert first.returncode == 0, first.stderr
+    assert first.exit_code == 0, first.stderr
     assert "you at" in first.stdout, "the min cut is told in words"
     assert "expected to serve" in first.stdout
     assert picture.read_text().startswith("<?xml")
-    assert helix("plan", "verify", str(saved)).returncode == 0
-    more = helix(
+    assert here("plan", "verify", str(saved)).exit_code == 0
+    more = here(
         *("plan", str(cluster), "--model", str(model), "--time-limit", "10", "--json"),
         *("--add", "A100@local=1", "--remove", "t4-0", "--method", "blocks"),
     )
-    assert more.returncode == 0, more.stderr
+    assert more.exit_code == 0, more.stderr
     plan = json.loads(more.stdout)
     assert "new-a100-1" in plan["placement"]
     assert "t4-0" not in plan["placement"]
     assert plan["explanation"]["min_cut"]
     solution, back = tmp_path / "solution.ini", tmp_path / "back.toml"
     simulator = tmp_path / "simulator.ini"
-    out = helix(
+    out = here(
         *("plan", "export", str(saved), "--solution", str(solution)),
         *("--simulator", str(simulator)),
     )
-    assert out.returncode == 0, out.stderr
-    again = helix(
+    assert out.exit_code == 0, out.stderr
+    again = here(
         *("plan", "import", str(solution), "--cluster", str(cluster)),
         *("--model", str(model), "--save", str(back)),
     )
-    assert again.returncode == 0, again.stderr
+    assert again.exit_code == 0, again.stderr
     assert read_plan(back).placement == read_plan(saved).placement
     ini, profile, copy = tmp_path / "c.ini", tmp_path / "p.ini", tmp_path / "copy.toml"
-    taken = helix("cluster", "export", str(cluster), "--to", str(ini), "--profile", str(profile))
-    assert taken.returncode == 0, taken.stderr
-    assert helix("cluster", "import", str(ini), str(profile), "-o", str(copy)).returncode == 0
-    assert helix("cluster", "show", str(copy)).returncode == 0
+    taken = here("cluster", "export", str(cluster), "--to", str(ini), "--profile", str(profile))
+    assert taken.exit_code == 0, taken.stderr
+    assert here("cluster", "import", str(ini), str(profile), "-o", str(copy)).exit_code == 0
+    assert here("cluster", "show", str(copy)).exit_code == 0
 
 
 def test_the_solver_leaves_its_files_beside_the_plan(tmp_path: Path) -> None:
     cluster, model = tmp_path / "c.toml", tmp_path / "config.json"
     model.write_text(CONFIG)
     assert (
-        helix("cluster", "generate", "single", "--nodes", "A100=2", "-o", str(cluster)).returncode
+        here("cluster", "generate", "single", "--nodes", "A100=2", "-o", str(cluster)).exit_code
         == 0
     )
     saved = tmp_path / "plan.toml"
-    made = helix(
+    made = here(
         *("plan", str(cluster), "--model", str(model), "--method", "milp", "--time-limit", "30"),
         *("--warm-start", "swarm", "--save", str(saved), "--json"),
     )
-    assert made.returncode == 0, made.stderr
+    assert made.exit_code == 0, made.stderr
     assert json.loads(made.stdout)["proven_optimal"] is True
     kept = sorted(path.name for path in (tmp_path / "plan.milp").iterdir())
     assert kept == ["helix.lp", "solution.json", "trace.csv"]
-    assert helix("plan", str(saved.with_name("c.toml")), "--model", str(model)).returncode == 0
+    assert here("plan", str(saved.with_name("c.toml")), "--model", str(model)).exit_code == 0
 
 
 @needs_reference
@@ -262,13 +271,13 @@ def test_a_plan_is_verified_and_run_with_the_lengths_it_was_made_for(tmp_path: P
     cluster, model = tmp_path / "c.toml", tmp_path / "config.json"
     model.write_text(CONFIG)
     shape = ("single", "--nodes", "L4=2,T4=3")
-    assert helix("cluster", "generate", *shape, "-o", str(cluster)).returncode == 0
+    assert here("cluster", "generate", *shape, "-o", str(cluster)).exit_code == 0
     saved, usual = tmp_path / "plan.toml", tmp_path / "usual.toml"
-    made = helix(
+    made = here(
         *("plan", str(cluster), "--model", str(model), "--method", "petals", "--no-explain"),
         *("--input-tokens", "2000", "--output-tokens", "100", "--save", str(saved)),
     )
-    assert made.returncode == 0, made.stderr
+    assert made.exit_code == 0, made.stderr
     plan = read_plan(saved)
     assert plan.workload == Workload(2000.0, 100.0)
     assert plan.source is not None
@@ -291,5 +300,5 @@ def test_a_plan_is_verified_and_run_with_the_lengths_it_was_made_for(tmp_path: P
 def verified(plan: Path, cluster: Path | None = None) -> float:
     """The max flow that `plan verify` finds, whether it is the claimed one or not."""
     against = () if cluster is None else ("--cluster", str(cluster))
-    said = helix("plan", "verify", str(plan), *against, "--json")
+    said = here("plan", "verify", str(plan), *against, "--json")
     return float(json.loads(said.stdout)["tokens_per_s"])
