@@ -34,6 +34,7 @@ from helix_mq.transport import (
     LinkState,
     ZmqTransport,
 )
+from tests.native_cache import cache_with_kernels
 
 DEADLINE_S = 240.0
 TLS = Path(__file__).parents[1] / "router" / "gateway" / "tls"
@@ -130,7 +131,7 @@ async def site(model: Path, folder: Path) -> AsyncIterator[Site]:
 
 
 async def start(name: str, folder: Path) -> Process:
-    cache = {"OMP_NUM_THREADS": "1", "HELIX_MQ_CACHE": str(folder / "cache")}
+    cache = {"OMP_NUM_THREADS": "1", "HELIX_MQ_CACHE": cache_with_kernels(folder / "cache")}
     command = (sys.executable, "-m", "helix_mq", name, "--config", f"{folder}/{name}.toml")
     with (folder / f"{name}.log").open("wb") as log:
         return await asyncio.create_subprocess_exec(

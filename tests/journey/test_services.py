@@ -21,6 +21,7 @@ import httpx
 from helix_mq.demo import free_ports
 from helix_mq.services.units import Kind, Service
 from tests.deploy.confined import can_confine
+from tests.native_cache import cache_with_kernels
 
 DEADLINE_S = 240.0
 REPOSITORY = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ class Running:
                 env={
                     **os.environ,
                     "OMP_NUM_THREADS": "1",
-                    "HELIX_MQ_CACHE": str(self._folder / "cache"),
+                    "HELIX_MQ_CACHE": cache_with_kernels(self._folder / "cache"),
                     "NOTIFY_SOCKET": str(self._folder / f"{self._kind}.notify"),
                     "WATCHDOG_USEC": str(int(self._watchdog_s * 1e6)),
                 },

@@ -37,6 +37,7 @@ from nodes.profile_run import ProfileOptions, default_layers, parse_layers, run
 from nodes.settings import NodeSettings
 from nodes.stepping import Span, Step, Stepper
 from solver.tables import parse_tables, read_tables, show_tables
+from tests.native_cache import cache_with_kernels
 
 Slice = tuple[ModelSlice, KvCache]
 MakeSlice = Callable[..., Slice]
@@ -270,7 +271,7 @@ def test_what_cannot_be_is_said_before_anything_is_measured(
 def test_other_load_is_told(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy_percent: float
 ) -> None:
-    monkeypatch.setenv("HELIX_MQ_CACHE", str(tmp_path))
+    monkeypatch.setenv("HELIX_MQ_CACHE", cache_with_kernels(tmp_path))
     monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy_percent)
     settings = NodeSettings(name="profile", model=tiny_folder, device="cpu", threads=1)
     text = run(settings, ProfileOptions(None, None, 0.01, None, fresh=False), as_json=False)
@@ -290,7 +291,8 @@ def helix(folder: Path, *arguments: str) -> str:
         timeout=240,
         check=False,
         cwd=folder,
-        env=os.environ | {"HELIX_MQ_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"HELIX_MQ_CACHE": cache_with_kernels(folder / "cache"), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
