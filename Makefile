@@ -49,9 +49,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # pip would compile one file after another, half of the time of an installation; this takes all
 # cores, and goes beside the static checks, which need no bytecode. Packages carry files that are no
-# Python of this version (templates, tests): nobody imports those.
+# Python of this version (templates, tests): nobody imports those. The kernels in C++ are compiled
+# here as well: of several nodes that start together on a new machine each would do it.
 $(VENV)/.compiled: $(VENV)/.installed
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib helix_mq nodes router solver bench || true
+	@$(BIN)/python -c "from nodes.model.native.build import built; print('kernels:', built().reason)"
 	@touch $@
 
 clean:
