@@ -15,7 +15,7 @@ from helix_mq.gathering import MOST_BYTES, MOST_ROWS, Gathering, is_small
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Grant, Row, SampleSpec
-from helix_mq.outlink import OutLink, PeerAddress
+from helix_mq.outlink import OutLink, PeerAddress, is_urgent
 from helix_mq.sampling import SamplingParams
 from helix_mq.transport import ChannelStatistics, Parts
 from tests.helix_mq.turns import Turns
@@ -234,3 +234,28 @@ def test_what_was_gathered_is_lost_with_its_link() -> None:
     link.begin(2)
     wire.turn()
     assert wire.requests == [[1]]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1),
+            st.integers(1, 3),
+            st.sampled_from((0, SAMPLE, VERIFY, SAMPLE | VERIFY)),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_both_looks_at_a_frame_agree_with_its_rows_on_what_a_decode_is(
+    rows: list[tuple[int, int, int]],
+) -> None:
+    header, buffers = small(1)
+    made = tuple(
+        structs.replace(header.rows[0], position=position, count=count, flags=flags)
+        for position, count, flags in rows
+    )
+    header = structs.replace(header, rows=made)
+    decodes = all(row.is_decode for row in made)
+    assert is_urgent(header) is decodes
+    assert is_small(header, buffers) is decodes
