@@ -91,6 +91,17 @@ def test_a_search_ends_where_a_thin_link_is_full() -> None:
     assert longest_s < trip_s + 0.2
 
 
+@pytest.mark.parametrize("rate", [12.5e6, 125e6])
+def test_a_link_that_was_found_far_too_slow_is_soon_known_better(rate: float) -> None:
+    """With a round trip of 100 ms it stayed as slow: 13 s for a prompt that TCP takes 1 s for."""
+    wire = LongWire(rate, 0.1)
+    wire.link._probes._rate = 2e5
+    decodes(wire, 12.0)
+    took_s, _, _ = prompt(wire)
+    assert wire.link.statistics().probed_bytes_per_s == 2e5
+    assert took_s < 1.6 * tcp_alone_s(rate, 0.1)
+
+
 @LONG
 def test_what_a_search_found_is_forgotten_and_found_again(rate: float, trip_s: float) -> None:
     """Else a link that was slow once would be for as long as it carries decodes only."""
