@@ -2,9 +2,10 @@
 
 Two questions, on one machine with real processes. How much of the tokens/s of one node do three
 reach that share the same cores and the same layers, each with as many threads as there are cores,
-as by default; clusters take turns, streams are all open at once. And what do router and nodes compute per decode step apart from the device's thread: the
-processor time of their event loops and of ZeroMQ's threads, by the kernel's books of each thread,
-less what they take while nothing is decoded.
+as by default; clusters take turns, streams are all open at once. And what do router and nodes
+compute per decode step apart from the device's thread: the processor time of their event loops and
+of ZeroMQ's threads, by the kernel's books of each thread, less what they take while nothing is
+decoded.
 The device's thread does more than the model; what that is per step is measured in this process, as
 processor time of Engine.run less that of the model's forward pass.
 """
