@@ -7,11 +7,8 @@ log; the node joins all the same.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -20,6 +17,7 @@ from helix_mq.errors import HelixError
 from helix_mq.messages.control import StepTimes
 from helix_mq.models.resolve import default_cache
 from nodes import profile_cache
+from nodes.folder_lock import alone
 from nodes.identity import NodeIdentity
 from nodes.profile import Profile
 from nodes.profile_run import BUSY, measured, subject_of
@@ -30,7 +28,6 @@ log = logging.getLogger(__name__)
 _MOST_POINTS: Final = 64
 """Per phase, on the wire."""
 _LONGEST_WAIT_S: Final = 60.0
-_LOOK_S: Final = 0.1
 
 
 def with_times(settings: NodeSettings, identity: NodeIdentity) -> NodeIdentity:
@@ -57,7 +54,7 @@ def times_of(profile: Profile) -> StepTimes:
 def _profile(settings: NodeSettings, identity: NodeIdentity) -> Profile:
     most_s, cache = settings.measure.max_seconds, default_cache()
     subject = subject_of(settings, identity, least_layers=1)
-    with _alone(cache):
+    with alone(_lock_file(cache), _LONGEST_WAIT_S):
         # Nodes that start together on one machine would measure each other; and those alike need
         # only one measurement.
         kept = profile_cache.find(cache, subject.key, most_s)
@@ -84,34 +81,14 @@ def _profile(settings: NodeSettings, identity: NodeIdentity) -> Profile:
     return profile
 
 
+def _lock_file(cache: Path) -> Path:
+    folder = cache / profile_cache.FOLDER
+    # Where none can be made nothing is kept either; keep() says so.
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / "measuring.lock"
+
+
 def _words(profile: Profile) -> str:
     best = max(profile.decode, key=lambda p: p.batch / p.median_s)
     return f"{best.batch / best.median_s:,.0f} tokens/s per layer in decodes of {best.batch}"
-
-
-@contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """One measurement at a time on this machine, as far as its nodes share a cache folder."""
-    folder = cache / profile_cache.FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "measuring.lock").open("wb")
-    except OSError:
-        yield
-        return
-    with lock:
-        ends_s = time.monotonic() + _LONGEST_WAIT_S
-        while not _locked(lock.fileno()):
-            if time.monotonic() > ends_s:
-                break
-            time.sleep(_LOOK_S)
-        # Closing the file gives the lock back, whatever happens to this process.
-        yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -10,16 +10,21 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from helix_mq.models.resolve import default_cache
+from nodes.folder_lock import alone
+
+log = logging.getLogger(__name__)
 
 SWITCH = "HELIX_MQ_NATIVE"
 """Environment variable; `off` leaves everything to PyTorch."""
@@ -82,22 +87,29 @@ def _compiled(folder: Path) -> Path:
     path = folder / f"kernels-{digest}.so"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     check_own(folder)
-    if path.is_file() and _ours_alone(path):
-        return path
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    # Nodes that start together on a new machine need it compiled only once.
+    with alone(folder / "compiling.lock", _LIMIT_S):
+        if not (path.is_file() and _ours_alone(path)):
+            log.info("compiling kernels for this processor: some ten seconds, once per machine")
+            _compile([compiler, *flags], path)
+    return path
+
+
+def _compile(command: Sequence[str], path: Path) -> None:
+    """Puts the library at `path`. CannotBuild with what the compiler said."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         fresh = Path(temporary) / path.name
         run = subprocess.run(
-            [compiler, *flags, "-o", str(fresh), str(_SOURCE)],
+            [*command, "-o", str(fresh), str(_SOURCE)],
             capture_output=True,
             timeout=_LIMIT_S,
         )
         if run.returncode:
             words = run.stderr.decode("utf-8", "replace").strip()
-            raise CannotBuild(f"{compiler} failed: {words[:_WORDS]}")
+            raise CannotBuild(f"{command[0]} failed: {words[:_WORDS]}")
         fresh.chmod(0o700)
         # In one step: other processes may be at it, too.
         fresh.replace(path)
-    return path
 
 
 def check_own(folder: Path) -> None:
