@@ -11,10 +11,11 @@ from helix_mq.models.config import ModelConfig
 
 def figures(case: Case, rounds: Sequence[Times]) -> Figures:
     steps = case.new_tokens - 1
-    step_s = median((t.total_s - t.first_s) / steps for t in rounds)
+    left_s = median(t.total_s - t.first_s for t in rounds)
+    step_s = left_s / steps if left_s > 0 else None
     return Figures(
         tokens_per_s=median(case.batch * case.new_tokens / t.total_s for t in rounds),
-        decode_tokens_per_s=case.batch / step_s,
+        decode_tokens_per_s=case.batch / step_s if step_s is not None else None,
         prefill_tokens_per_s=median(case.batch * case.context / t.first_s for t in rounds),
         step_s=step_s,
         peak_bytes=max(t.peak_bytes for t in rounds),
@@ -27,11 +28,15 @@ def ratio(ours: Sequence[Times], theirs: Sequence[Times]) -> float:
     return median(t.total_s / o.total_s for o, t in zip(ours, theirs, strict=True))
 
 
-def decode_ratio(ours: Sequence[Times], theirs: Sequence[Times]) -> float:
-    """As ratio(), of the decode steps alone: without the time to the first tokens."""
-    return median(
-        (t.total_s - t.first_s) / (o.total_s - o.first_s) for o, t in zip(ours, theirs, strict=True)
-    )
+def decode_ratio(ours: Sequence[Times], theirs: Sequence[Times]) -> float | None:
+    """As ratio(), of the decode steps alone: without the time to the first tokens. None where that
+    leaves nothing of some round."""
+    left = [
+        (o.total_s - o.first_s, t.total_s - t.first_s) for o, t in zip(ours, theirs, strict=True)
+    ]
+    if any(min(pair) <= 0 for pair in left):
+        return None
+    return median(t / o for o, t in left)
 
 
 def same_answers(ours: Times, theirs: Times) -> float:

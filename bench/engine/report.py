@@ -33,10 +33,10 @@ def body_of(
             rounds = measured.times.get(system.name, {}).get(case)
             if not rounds:
                 continue
-            row: dict[str, object] = asdict(figures(case, rounds))
-            itemsize = _ITEM_BYTES.get(system.dtype)
-            if bytes_per_s is not None and itemsize is not None:
-                step_s = figures(case, rounds).step_s
+            of_case = figures(case, rounds)
+            row: dict[str, object] = asdict(of_case)
+            itemsize, step_s = _ITEM_BYTES.get(system.dtype), of_case.step_s
+            if bytes_per_s is not None and itemsize is not None and step_s is not None:
                 row["roofline"] = roofline(config, case, itemsize, step_s, bytes_per_s)
             by_system[system.name] = row
             rows.append({"case": case.name, "system": system.name, **row})
@@ -63,12 +63,14 @@ def table_of(measured: Measured, systems: Sequence[System], cases: Sequence[Case
                         system.name,
                         case.name,
                         f"{f.tokens_per_s:.1f}",
-                        f"{f.decode_tokens_per_s:.1f}",
+                        f"{f.decode_tokens_per_s:.1f}" if f.decode_tokens_per_s else "?",
                         f"{f.prefill_tokens_per_s:.0f}",
                         f"{f.peak_bytes / 2**20:.0f}",
                     ]
                 )
     lines = aligned(rows)
+    if any("?" in row for row in rows):
+        lines.append("?: prompts took up the whole time; ask for more --new-tokens or --rounds")
     lines += [f"not measured: {name}: {why}" for name, why in sorted(measured.missing.items())]
     return "\n".join(lines)
 
@@ -78,7 +80,9 @@ def _both(measured: Measured, case: Case, mine: System, other: System) -> bool:
     return counts[0] == counts[1] > 0
 
 
-def _compared(measured: Measured, case: Case, mine: System, other: System) -> dict[str, float]:
+def _compared(
+    measured: Measured, case: Case, mine: System, other: System
+) -> dict[str, float | None]:
     a, b = measured.times[mine.name][case], measured.times[other.name][case]
     return {
         "ratio": ratio(a, b),

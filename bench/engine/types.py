@@ -55,10 +55,12 @@ class Times:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """Medians over the rounds of one system in one case. tokens_per_s: new tokens over the whole
-    time, prefill included; decode_tokens_per_s: without prefill and the first token of each."""
+    time, prefill included; decode_tokens_per_s: without prefill and the first token of each. step_s
+    and decode_tokens_per_s are None where prompts took so long that no time was left for answers:
+    both are measured whole, and differ by more than the answers took."""
 
     tokens_per_s: float
-    decode_tokens_per_s: float
+    decode_tokens_per_s: float | None
     prefill_tokens_per_s: float
-    step_s: float
+    step_s: float | None
     peak_bytes: int

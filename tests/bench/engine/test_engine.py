@@ -11,10 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.chaos.tiny_model import write_tiny_model
-from bench.engine.figures import figures, ratio, roofline, same_answers, step_bytes
+from bench.engine.figures import decode_ratio, figures, ratio, roofline, same_answers, step_bytes
 from bench.engine.loop_lag import lags_s, quantiles_ms
 from bench.engine.options import job_of, systems_of
 from bench.engine.peer import Peer, PeerFailed
+from bench.engine.report import table_of
+from bench.engine.run import Measured
 from bench.engine.types import Case, System, Times
 from helix_mq.cli import build_app
 from helix_mq.models.config import ModelConfig
@@ -34,6 +36,21 @@ def test_figures_are_medians_and_prefill_is_apart() -> None:
     assert found.decode_tokens_per_s == pytest.approx(4 / 0.2)
     assert found.prefill_tokens_per_s == 400 / 1.0
     assert found.peak_bytes == 7
+
+
+def test_where_prompts_took_all_the_time_nothing_is_said_of_decodes() -> None:
+    rounds, others = [times(3.0, 2.9)], [times(1.0, 3.0)]
+    found = figures(CASE, rounds)
+    assert (found.step_s, found.decode_tokens_per_s) == (None, None)
+    assert found.tokens_per_s == 44 / 2.9
+    assert decode_ratio(rounds, others) is None
+    assert decode_ratio(others, rounds) is None
+    assert decode_ratio(others, [times(1.0, 5.0)]) == 2.0
+    system = System("helix_mq", "with_helix", "float32", Path("python"))
+    measured = Measured({"helix_mq": {CASE: rounds}}, {}, {})
+    table = table_of(measured, [system], [CASE])
+    assert " ? " in table
+    assert "--new-tokens" in table
 
 
 def test_ratios_compare_rounds_of_one_number() -> None:
