@@ -101,12 +101,17 @@ def onward(b: Bench) -> list[list[tuple[int, int]]]:
     return [[(r.request, r.position) for r in header.rows] for header in headers]
 
 
+async def first_away(b: Bench) -> None:
+    """Two that share one device, of which the first one's decode is on its way."""
+    together(b, 1, 2)
+    await b.until(lambda: len(onward(b)) == 1)
+    b.frame(decode(1, 4), route=ONWARD)
+    await b.until(lambda: len(onward(b)) == 2)
+
+
 async def test_a_first_hop_sends_decodes_on_together() -> None:
     async with bench() as b:
-        together(b, 1, 2)
-        await b.until(lambda: len(onward(b)) == 1)
-        b.frame(decode(1, 4), route=ONWARD)
-        await b.until(lambda: len(onward(b)) == 2)
+        await first_away(b)
         # The other one's first token is back when the first one is on its way.
         b.frame(decode(2, 4), route=ONWARD)
         b.frame(decode(1, 5), route=ONWARD)
@@ -123,10 +128,7 @@ async def test_a_first_hop_sends_decodes_on_together() -> None:
 
 async def test_a_row_that_never_comes_back_holds_the_others_up_once() -> None:
     async with bench() as b:
-        together(b, 1, 2)
-        await b.until(lambda: len(onward(b)) == 1)
-        b.frame(decode(1, 4), route=ONWARD)
-        await b.until(lambda: len(onward(b)) == 2)
+        await first_away(b)
         b.frame(decode(2, 4), route=ONWARD)
         b.clock.advance(WAIT_S)
         b.worker.wake()
@@ -141,10 +143,7 @@ async def test_a_row_that_never_comes_back_holds_the_others_up_once() -> None:
 
 async def test_the_wait_ends_by_itself() -> None:
     async with bench() as b:
-        together(b, 1, 2)
-        await b.until(lambda: len(onward(b)) == 1)
-        b.frame(decode(1, 4), route=ONWARD)
-        await b.until(lambda: len(onward(b)) == 2)
+        await first_away(b)
         b.frame(prompt(9))
         await b.until(lambda: len(b.tokens) == 1)
         b.frame(decode(2, 4), route=ONWARD)
