@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from helix_mq.ids import Epoch, NodeId
+from helix_mq.ids import ROUTER, Epoch, NodeId
 from helix_mq.layers import LayerRange, Placement, describe_ranges, uncovered
-from helix_mq.messages.control import Heartbeat, Ready, Register
+from helix_mq.messages.control import Heartbeat, LinkReport, Ready, Register
 from helix_mq.models.quantisation import Quantisation, WeightForm
 
 
@@ -106,6 +106,13 @@ class Membership:
         """Whether the programs of all these nodes have the feature, as they registered."""
         members = [self._members.get(node) for node in nodes]
         return all(m is not None and feature in m.register.features for m in members)
+
+    def link_reports(self, own: Iterable[LinkReport]) -> Iterator[tuple[NodeId, list[LinkReport]]]:
+        """By sender, what the router (`own`) and each node said last of their links to who is here.
+        Others speak of a node that has left until they speak again."""
+        beats = ((m.name, m.beat.links) for _, m in self._members.items() if m.beat is not None)
+        for sender, reports in ((ROUTER, own), *beats):
+            yield sender, [r for r in reports if r.peer == ROUTER or r.peer in self._members]
 
     def on_one_device(self, nodes: Collection[NodeId]) -> bool:
         """Whether these nodes, more than one, take their device from each other."""

@@ -157,8 +157,7 @@ def _links(
     closed = cluster.links.closed
     always = flows.keys() | closed
     reports: dict[Edge, LinkReport | None] = dict.fromkeys(always)
-    beats = [(m.name, m.beat.links) for m in cluster.membership if m.beat is not None]
-    for source, said_here in ((ROUTER, own), *beats):
+    for source, said_here in cluster.membership.link_reports(own):
         busy = seeing.rates.busy(source)
         for said in said_here:
             edge = (source, NodeId(said.peer))

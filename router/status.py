@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from helix_mq.ids import ROUTER, NodeId
+from helix_mq.ids import NodeId
 from helix_mq.messages.control import LinkReport
 from helix_mq.outlink import OutLinkStatistics
 from router.cluster_core import ClusterCore
@@ -28,10 +28,9 @@ def service_status(
 ) -> ServiceStatus:
     statistics, cluster = core.statistics(), core.cluster
     passing, flows = cluster.flow.by_node(), edge_flows(cluster.flow)
-    said: list[LinkStatus] = [*_links(ROUTER, (s.report() for s in links), flows)]
-    for member in cluster.membership:
-        if member.beat is not None:
-            said += _links(member.name, member.beat.links, flows)
+    said: list[LinkStatus] = []
+    for sender, reports in cluster.membership.link_reports(s.report() for s in links):
+        said += _links(sender, reports, flows)
     return ServiceStatus(
         serving=cluster.serving,
         reason=cluster.why_not_serving(),
