@@ -63,9 +63,13 @@ class TcpGate:
                 if writer is not None:
                     writer.close()
 
+    async def before_a_piece(self) -> None:
+        """Sub-classes may hold up what has come."""
+
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(PIECE_BYTES):
+                await self.before_a_piece()
                 self.passed_bytes += len(data)
                 writer.write(data)
                 await writer.drain()

@@ -21,6 +21,7 @@ from helix_mq.transport import (
     silent,
 )
 from helix_mq.transport.cutting import mark_of
+from tests.tcp_gate import TcpGate
 
 DEADLINE_S = 240.0
 HELD_BYTES = 3 * silent.MAX_BYTES
@@ -46,47 +47,18 @@ class Until:
             await self._changed.wait()
 
 
-class HoldingWay:
-    """A TCP way to `port` on which the first bytes pass, and the rest when it is told so."""
+class HoldingGate(TcpGate):
+    """The first bytes pass, and the rest when it is told so."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
-        self.passed = Until()
-        self.passed_bytes = 0
+        super().__init__(port, is_open=True)
+        self.holds = asyncio.Event()
         self.go_on = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def close(self) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _accept(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        far, out = await asyncio.open_connection("127.0.0.1", self._port)
-        self._tasks += [
-            asyncio.ensure_future(self._pass_on(near, out, HELD_BYTES)),
-            asyncio.ensure_future(self._pass_on(far, back, 1 << 40)),
-        ]
-
-    async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most_bytes: int
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(min(65536, most_bytes) or 65536):
-                if not most_bytes:
-                    await self.go_on.wait()
-                    most_bytes = 1 << 40
-                most_bytes -= len(data)
-                writer.write(data)
-                await writer.drain()
-                self.passed_bytes += len(data)
-                self.passed.happened()
-        writer.close()
+    async def before_a_piece(self) -> None:
+        if self.passed_bytes >= HELD_BYTES:
+            self.holds.set()
+            await self.go_on.wait()
 
 
 @pytest.fixture
@@ -131,7 +103,7 @@ async def test_a_first_message_may_be_large_and_slow(
     port = int(listener.endpoint.rpartition(":")[2])
     # Looks go on for as long as anybody is silent.
     _, stranger = await asyncio.open_connection("127.0.0.1", port)
-    way = HoldingWay(port)
+    way = HoldingGate(port)
     connection = await transport.connect(
         await way.start(),
         deliver,
@@ -140,7 +112,8 @@ async def test_a_first_message_may_be_large_and_slow(
         on_state=tell,
     )
     assert connection.send([bytes(MESSAGE_BYTES)])
-    await way.passed.true(lambda: way.passed_bytes >= HELD_BYTES)
+    async with asyncio.timeout(DEADLINE_S):
+        await way.holds.wait()
     seen = looks[0]
     await looked.true(lambda: looks[0] >= seen + 5)
     assert not got

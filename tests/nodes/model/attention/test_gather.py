@@ -10,19 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helix_mq.models.config import ModelConfig
 from nodes.kv_cache import KvCache, KvLayout
 from nodes.model.attention.base import AttentionRows
 from nodes.model.attention.gather import GatherAttention
+from tests.nodes.model.attention.one_layer import CPU, one_layer
 
-CPU = torch.device("cpu")
-CONFIG = ModelConfig.from_dict(
-    {
-        "model_type": "llama", "hidden_size": 48, "intermediate_size": 8, "num_hidden_layers": 1,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 8,
-        "max_position_embeddings": 64,
-    }
-)  # fmt: skip
+CONFIG = one_layer(6, head_dim=8)
 
 
 def _by_definition(
