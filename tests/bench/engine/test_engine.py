@@ -15,7 +15,7 @@ from bench.engine.figures import decode_ratio, figures, ratio, roofline, same_an
 from bench.engine.loop_lag import lags_s, quantiles_ms
 from bench.engine.options import job_of, systems_of
 from bench.engine.peer import Peer, PeerFailed
-from bench.engine.report import table_of
+from bench.engine.report import body_of, table_of
 from bench.engine.run import Measured
 from bench.engine.types import Case, System, Times
 from helix_mq.cli import build_app
@@ -74,6 +74,29 @@ def test_a_step_reads_weights_once_and_the_keys_and_values_of_each(tmp_path: Pat
     assert roofline(config, CASE, 2, 0.5, four / 0.5) == 1.0
 
 
+def test_systems_whose_decodes_were_measured_have_their_share_of_the_roof(tmp_path: Path) -> None:
+    config = ModelConfig.from_folder(write_tiny_model(tmp_path / "model"))
+    systems = [
+        System(f"{name} {dtype}", "with_helix", dtype, Path("python"))
+        for name, dtype in (
+            ("helix_mq", "float32"),
+            ("helix_mq", "gguf"),
+            ("transformers", "float32"),
+        )
+    ]
+    rounds = ([times(1.0, 3.0)], [times(1.0, 3.0)], [times(3.0, 2.9)])
+    of_case = {s.name: {CASE: r} for s, r in zip(systems, rounds, strict=True)}
+    measured = Measured(of_case, {}, {})
+    [found] = body_of(measured, systems, [CASE], config, 1e9)["cases"]  # type: ignore[misc,attr-defined]
+    shares = {name: row.get("roofline") for name, row in found["systems"].items()}
+    wanted = step_bytes(config, CASE, 4) / 0.2 / 1e9
+    assert shares["helix_mq float32"] == pytest.approx(wanted)
+    assert shares["helix_mq gguf"] is None, "nobody knows its bytes"
+    assert shares["transformers float32"] is None, "nobody knows its time"
+    [unknown] = body_of(measured, systems, [CASE], config, None)["cases"]  # type: ignore[misc,attr-defined]
+    assert not any("roofline" in row for row in unknown["systems"].values())
+
+
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
     job = job_of(write_tiny_model(tmp_path / "model"), [CASE], "cpu", 1)
     pythons = {"transformers": None, "llama-cpp": Path(sys.executable), "vllm": None}
@@ -113,7 +136,12 @@ def test_two_programs_give_the_same_answers(tmp_path: Path) -> None:
     [compared] = case["ours_over_theirs"].values()
     assert compared["same_answers"] == 1.0
     assert compared["ratio"] > 0
-    assert all(row["roofline"] > 0 for row in case["systems"].values())
+    assert case["systems"].keys() == {"helix_mq float32", "transformers float32"}
+    for row in case["systems"].values():
+        # On some machines the prompts of so small a model take all the time of six tokens.
+        measured = row["decode_tokens_per_s"] is not None
+        assert ("roofline" in row) == measured
+        assert not measured or row["roofline"] > 0
 
 
 @pytest.mark.parametrize(
