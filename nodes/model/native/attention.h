@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common.h"
+#include "team.h"
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
@@ -252,11 +253,10 @@ struct Seen {
   const int32_t *firsts, *ends;
 };
 
-// All rows and key/value heads, shared among the threads of the surrounding parallel region, which
-// wait for each other at the end. out: [rows, heads, width]; widths are those of kernels.py.
+// All rows and key/value heads, shared among the team of `member`. out: [rows, heads, width]; widths are those of kernels.py.
 template <class T>
 void attend(const Seen<T> &seen, Pages<T> cache, T *out, int64_t rows, int64_t heads,
-            int64_t kv_heads, int64_t width, int threads) {
+            int64_t kv_heads, int64_t width, Member &member) {
   const int64_t group = heads / kv_heads, head_stride = cache.page_tokens * width;
   auto all = width == 16   ? attend_group<T, 16>
              : width == 32 ? attend_group<T, 32>
@@ -273,15 +273,12 @@ void attend(const Seen<T> &seen, Pages<T> cache, T *out, int64_t rows, int64_t h
     const int64_t skip = task % kv_heads * head_stride;
     return Pages<T>{cache.keys + skip, cache.values + skip, cache.page_tokens, cache.page_stride};
   };
-  // In pieces, so that a thread's next task is mostly the next one.
-  const int64_t piece = std::max<int64_t>(1, tasks / (8 * threads));
-#pragma omp for schedule(dynamic, piece)
-  for (int64_t task = 0; task < tasks; ++task) {
+  member.share(tasks, [&](int64_t task) {
     const int64_t row = task / kv_heads, head = task % kv_heads;
     const int64_t after = std::min(task + 1, tasks - 1);
     all(seen.query + row * seen.query_stride + head * group * width, cache_of(task), row_of(task),
         cache_of(after), row_of(after), group, out + (row * heads + head * group) * width);
-  }
+  });
 }
 
 }  // namespace helix

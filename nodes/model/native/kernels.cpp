@@ -51,9 +51,13 @@ void attend_rows(const T *query, int64_t query_stride, const T *keys, const T *v
                  const int32_t *ends, T *out, int64_t rows, int64_t heads, int64_t kv_heads,
                  int64_t width, int64_t page_tokens, int threads) {
   const Seen<T> seen{query, query_stride, tables, table_stride, firsts, ends};
+  Team team;
 #pragma omp parallel num_threads(threads) if (threads > 1)
-  attend(seen, Pages<T>{keys, values, page_tokens, 0}, out, rows, heads, kv_heads, width,
-         threads);
+  {
+    Member member(team, threads);
+    attend(seen, Pages<T>{keys, values, page_tokens, 0}, out, rows, heads, kv_heads, width,
+           member);
+  }
 }
 
 #if defined(__AVX512F__)
@@ -78,10 +82,12 @@ void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows,
         put_some(to, output_of(weight, sums, i, group, sixteen, some), some);
     }
   };
+  Team team;
 #pragma omp parallel num_threads(threads) if (threads > 1 && outputs * inputs > 8 * kWorthThreads)
   {
-    if (order) order_rows(given, inputs, ordered);
-    multiply(weight, order ? Rows<T>{ordered, rows, true} : given, threads, store);
+    Member member(team, threads);
+    if (order) order_rows(given, inputs, ordered, member);
+    multiply(weight, order ? Rows<T>{ordered, rows, true} : given, member, store);
   }
 }
 #endif

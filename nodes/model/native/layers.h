@@ -39,8 +39,8 @@ struct Pass {
 
 // x += product, as a T holds the product.
 template <class T>
-void add_product(const Weight<T> &weight, const T *from, T *x, int64_t tokens, int threads) {
-  multiply(weight, Rows<T>{from, tokens}, threads,
+void add_product(const Weight<T> &weight, const T *from, T *x, int64_t tokens, Member &member) {
+  multiply(weight, Rows<T>{from, tokens}, member,
            [&](int64_t row, int64_t count, int64_t group, const float *sums) {
              for (int sixteen = 0; sixteen < 2; ++sixteen) {
                const int64_t column = weight.column(group, sixteen);
@@ -59,14 +59,14 @@ void run_layers(const Layer<T> *layers, const Sizes &of, const Pass<T> &pass, fl
   const int64_t query_width = of.heads * of.width;
   T *const normed = pass.space, *const qkv = normed + tokens * hidden;
   T *const attended = qkv + tokens * each, *const act = attended + tokens * query_width;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  for (int64_t at = 0; at < of.layers; ++at) {
+  Team team;
+  const auto run = [&](int64_t at, Member &member) {
     const Layer<T> &layer = layers[at];
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < tokens; ++row)
+    member.share(tokens, [&](int64_t row) {
       norm_row(pass.x + row * hidden, layer.attention_norm, normed + row * hidden, hidden, eps);
+    });
     const Weight<T> to_qkv{layer.qkv, layer.qkv_bias, each, hidden};
-    multiply(to_qkv, Rows<T>{normed, tokens}, threads,
+    multiply(to_qkv, Rows<T>{normed, tokens}, member,
              [&](int64_t row, int64_t count, int64_t group, const float *sums) {
                for (int sixteen = 0; sixteen < 2; ++sixteen) {
                  T *to = qkv + row * each + to_qkv.column(group, sixteen);
@@ -74,22 +74,22 @@ void run_layers(const Layer<T> *layers, const Sizes &of, const Pass<T> &pass, fl
                    put_wide(to, output_of(to_qkv, sums, i, group, sixteen));
                }
              });
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < tokens; ++row)
+    member.share(tokens, [&](int64_t row) {
       rotate_store_row(heads, qkv + row * each, layer.q_norm, layer.k_norm,
                        pass.cos + row * of.width, pass.sin + row * of.width,
                        pass.slots + (at * tokens + row) * of.kv_heads, pass.keys, pass.values);
+    });
     const Seen<T> seen{qkv, each, pass.tables + at * tokens * of.pages, of.pages,
                        pass.firsts + at * tokens, pass.ends};
     attend(seen, Pages<T>{pass.keys, pass.values, of.page_tokens, 0}, attended, tokens, of.heads,
-           of.kv_heads, of.width, threads);
+           of.kv_heads, of.width, member);
     add_product(Weight<T>{layer.out, layer.out_bias, hidden, query_width}, attended, pass.x,
-                tokens, threads);
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < tokens; ++row)
+                tokens, member);
+    member.share(tokens, [&](int64_t row) {
       norm_row(pass.x + row * hidden, layer.mlp_norm, normed + row * hidden, hidden, eps);
+    });
     const Weight<T> to_inner{layer.gate_up, layer.gate_up_bias, 2 * of.inner, hidden};
-    multiply(to_inner, Rows<T>{normed, tokens}, threads,
+    multiply(to_inner, Rows<T>{normed, tokens}, member,
              [&](int64_t row, int64_t count, int64_t group, const float *sums) {
                T *to = act + row * of.inner + group * kWide;
                for (int64_t i = 0; i < count; ++i, to += of.inner)
@@ -97,7 +97,12 @@ void run_layers(const Layer<T> *layers, const Sizes &of, const Pass<T> &pass, fl
                                     output_of(to_inner, sums, i, group, 1)));
              });
     add_product(Weight<T>{layer.down, layer.down_bias, hidden, of.inner}, act, pass.x, tokens,
-                threads);
+                member);
+  };
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    Member member(team, threads);
+    for (int64_t at = 0; at < of.layers; ++at) run(at, member);
   }
 }
 #endif

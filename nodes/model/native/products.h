@@ -9,10 +9,7 @@
 #pragma once
 
 #include "common.h"
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "team.h"
 
 namespace helix {
 
@@ -106,34 +103,31 @@ inline bool should_order(int64_t count, int64_t inputs) {
 
 // The rows of a tile side by side, step by step. `to` has room for tiles() * each() rows.
 template <class T>
-void order_rows(const Rows<T> &rows, int64_t inputs, T *to) {
+void order_rows(const Rows<T> &rows, int64_t inputs, T *to, Member &member) {
   const int64_t each = rows.each();
-#pragma omp for schedule(static)
-  for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
+  member.share(rows.tiles(), [&](int64_t tile) {
     T *place = to + tile * each * inputs;
     for (int64_t step = 0; step < inputs; step += kStep<T>)
       for (int64_t row = tile * each; row < (tile + 1) * each; ++row, place += kStep<T>)
         std::memcpy(place, rows.x + std::min(row, rows.count - 1) * inputs + step, 4);
-  }
+  });
 }
 
-// All products, shared among the threads of the surrounding parallel region, which wait for each
-// other at the end. done(row, rows, group, sums) takes each tile. Threads take groups as they come:
-// one that was held up by other work does fewer.
+// All products, shared among the team of `member`. done(row, rows, group, sums) takes each tile.
+// Threads take groups as they come: one that was held up by other work does fewer.
 template <class T, class Done>
-void multiply(const Weight<T> &weight, const Rows<T> &rows, int threads, Done done) {
+void multiply(const Weight<T> &weight, const Rows<T> &rows, Member &member, Done done) {
   const int64_t groups = weight.groups(), steps = weight.steps();
   const int64_t tiles = rows.tiles(), each = rows.each();
   const int64_t stride = rows.ordered ? each * kStep<T> : weight.inputs;
   const int64_t blocks = (tiles + kBlockTiles - 1) / kBlockTiles;
-#pragma omp for schedule(dynamic)
-  for (int64_t task = 0; task < blocks * groups; ++task) {
+  member.share(blocks * groups, [&](int64_t task) {
     alignas(64) float sums[kBlockTiles * kTileRows * kColumns];
     const int64_t block = task / groups, group = task % groups;
     const int64_t first = tiles * block / blocks, past = tiles * (block + 1) / blocks;
     std::fill_n(sums, (past - first) * kTileRows * kColumns, 0.0f);
     // What is probably this thread's next group comes nearer in the meantime, half with each tile.
-    const int64_t next = std::min(group + threads, groups - 1);
+    const int64_t next = std::min(group + 1, groups - 1);
     for (int64_t step = 0; step < steps; step += kBlockSteps) {
       const int64_t now = std::min(kBlockSteps, steps - step);
       const T *from = weight.group(group) + step * kColumns * kStep<T>;
@@ -151,7 +145,7 @@ void multiply(const Weight<T> &weight, const Rows<T> &rows, int threads, Done do
       const int64_t row = (first + i) * each;
       done(row, std::min(each, rows.count - row), group, sums + i * kTileRows * kColumns);
     }
-  }
+  });
 }
 
 // The sixteen outputs of a tile's row with the bias, as a T holds them.
