@@ -27,6 +27,7 @@ from router.gateway.auth import owner_of
 from router.service import Broken, Delta, Finished, Generation
 from router.settings import HttpSection, JournalSection, PlacementSection, RouterSettings
 from tests.cluster import Cluster, cluster, greedy
+from tests.held_steps import held_steps
 from tests.router.sdk_setup import RawClient
 
 SLICES = {"a": "0:4", "b": "2:6"}
@@ -191,8 +192,9 @@ async def test_a_failed_request_says_why(tiny_folder: Path, tmp_path: Path) -> N
         generation = Generation(
             (1, 2, 3), SamplingParams(max_tokens=480, ignore_eos=True), deadline_s=0.05
         )
-        stream = e.cluster.app.submit(generation)
-        events = [event async for event in stream]
+        with held_steps(e.cluster):
+            stream = e.cluster.app.submit(generation)
+            events = [event async for event in stream]
         assert isinstance(events[-1], Broken)
         assert isinstance(events[-1].error, DeadlineExceeded | NotServing)
         got = await e.until(stream.name, "failed")
@@ -212,20 +214,29 @@ async def test_a_restart_in_the_middle_of_everything(tiny_folder: Path, tmp_path
             stream = sdk.stream(
                 [9, 8, 7], temperature=0, max_tokens=300, ignore_eos=True, logprobs=True
             )
-            tokens = [await anext(stream) for _ in range(5)]
-            body = {"ignore_eos": True}
-            http = await ai.completions.create(
+            ask = ai.completions.create(
                 model="tiny",
                 prompt=[9, 8, 7],
                 max_tokens=300,
                 temperature=0,
                 stream=True,
-                extra_body=body,
+                extra_body={"ignore_eos": True},
             )
-            name = (await anext(http)).id
-            for _ in range(2):
-                await e.restart()
-                tokens.append(await anext(stream))
+            running = e.cluster.app.core.sessions
+            with held_steps(e.cluster) as held:
+                held.open()
+                tokens = [await anext(stream) for _ in range(5)]
+                held.shut()
+                asked = asyncio.create_task(ask)
+                await e.cluster.until(lambda: len(running()) == 2, "both are under way")
+                held.open()
+                http = await asked
+                name = (await anext(http)).id
+                held.shut()
+                for _ in range(2):
+                    await e.restart()
+                    held.open()
+                    tokens.append(await anext(stream))
             tokens += [token async for token in stream]
             assert tuple(t.id for t in tokens if t.id is not None) == wanted.token_ids
             assert "".join(t.text for t in tokens) == wanted.text
@@ -368,19 +379,20 @@ async def test_a_full_disk_refuses_new_requests_and_breaks_none(
 
 async def test_another_model_ends_what_was_accepted(tiny_folder: Path, tmp_path: Path) -> None:
     async with edges(tiny_folder, tmp_path / "j.db") as e:
-        stream = e.cluster.app.submit(
-            Generation((1, 2), SamplingParams(max_tokens=500, ignore_eos=True))
-        )
-        await stream.accepted()
-        reader = e.cluster.app.requests
-        assert reader is not None
-        await reader._journal.read(
-            lambda store: store._db.execute(
-                "UPDATE requests SET body = replace(body, ?, 'another')",
-                (e.cluster.app._keeping.model_digest,),  # type: ignore[union-attr]
+        with held_steps(e.cluster):
+            stream = e.cluster.app.submit(
+                Generation((1, 2), SamplingParams(max_tokens=500, ignore_eos=True))
             )
-        )
-        await e.restart()
+            await stream.accepted()
+            reader = e.cluster.app.requests
+            assert reader is not None
+            await reader._journal.read(
+                lambda store: store._db.execute(
+                    "UPDATE requests SET body = replace(body, ?, 'another')",
+                    (e.cluster.app._keeping.model_digest,),  # type: ignore[union-attr]
+                )
+            )
+            await e.restart()
         got = await e.until(stream.name, "failed")
         assert got["error"]["code"] == "not_serving"
         assert "another model" in got["error"]["message"]

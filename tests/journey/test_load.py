@@ -18,6 +18,7 @@ from router import events as ev
 from router.service import Broken, Delta, Finished, Generation
 from router.settings import AdmissionSection
 from tests.cluster import Cluster, Result, cluster, greedy
+from tests.held_steps import held_steps
 
 PLACEMENT = {"a": "0:3", "b": "2:5", "c": "4:6"}
 TWO_WAYS = {"a": "0:3", "b": "0:3", "c": "3:6", "d": "2:6"}
@@ -188,7 +189,7 @@ async def test_what_cannot_be_served_is_refused_in_words(tiny_folder: Path) -> N
             c.app.submit(greedy(tuple([1] * 500), 13))
         with pytest.raises(ContextExceeded, match="empty"):
             c.app.submit(greedy((), 13))
-        with pytest.raises(HelixError):
+        with held_steps(c), pytest.raises(DeadlineExceeded):
             await c.run(greedy((1, 2), 400, deadline_s=0.05))
 
 
@@ -207,10 +208,11 @@ async def test_a_deadline_passes_in_the_queue(tiny_folder: Path) -> None:
     async with cluster(
         tiny_folder, {"a": "0:6"}, memory_bytes=2_000 * 1024, admission=admission
     ) as c:
-        first = asyncio.create_task(c.run(greedy((1,), 400)))
-        await c.until(lambda: c.app.status().running == 1, "one runs")
-        stream = c.app.submit(greedy((2,), 400, deadline_s=0.3))
-        events = [event async for event in stream]
+        with held_steps(c):
+            first = asyncio.create_task(c.run(greedy((1,), 400)))
+            await c.until(lambda: c.app.status().running == 1, "one runs")
+            stream = c.app.submit(greedy((2,), 400, deadline_s=0.3))
+            events = [event async for event in stream]
         assert isinstance(events[-1], Broken)
         assert isinstance(events[-1].error, DeadlineExceeded), events[-1].error
         assert len((await first).token_ids) == 400
