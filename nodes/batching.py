@@ -17,6 +17,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -91,13 +92,17 @@ class Batcher(Generic[P]):
         """`cut(payload, start, stop)` gives the part of a payload for those tokens of a Work."""
         self._cut = cut
         self.limits = limits or BatchLimits()
+        self._always = min(self.limits.max_rows, self.limits.min_decodes)
+        """So many decodes go together, however many are open."""
         # The next work of each sequence, oldest turn first; decodes and prefills apart, so that
         # a step looks only at what it takes. What a sequence has behind it is rare.
         self._decodes: OrderedDict[SeqKey, Work[P]] = OrderedDict()
         self._prefills: OrderedDict[SeqKey, Work[P]] = OrderedDict()
         self._behind: dict[SeqKey, deque[Work[P]]] = {}
         self._waiting_tokens = 0
-        self._waiting_rows = 0
+        self.waiting_rows = 0
+        self.only_decodes = False
+        """Whether the last batch had nothing else."""
         self._batches = self._rows = self._decode_rows = 0
 
     def add(self, work: Work[P]) -> None:
@@ -113,11 +118,17 @@ class Batcher(Generic[P]):
             tokens += work.count
             if seq in decodes or seq in prefills:
                 self._behind.setdefault(seq, deque()).append(work)
+            elif not work.drafts:
+                # `Work.is_decode` in place.
+                if work.count == 1 and work.sample and work.position > 0:
+                    decodes[seq] = work
+                else:
+                    prefills[seq] = work
             elif work.is_decode:
                 decodes[seq] = work
             else:
                 prefills[seq] = work
-        self._waiting_rows += rows
+        self.waiting_rows += rows
         self._waiting_tokens += tokens
 
     def remove(self, seq: SeqKey) -> list[Work[P]]:
@@ -127,11 +138,11 @@ class Batcher(Generic[P]):
             return []
         works = [work, *self._behind.pop(seq, ())]
         self._waiting_tokens -= sum(w.count for w in works)
-        self._waiting_rows -= len(works)
+        self.waiting_rows -= len(works)
         return works
 
     def __len__(self) -> int:
-        return self._waiting_rows
+        return self.waiting_rows
 
     @property
     def prompts_wait(self) -> bool:
@@ -153,9 +164,19 @@ class Batcher(Generic[P]):
         a decode is a few KiB and waiting for it stalls a whole pipeline round.
         `held`: sequences whose decodes stay, too.
         """
-        if not self._waiting_rows:
+        if not self.waiting_rows:
             return []
-        limits = self.limits
+        limits, line = self.limits, self._decodes
+        if len(line) <= self._always and len(line) == self.waiting_rows and not held:
+            # Decodes only, and few: what most steps of a cluster with little to do are.
+            batch = list(line.values())
+            line.clear()
+            self.waiting_rows = self._waiting_tokens = 0
+            self.only_decodes = True
+            self._batches += 1
+            self._rows += len(batch)
+            self._decode_rows += len(batch)
+            return batch
         share = math.ceil(limits.spread * open_requests / max(1, depth))
         cap = min(limits.max_rows, max(limits.min_decodes, share))
         more_behind = bool(self._behind)
@@ -166,6 +187,7 @@ class Batcher(Generic[P]):
             taken = {work.seq for work in batch} if more_behind else ()
             self._take_prefills(batch, taken, blocked)
         if batch:
+            self.only_decodes = decodes == len(batch)
             self._batches += 1
             self._rows += len(batch)
             self._decode_rows += decodes
@@ -174,7 +196,7 @@ class Batcher(Generic[P]):
     def statistics(self) -> BatcherStatistics:
         return BatcherStatistics(
             waiting_requests=len(self._decodes) + len(self._prefills),
-            waiting_rows=self._waiting_rows,
+            waiting_rows=self.waiting_rows,
             waiting_tokens=self._waiting_tokens,
             batches=self._batches,
             rows=self._rows,
@@ -194,9 +216,15 @@ class Batcher(Generic[P]):
             free = [seq for seq in line if seq not in held]
             batch = [line.pop(seq) for seq in free[:most]]
         else:
-            batch = [line.popitem(last=False)[1] for _ in range(min(most, len(line)))]
-        self._waiting_rows -= len(batch)
-        self._waiting_tokens -= sum(work.count for work in batch)
+            batch = list(islice(line.values(), most))
+            if len(batch) == len(line):
+                line.clear()
+            else:
+                for work in batch:
+                    del line[work.seq]
+        self.waiting_rows -= len(batch)
+        for work in batch:
+            self._waiting_tokens -= work.count
         if self._behind:
             for work in batch:
                 self._follow(work.seq)
@@ -224,7 +252,7 @@ class Batcher(Generic[P]):
         that prompts share the budget in turn."""
         del self._prefills[work.seq]
         if work.count <= tokens:
-            self._waiting_rows -= 1
+            self.waiting_rows -= 1
             self._waiting_tokens -= work.count
             self._follow(work.seq)
             return work

@@ -2,9 +2,10 @@
 
 The watchdog asks: a kernel that never ends, or a driver that hangs, shows in nothing else while the
 event loop turns on.
-Steps go there and back by `run`. By `submit`, with a concurrent future and what asyncio puts around
-one, the way took some sixty Python functions per step; and each of them is slow when a step's
-weights have driven it out of the processor's caches.
+Steps go there and back as an `Errand`. By `submit`, with a concurrent future and what asyncio puts
+around one, the way took some sixty Python functions per step, and with a future of its own still
+ten and a turn of the loop; and each of them is slow when a step's weights have driven it out of the
+processor's caches.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Generic, ParamSpec, TypeVar
 
 from helix_mq.clock import Clock
 
+A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -36,21 +38,6 @@ class DeviceThread(Executor):
         self._ended = False
         self._dropping = False
 
-    async def run(self, job: Callable[[], T]) -> T:
-        """What `job` gives or raises there. A caller that is cancelled gets its CancelledError when
-        the job has ended, as what the job works on must stay as it is until then."""
-        loop = asyncio.get_running_loop()
-        errand = _Errand(job, loop)
-        self._post(errand.do)
-        try:
-            await errand.back
-        except asyncio.CancelledError:
-            if not errand.ended:
-                errand.back = loop.create_future()
-                await errand.back
-            raise
-        return errand.result()
-
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """See Executor.submit; from any thread."""
         future: Future[T] = Future()
@@ -67,7 +54,7 @@ class DeviceThread(Executor):
             else:
                 future.set_result(value)
 
-        self._post(do)
+        self.post(do)
         return future
 
     def busy_s(self) -> float:
@@ -87,7 +74,8 @@ class DeviceThread(Executor):
             thread.join()
         atexit.unregister(self.shutdown)
 
-    def _post(self, job: Callable[[], None]) -> None:
+    def post(self, job: Callable[[], None]) -> None:
+        """Has `job` done, which raises nothing; RuntimeError after shutdown()."""
         with self._lock:
             if self._ended:
                 raise RuntimeError("the device thread has ended")
@@ -109,42 +97,47 @@ class DeviceThread(Executor):
             del job
 
 
-class _Errand(Generic[T]):
-    """A job on its way to the device thread, and back to the event loop."""
+class Errand(Generic[A, T]):
+    """What somebody has done on the device thread over and over, one at a time. `back` is called on
+    the event loop with what the job was given, what came of it, and what it raised."""
 
-    __slots__ = ("_error", "_job", "_loop", "_value", "back", "ended")
+    __slots__ = ("_back", "_device", "_error", "_given", "_job", "_loop", "_value")
 
-    def __init__(self, job: Callable[[], T], loop: asyncio.AbstractEventLoop) -> None:
-        self._job = job
-        self._loop = loop
+    def __init__(
+        self,
+        device: DeviceThread,
+        back: Callable[[A, T | None, BaseException | None], None],
+    ) -> None:
+        self._device = device
+        self._back = back
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._job: Callable[[A], T] | None = None
+        self._given: A | None = None
         self._value: T | None = None
         self._error: BaseException | None = None
-        self.ended = False
-        self.back = loop.create_future()
 
-    def do(self) -> None:
+    def go(self, job: Callable[[A], T], given: A, loop: asyncio.AbstractEventLoop) -> None:
+        """Not again before it is back on `loop`."""
+        self._job, self._given, self._loop = job, given, loop
+        self._device.post(self._do)
+
+    def _do(self) -> None:
         """On the device thread."""
+        job, loop = self._job, self._loop
+        assert job is not None
+        assert loop is not None
         try:
-            self._value = self._job()
+            self._value = job(self._given)  # type: ignore[arg-type]
         except BaseException as e:
             self._error = e
         try:
-            self._loop.call_soon_threadsafe(self._return)
+            loop.call_soon_threadsafe(self._return)
         except RuntimeError:
             # The loop was closed meanwhile: nobody waits any more.
             return
 
     def _return(self) -> None:
-        self.ended = True
-        if not self.back.done():
-            self.back.set_result(None)
-
-    def result(self) -> T:
-        error, self._error = self._error, None
-        if error is None:
-            return self._value  # type: ignore[return-value]
-        try:
-            raise error
-        finally:
-            # Its traceback holds this frame.
-            del error
+        given, value, error = self._given, self._value, self._error
+        # Nothing of it is to be kept until the next one.
+        self._job = self._given = self._value = self._error = None
+        self._back(given, value, error)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import cast
@@ -59,12 +59,14 @@ class OpenSequence:
 class Ledger:
     def __init__(self) -> None:
         self._open: dict[SeqKey, OpenSequence] = {}
-        self._find = cast(Callable[[tuple[int, int]], OpenSequence | None], self._open.get)
+        self.opened: Mapping[SeqKey, OpenSequence] = self._open
+        """Those that are open now."""
+        self.find = cast(Callable[[tuple[int, int]], OpenSequence | None], self._open.get)
+        """An open one by its plain numbers: making a key of them takes longer than the look-up."""
         self._newest: dict[RequestId, Attempt] = {}
         self._tombstones: OrderedDict[RequestId, Attempt] = OrderedDict()
-        self._due_ms = sys.maxsize
-        """No deadline of an open sequence is earlier: asked twice per step, which would look at all
-        of them."""
+        self.due_ms = sys.maxsize
+        """No deadline of an open sequence is earlier: `expired` need not be asked before."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -119,8 +121,7 @@ class Ledger:
         """`judge` and `advance` in one for what nearly every row is: the next one of an open
         sequence, whose key is given. None, and nothing is changed, where there is more to say
         about it."""
-        # Found by the plain numbers: making a key takes as long as all that follows.
-        known = self._find((request, attempt))
+        known = self.find((request, attempt))
         if known is None:
             return None
         if known.over or not 0 <= known.next_position - position <= known.drafts:
@@ -147,8 +148,8 @@ class Ledger:
             self._pass_over(older[0])
         self._newest[seq.request] = seq.attempt
         self._open[seq] = OpenSequence(seq, layers, position, deadline_ms)
-        if 0 < deadline_ms < self._due_ms:
-            self._due_ms = deadline_ms
+        if 0 < deadline_ms < self.due_ms:
+            self.due_ms = deadline_ms
         return older
 
     def advance(
@@ -216,8 +217,8 @@ class Ledger:
 
     def expired(self, now_ms: int) -> list[SeqKey]:
         """Open sequences whose deadline has passed."""
-        if now_ms < self._due_ms:
+        if now_ms < self.due_ms:
             return []
         deadlines = [(s, o.deadline_ms) for s, o in self._open.items() if o.deadline_ms > 0]
-        self._due_ms = min((deadline for _, deadline in deadlines), default=sys.maxsize)
+        self.due_ms = min((deadline for _, deadline in deadlines), default=sys.maxsize)
         return [s for s, deadline in deadlines if deadline <= now_ms]

@@ -55,6 +55,10 @@ class StepExpectation:
         both = prefill_s + self._decode_s(decodes / self.num_layers)
         return max(prefill_s, both - self.profile.pass_s)
 
+    def of_decodes(self, layer_tokens: int) -> float:
+        """Of a step of decodes only, with so many tokens times layers; the same as `seconds`."""
+        return self._decode_s(layer_tokens / self.num_layers)
+
     def _decode_s(self, rows: float) -> float:
         """Linear between what was measured, and beyond the last as between the last two."""
         points = self.decodes

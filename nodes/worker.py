@@ -4,13 +4,16 @@ Owns the ledger, the batcher and one engine; no sockets (it is given `send`) and
 While a step runs nothing touches the KV pages: frees wait in `_frees` until the device is idle.
 A worker may serve several epochs of the placement; what comes of a row leaves under the row's.
 The event loop only books and forwards; all tensor work happens on the device thread.
+
+What a decode takes here is counted in Python calls: each costs some 3 us when a step's weights have
+driven it out of the processor's caches. So there are callbacks where tasks and futures would be
+(`nodes.step_loop`), and attributes where methods would be.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -18,24 +21,15 @@ from time import perf_counter
 from helix_mq.clock import Clock
 from helix_mq.errors import HelixError
 from helix_mq.ids import ROUTER, Attempt, RequestId
-from helix_mq.messages.data import (
-    MAX_ROWS,
-    FrameHeader,
-    Refused,
-    RefusedItem,
-    Release,
-    TokenItem,
-    Tokens,
-)
+from helix_mq.messages.data import FrameHeader, RefusedItem, Release, TokenItem
 from nodes.admitting import admit, without_crowding
 from nodes.batching import Batcher, SeqKey
-from nodes.bell import Bell
-from nodes.chores import Chores
 from nodes.convoy import Convoy
 from nodes.device import DeviceThread
 from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
 from nodes.ledger import Ledger
 from nodes.returning import Returns
+from nodes.step_loop import StepCalls, StepLoop
 from nodes.steps import (
     Batch,
     Links,
@@ -45,6 +39,7 @@ from nodes.steps import (
     WorkerOptions,
     WorkerStatistics,
 )
+from nodes.telling import Teller
 from nodes.tracing import Tracer
 
 log = logging.getLogger(__name__)
@@ -71,7 +66,6 @@ class Worker:
         self._engine = engine
         self._depth = options.depth
         self._clock = clock
-        self._device = device
         self._links = links
         self._ledger = Ledger()
         self._batcher: Batcher[Payload] = Batcher(cut_payload, options.limits)
@@ -79,12 +73,10 @@ class Worker:
         self._returns = Returns(view)
         self._convoy = Convoy(clock)
         self._convoy_due: asyncio.TimerHandle | None = None
+        self._teller = Teller(view.node, self._ledger, self._returns, links)
+        self._refusals = self._teller.refusals
         self._frees: list[SeqKey] = []
-        self._refusals: deque[RefusedItem] = deque(maxlen=MAX_ROWS)
-        self._busy = False
-        self._chores = Chores()
-        self._wake = Bell()
-        self._stall_ends_s: float | None = None
+        self._loop = StepLoop(device)
         self._steps = 0
         self._step_s = 0.0
         self._expected_s = 0.0
@@ -105,26 +97,26 @@ class Worker:
             self._depth = depth
         for seq in self._ledger.outside(epochs):
             self._close(seq)
-        self._wake.ring()
+        self._loop.ring()
 
     def close_epoch(self, epoch: int) -> None:
         """Gives the sequences of `epoch` up: a router that assigns it anew lost sight of them."""
         self._start_anew(s for s in self._ledger.sequences() if self._ledger.epoch(s) == epoch)
-        self._wake.ring()
+        self._loop.ring()
 
     async def between_steps(self, job: Callable[[], None]) -> None:
         """Runs `job` on the device thread while no step of this worker does; raises as it does.
 
         The step loop must be running; CancelledError when it ends first.
         """
-        done = self._chores.add(job)
-        self._wake.ring()
+        done = self._loop.chores.add(job)
+        self._loop.ring()
         await done
 
     @property
     def overloaded(self) -> bool:
         """More rows wait than any honest load brings: frames must be refused."""
-        return len(self._batcher) >= MAX_WAITING_ROWS
+        return self._batcher.waiting_rows >= MAX_WAITING_ROWS
 
     def on_frame(
         self,
@@ -136,34 +128,37 @@ class Worker:
         number of rows that its sender had no business to send."""
         now_ms = int(self._clock.wall_s() * 1000)
         accepted = accept_frame(self.view, self._ledger, header, buffers, on_consumed, now_ms)
-        if accepted.work:
-            accepted.work[0].payload.use.arrived_s = perf_counter()
-        works = [self._returns.took(row, self._ledger) for row in accepted.work]
-        for work in works:
-            self._convoy.took(work)
-            if work.seq not in self._next_hop:
-                self.tracer.open(work.seq)
-            self._next_hop[work.seq] = work.next_hop
-        self._batcher.extend(works)
+        works = accepted.work
+        if works:
+            works[0].payload.use.arrived_s = perf_counter()
+            convoy, next_hop = self._convoy, self._next_hop
+            for at, work in enumerate(works):
+                payload = work.payload
+                if payload.direct and (payload.spec is not None or not payload.hop):
+                    work = works[at] = self._returns.took(work, self._ledger)
+                if payload.together or convoy.away:
+                    convoy.took(work)
+                if work.seq not in next_hop:
+                    self.tracer.open(work.seq)
+                next_hop[work.seq] = work.next_hop
+            self._batcher.extend(works)
         # After adding: one frame may hold rows of the older attempt, too.
         for seq in accepted.superseded:
             self._close(seq)
         if accepted.refused:
             self._refuse(accepted.refused)
-        self._wake.ring()
+        self._loop.ring()
         return accepted.strange
 
     def on_release(self, release: Release) -> None:
         for item in release.items:
             self._close(SeqKey(RequestId(item.request), Attempt(item.attempt)))
-        self._wake.ring()
+        self._loop.ring()
 
     def on_link_lost(self, peer: str) -> None:
         """Frames to `peer` may be lost: everything that goes there must be routed anew."""
         if peer == ROUTER:
-            # Refusals that were in the link may be lost, and nobody else would move those requests.
-            # The router passes over what it knows already.
-            self._say_refused(list(self._refusals))
+            self._teller.again(self.epoch)
         lost = [s for s, hop in self._next_hop.items() if hop == peer and s in self._ledger]
         self._give_up(lost, "link_lost", f"the link {self.view.node} > {peer} broke")
         # What was to go there is lost; of those that are closed by now nothing is left here.
@@ -182,97 +177,94 @@ class Worker:
 
     async def run(self) -> None:
         """Steps for ever; ends by cancellation, after the step in progress."""
+        calls = StepCalls(
+            self._engine,
+            self._next_batch,
+            self._over,
+            self._device_idle,
+            self._stall_s,
+            self._links.overdraft,
+        )
         try:
-            while True:
-                if self._chores:
-                    await self._chores.do_next(self._do)
-                elif batch := self._next_batch():
-                    self._stall_ends_s = None
-                    await self._step(batch)
+            await self._loop.run(calls)
+        finally:
+            if self._convoy_due is not None:
+                self._convoy_due.cancel()
+                self._convoy_due = None
+
+    def _over(self, batch: Batch, result: StepResult | None, error: BaseException | None) -> bool:
+        """See StepCalls."""
+        try:
+            if result is not None:
+                expectation = self._expectation
+                if expectation is None:
+                    pass
+                elif self._batcher.only_decodes:
+                    self._expected_s += expectation.of_decodes(result.layer_tokens)
                 else:
-                    await self._idle()
-        finally:
-            self._chores.give_up()
-
-    async def _step(self, batch: Batch) -> None:
-        try:
-            # KV pages stay as they are until _device_idle().
-            self._busy = True
-            result = await self._device.run(lambda: self._engine.run(batch))
-        except HelixError as e:
-            self._fail(batch, e.code, e.message)
-        except Exception:
-            about = {"request": [work.seq.request for work in batch]}
-            log.exception("a step of %d rows failed", len(batch), extra=about)
-            self._fail(batch, "step_failed", f"a step failed on {self.view.node}")
-        else:
-            if self._expectation is not None:
-                self._expected_s += self._expectation.seconds(batch)
-            self._forward(result)
-            if result.began_s:
-                self.tracer.stepped(batch, result.began_s, result.computed_s, perf_counter())
+                    self._expected_s += expectation.seconds(batch)
+                self._forward(result)
+                if result.began_s:
+                    self.tracer.stepped(batch, result.began_s, result.computed_s, perf_counter())
+            elif isinstance(error, HelixError):
+                self._fail(batch, error.code, error.message)
+            elif isinstance(error, Exception):
+                about = {"request": [work.seq.request for work in batch]}
+                log.error("a step of %d rows failed", len(batch), extra=about, exc_info=error)
+                self._fail(batch, "step_failed", f"a step failed on {self.view.node}")
+            elif error is not None:
+                raise error
         finally:
             self._device_idle()
-            for work in batch:
-                work.payload.use.take(work.count)
-
-    async def _do(self, job: Callable[[], None]) -> None:
-        try:
-            self._busy = True
-            await self._device.run(job)
-        finally:
-            self._device_idle()
+            _use_up(batch)
+        return self._batcher.waiting_rows > 0
 
     def _device_idle(self) -> None:
-        self._busy = False
-        for seq in self._frees:
-            self._engine.free(seq)
-        self._frees.clear()
+        self._loop.busy = False
+        if self._frees:
+            for seq in self._frees:
+                self._engine.free(seq)
+            self._frees.clear()
 
-    async def _idle(self) -> None:
-        """Waits for work; when all that waits is blocked, lets one row pass per grace period."""
-        self._wake.listen()
-        if not len(self._batcher) or self._convoy_due is not None:
-            self._stall_ends_s = None
-            await self._wake.wait()
-            return
-        # Kept over wake-ups: peers repeat their grants all the time, which must not put it off.
-        if self._stall_ends_s is None:
-            self._stall_ends_s = asyncio.get_running_loop().time() + STALL_GRACE_S
-        try:
-            async with asyncio.timeout_at(self._stall_ends_s):
-                await self._wake.wait()
-        except TimeoutError:
-            self._stall_ends_s = None
-            self._links.overdraft()
+    def _stall_s(self) -> float | None:
+        """When all that waits is blocked, one row may pass per grace period."""
+        waits = self._batcher.waiting_rows and self._convoy_due is None
+        return STALL_GRACE_S if waits else None
 
     def wake(self) -> None:
         """Credit came back: rows that were held may go now."""
-        self._wake.ring()
+        self._loop.ring()
 
     def _next_batch(self) -> Batch:
+        ledger, batcher = self._ledger, self._batcher
         now_ms = int(self._clock.wall_s() * 1000)
-        if expired := self._ledger.expired(now_ms):
+        if now_ms >= ledger.due_ms and (expired := ledger.expired(now_ms)):
             self._give_up(expired, "deadline", "the deadline has passed")
         batch: Batch = []
-        if not len(self._batcher):
+        if not batcher.waiting_rows:
             return batch
-        # Decodes go whether there is credit or not.
-        blocked = self._links.blocked_peers() if self._batcher.prompts_wait else ()
-        held = self._held()
+        blocked: Collection[str] = ()
+        held: Collection[SeqKey] = ()
+        if batcher.prompts_wait:
+            # Decodes go whether there is credit or not.
+            blocked = self._links.blocked_peers()
+        elif self._convoy.away:
+            held = self._held()
         # Again while all that was picked is refused: what waits behind it may run.
         while not batch and (
-            picked := self._batcher.next_batch(
-                open_requests=len(self._ledger), depth=self._depth, blocked=blocked, held=held
+            picked := batcher.next_batch(
+                open_requests=len(ledger.opened), depth=self._depth, blocked=blocked, held=held
             )
         ):
             batch = self._admit(picked)
-        self._convoy.left(batch)
+        if self._convoy.members:
+            self._convoy.left(batch)
         return batch
 
     def _held(self) -> Collection[SeqKey]:
         """Sequences whose decodes wait for others on their way; none beside a step of prompts."""
-        if self._batcher.prompts_wait or not (wait_s := self._convoy.wait_s()):
+        wait_s = self._convoy.wait_s()
+        if not wait_s:
             return ()
         if self._convoy_due is None:
             self._convoy_due = asyncio.get_running_loop().call_later(wait_s, self._convoy_is_due)
@@ -280,7 +272,7 @@ class Worker:
 
     def _convoy_is_due(self) -> None:
         self._convoy_due = None
-        self._wake.ring()
+        self._loop.ring()
 
     def _admit(self, picked: Batch) -> Batch:
         """Those of the picked rows that have pages; the others are refused."""
@@ -305,44 +297,25 @@ class Worker:
             seq = SeqKey(RequestId(item.request), Attempt(item.attempt))
             if seq in self._ledger:
                 self._give_up([seq], item.code, item.reason)
+        opened = self._ledger.opened
         for frame in result.frames:
-            if not self._ledger.any_open(frame.sequences):
+            if frame.sequences.isdisjoint(opened):
                 continue
             if not self._links.send(frame.peer, frame.header, frame.buffers):
-                lost = [s for s in sorted(frame.sequences) if s in self._ledger]
-                self._give_up(lost, "no_peer", f"{self.view.node} has no link to {frame.peer}")
+                self._lost(frame, "no_peer")
         if result.tokens:
             self._tell(result.tokens)
 
-    def _tell(self, items: Iterable[TokenItem]) -> None:
-        """Sends new tokens, by epoch: to first hops where they return by themselves, and to the
-        router."""
-        tokens: dict[int, list[TokenItem]] = {}
-        for token in items:
-            seq = SeqKey(RequestId(token.request), Attempt(token.attempt))
-            if seq in self._ledger:
-                tokens.setdefault(self._ledger.epoch(seq), []).append(token)
-        stuck = [
-            frame
-            for epoch, items in tokens.items()
-            for frame in self._returns.frames(items, epoch)
-            if not self._return(frame)
-        ]
-        for epoch, items in tokens.items():
-            # Rows with drafts give several tokens each.
-            for start in range(0, len(items), MAX_ROWS):
-                part = tuple(items[start : start + MAX_ROWS])
-                self._links.send(ROUTER, Tokens(epoch, self.view.node, part), ())
-        for frame in stuck:
-            lost = [s for s in sorted(frame.sequences) if s in self._ledger]
-            self._give_up(lost, "no_return", f"{self.view.node} has no link to {frame.peer}")
+    def _tell(self, items: Sequence[TokenItem]) -> None:
+        for frame in self._teller.tell(items):
+            if frame.peer == self.view.node:
+                self.on_frame(frame.header, tuple(map(memoryview, frame.buffers)), _nothing)
+            else:
+                self._lost(frame, "no_return")
 
-    def _return(self, frame: OutFrame) -> bool:
-        """Hands tokens to their first hop; False if there is no way to it."""
-        if frame.peer != self.view.node:
-            return self._links.send(frame.peer, frame.header, frame.buffers)
-        self.on_frame(frame.header, tuple(map(memoryview, frame.buffers)), lambda: None)
-        return True
+    def _lost(self, frame: OutFrame, code: str) -> None:
+        lost = [s for s in sorted(frame.sequences) if s in self._ledger]
+        self._give_up(lost, code, f"{self.view.node} has no link to {frame.peer}")
 
     def _fail(self, batch: Batch, code: str, reason: str) -> None:
         self._give_up([w.seq for w in batch], code, reason)
@@ -354,13 +327,7 @@ class Worker:
         self._refuse(refused)
 
     def _refuse(self, items: list[RefusedItem]) -> None:
-        self._refusals.extend(items)
-        self._say_refused(items)
-
-    def _say_refused(self, items: list[RefusedItem]) -> None:
-        for start in range(0, len(items), MAX_ROWS):
-            part = tuple(items[start : start + MAX_ROWS])
-            self._links.send(ROUTER, Refused(self.epoch, self.view.node, part), ())
+        self._teller.refuse(self.epoch, items)
 
     def _close(self, seq: SeqKey) -> None:
         for work in self._batcher.remove(seq):
@@ -371,7 +338,7 @@ class Worker:
         self.tracer.close(seq)
         if not self._ledger.close(seq):
             return
-        if self._busy:
+        if self._loop.busy:
             self._frees.append(seq)
         else:
             self._engine.free(seq)
@@ -396,3 +363,18 @@ class Worker:
             expected_s=self._expected_s,
             kv_cached_pages=self._engine.cached_pages,
         )
+
+
+def _nothing() -> None:
+    """Of a frame that no link brought, nothing is to be given back."""
+
+
+def _use_up(batch: Batch) -> None:
+    """Of the frames that they came in; rows of one frame mostly stand together."""
+    use, count = batch[0].payload.use, 0
+    for work in batch:
+        if work.payload.use is not use:
+            use.take(count)
+            use, count = work.payload.use, 0
+        count += work.count
+    use.take(count)

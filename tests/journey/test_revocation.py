@@ -121,7 +121,9 @@ async def test_a_revoked_node_is_out_at_once_and_its_requests_go_on(
         moved = sum(r.finish.reroutes for of_prompt in results for r in of_prompt)
         assert moved > 0, "those that went through b took another way"
         # It does not know yet that nobody waits for what it had begun.
-        await c.until(lambda: not (worker._busy or worker.statistics().waiting_rows), "it rests")
+        await c.until(
+            lambda: not (worker._loop.busy or worker.statistics().waiting_rows), "it rests"
+        )
         steps, came = b._slices.statistics().steps, a._plane.bad_messages.copy()
         for endpoint, server in (
             (c.app.control_endpoint, c.app.security.public_key),

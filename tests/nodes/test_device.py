@@ -6,20 +6,41 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar, cast
 
 import pytest
 
 from helix_mq.clock import SystemClock
-from nodes.device import DeviceThread
+from nodes.device import DeviceThread, Errand
 
 WAIT_S = 240.0
+T = TypeVar("T")
 
 
 @pytest.fixture
 def device() -> Iterator[DeviceThread]:
     with DeviceThread(SystemClock()) as device:
         yield device
+
+
+async def run(device: DeviceThread, job: Callable[[], T]) -> T:
+    """As who has it done on a loop."""
+    ended = asyncio.Event()
+    values: list[T | None] = []
+    errors: list[BaseException] = []
+
+    def back(given: None, value: T | None, error: BaseException | None) -> None:
+        values.append(value)
+        if error is not None:
+            errors.append(error)
+        ended.set()
+
+    Errand[None, T](device, back).go(lambda _: job(), None, asyncio.get_running_loop())
+    await ended.wait()
+    if errors:
+        raise errors.pop()
+    return cast(T, values[0])
 
 
 async def test_jobs_run_elsewhere_one_after_another(device: DeviceThread) -> None:
@@ -29,7 +50,7 @@ async def test_jobs_run_elsewhere_one_after_another(device: DeviceThread) -> Non
         seen.append(number)
         return number, threading.current_thread()
 
-    found = await asyncio.gather(*(device.run(lambda n=n: job(n)) for n in range(20)))
+    found = await asyncio.gather(*(run(device, lambda n=n: job(n)) for n in range(20)))
     assert [number for number, _ in found] == seen == list(range(20))
     assert {thread for _, thread in found} != {threading.current_thread()}
     assert len({thread for _, thread in found}) == 1
@@ -48,8 +69,8 @@ async def test_what_a_job_raises_is_raised_here_and_kept_by_nobody(device: Devic
     gc.disable()
     try:
         with pytest.raises(ZeroDivisionError, match="of the job"):
-            await device.run(lambda held=held: job(held))  # type: ignore[misc]
-        assert await device.run(lambda: 7) == 7
+            await run(device, lambda held=held: job(held))  # type: ignore[misc]
+        assert await run(device, lambda: 7) == 7
         del held
         # Tensors of a step that failed must not wait for the collector of cycles.
         assert kept() is None
@@ -57,35 +78,12 @@ async def test_what_a_job_raises_is_raised_here_and_kept_by_nobody(device: Devic
         gc.enable()
 
 
-async def test_who_is_cancelled_waits_for_the_job_in_progress(device: DeviceThread) -> None:
-    started, go_on = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-    ended = False
-
-    def job() -> None:
-        nonlocal ended
-        loop.call_soon_threadsafe(started.set)
-        assert go_on.wait(WAIT_S)
-        ended = True
-
-    running = asyncio.create_task(device.run(job))
-    await started.wait()
-    running.cancel()
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not running.done()
-    go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert ended
-
-
 def test_a_loop_that_is_gone_is_not_the_jobs_fault(device: DeviceThread) -> None:
     go_on = threading.Event()
 
     async def leave() -> None:
         asyncio.get_running_loop().call_soon(asyncio.get_running_loop().stop)
-        await device.run(lambda: go_on.wait(WAIT_S))
+        await run(device, lambda: go_on.wait(WAIT_S))
 
     loop = asyncio.new_event_loop()
     task = loop.create_task(leave())

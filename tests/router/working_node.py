@@ -201,7 +201,7 @@ class WorkingSlice:
         if self.engine.fault is not None:
             raise self.engine.fault
         if batch:
-            self._stepping = self.worker._busy = True
+            self._stepping = self.worker._loop.busy = True
             done = lambda: self._node.do(lambda: self._stepped(batch))  # noqa: E731
             self._node.outside.time.later(STEP_S, done)
 

@@ -1,0 +1,158 @@
+"""When a worker's device gets its next job: steps, and between them chores. Decides nothing else.
+
+Callbacks where a task with futures would be: `choose` gives the next step when the device has no
+job, `over` takes what came of it. A task took some ten Python calls more per step and a turn of the
+event loop more, and each call costs some 3 us when a step's weights have driven it out of the
+processor's caches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nodes.chores import Chores, Job
+from nodes.device import DeviceThread, Errand
+from nodes.steps import Batch, StepEngine, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class StepCalls:
+    """What the loop asks of a worker, whose `engine` makes the steps.
+
+    `choose`: the next step; empty for none now. `over(batch, result, error)`: it has ended, both
+    None when nobody is to hear of it; gives whether more waits. `idle`: the device has no job.
+    `stall_s`: in how many seconds `stalled` is to be called unless a step begins before; None for
+    never."""
+
+    engine: StepEngine
+    choose: Callable[[], Batch]
+    over: Callable[[Batch, StepResult | None, BaseException | None], bool]
+    idle: Callable[[], None]
+    stall_s: Callable[[], float | None]
+    stalled: Callable[[], None]
+
+
+class StepLoop:
+    def __init__(self, device: DeviceThread) -> None:
+        self.busy = False
+        """The device has a job: KV pages stay as they are."""
+        self.chores = Chores()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """While run() does."""
+        self._calls: StepCalls | None = None
+        """While run() does, too: no circle is to keep a slice's weights when it is gone."""
+        self._steps = Errand[Batch, StepResult](device, self._back)
+        self._jobs = Errand[Job, None](device, self._chore_back)
+        self._broken: asyncio.Future[None] | None = None
+        """Ends run() with what nobody has foreseen."""
+        self._rested: asyncio.Future[None] | None = None
+        """Of a run() that ends and waits for the job in progress."""
+        self._turn_due = False
+        self._stall: asyncio.TimerHandle | None = None
+
+    async def run(self, calls: StepCalls) -> None:
+        """Steps for ever; ends by cancellation, after the step in progress."""
+        self._calls = calls
+        self.loop = asyncio.get_running_loop()
+        self._broken = self.loop.create_future()
+        self._rested = None
+        self._turn_due = False
+        self.ring()
+        try:
+            await self._broken
+        finally:
+            await self._end(self.loop)
+
+    async def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = None
+        self._unstall()
+        try:
+            if self.busy:
+                # What the device works on must stay as it is until then.
+                self._rested = loop.create_future()
+                await self._rested
+        finally:
+            self._calls = None
+            self.chores.give_up()
+
+    def ring(self) -> None:
+        """There may be something to do. In the loop's next turn, as more may come in this one."""
+        if not self._turn_due and not self.busy and self.loop is not None:
+            self._turn_due = True
+            self.loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        loop, calls = self.loop, self._calls
+        if self.busy or loop is None or calls is None:
+            return
+        try:
+            if self.chores.waiting:
+                self.busy = True
+                self._jobs.go(_do, self.chores.waiting[0][0], loop)
+            elif batch := calls.choose():
+                self.busy = True
+                if self._stall is not None:
+                    self._unstall()
+                self._steps.go(calls.engine.run, batch, loop)
+            elif (stall_s := calls.stall_s()) is None:
+                self._unstall()
+            elif self._stall is None:
+                # Kept over rings: peers repeat their grants all the time, which must not put it
+                # off.
+                self._stall = loop.call_later(stall_s, self._stalled)
+        except BaseException as e:
+            self._break(e)
+
+    def _unstall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _stalled(self) -> None:
+        self._stall = None
+        if self._calls is None:
+            return
+        try:
+            self._calls.stalled()
+        except BaseException as e:
+            self._break(e)
+        self.ring()
+
+    def _back(self, batch: Batch, result: StepResult | None, error: BaseException | None) -> None:
+        if self.loop is None:
+            result = error = None
+        more = True
+        try:
+            if self._calls is not None:
+                more = self._calls.over(batch, result, error)
+        except BaseException as e:
+            self._break(e)
+        if more or self.chores.waiting or self._rested is not None:
+            self._free()
+
+    def _chore_back(self, job: Job, nothing: None, error: BaseException | None) -> None:
+        if self._calls is not None:
+            self._calls.idle()
+        if error is not None and not isinstance(error, Exception):
+            self._break(error)
+        elif self.loop is not None:
+            self.chores.over(error)
+        self._free()
+
+    def _free(self) -> None:
+        if self._rested is not None:
+            if not self._rested.done():
+                self._rested.set_result(None)
+        else:
+            self.ring()
+
+    def _break(self, error: BaseException) -> None:
+        if self._broken is not None and not self._broken.done():
+            self._broken.set_exception(error)
+
+
+def _do(job: Job) -> None:
+    job()
