@@ -55,7 +55,7 @@ class _Sequence:
     The first `shared` of its pages, in each layer, others may read. `names`: of its units.
     """
 
-    __slots__ = ("layers", "names", "num_layers", "pages", "shared", "table")
+    __slots__ = ("at", "layers", "names", "num_layers", "pages", "shared", "stride", "table")
 
     def __init__(self, layers: LayerRange) -> None:
         self.layers = layers
@@ -63,13 +63,19 @@ class _Sequence:
         self.pages = 0
         self.shared = 0
         self.names: list[bytes] = []
-        self.table: PageTable = np.empty((len(layers), 0), np.int32)
+        self.hold(np.empty((len(layers), 0), np.int32))
 
     def reserve(self, pages: int) -> None:
         """A table for more pages than there is room for."""
         grown = np.empty((self.num_layers, max(4, 2 * pages)), np.int32)
         grown[:, : self.pages] = self.table[:, : self.pages]
-        self.table = grown
+        self.hold(grown)
+
+    def hold(self, table: PageTable) -> None:
+        """`at`: where it is in memory; `stride`: bytes from one layer's pages to the next's."""
+        self.table = table = np.ascontiguousarray(table)
+        self.at: int = table.__array_interface__["data"][0]
+        self.stride = table.strides[0]
 
 
 class LayerPagePool:
@@ -116,7 +122,7 @@ class LayerPagePool:
             return False
         self.open(seq, layers)
         sequence = self._sequences[seq]
-        sequence.table = self._prefixes.take(chain, layers)
+        sequence.hold(self._prefixes.take(chain, layers))
         sequence.names = chain
         sequence.pages = sequence.shared = sequence.table.shape[1]
         self._least_free = min(self._least_free, self.free_pages)
@@ -220,6 +226,19 @@ class LayerPagePool:
         it across `ensure` or `free`. Others may have the first of them, too."""
         sequence = self._sequences[seq]
         return sequence.table[:, : sequence.pages]
+
+    def place(self, seq: SeqKey, layers: LayerRange, position: int) -> tuple[int, int] | None:
+        """As table(), for compiled code: the address of the page ids (int32) of the first of
+        `layers`, and how many ids further those of the next layer begin. None unless `seq` is open
+        here with these layers and has a page for `position`."""
+        sequence = self._sequences.get(seq)
+        if sequence is None or position >= sequence.pages * self.page_tokens:
+            return None
+        own = sequence.layers
+        if layers.first < own.first or layers.end > own.end:
+            return None
+        stride = sequence.stride
+        return sequence.at + (layers.first - own.first) * stride, stride // 4
 
     def free(self, seq: SeqKey) -> int:
         """Forgets `seq` and gives back its pages, but for what others share; returns how many it

@@ -30,6 +30,7 @@ from nodes.model.checks import check_batch
 from nodes.model.graphs import DecodeGraphs, SliceParts
 from nodes.model.metadata import LastTokens, SegmentIndex, index_segment, last_of
 from nodes.model.native.block import block_for
+from nodes.model.native.decodes import decodes_for
 from nodes.model.native.layers import NativeLayers, layers_for
 from nodes.model.native.products import NativeLinear
 from nodes.model.recorders import Recorder
@@ -62,6 +63,7 @@ class ModelSlice:
         self._native: NativeLayers | None = None
         if isinstance(attention.backend, NativeAttention):
             self._native = layers_for(config, layers, weights.layers)
+        self._decodes = decodes_for(self._native, layers, weights)
         self.graphs: DecodeGraphs | None = None
 
     @classmethod
@@ -160,6 +162,10 @@ class ModelSlice:
             with torch.inference_mode():
                 return self.forward(batch, cache)
         self._check_cache(cache)
+        if self._decodes is not None:
+            output = self._decodes.run(batch, cache)
+            if output is not None:
+                return output
         check_batch(batch, self.layers, self.config, cache.pool)
         if self.graphs is not None:
             output = self.graphs.run(batch, cache)

@@ -15,13 +15,17 @@ SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def function_of(
-    library: ctypes.CDLL, name: str, dtype: torch.dtype, arguments: Sequence[Any]
-) -> Callable[..., None]:
+    library: ctypes.CDLL,
+    name: str,
+    dtype: torch.dtype,
+    arguments: Sequence[Any],
+    result: Any = None,
+) -> Callable[..., Any]:
     """AttributeError where the library has none, since the processor lacks what it needs."""
     function = getattr(library, f"{name}_{SUFFIXES[dtype]}")
     function.argtypes = list(arguments)
-    function.restype = None
-    found: Callable[..., None] = function
+    function.restype = result
+    found: Callable[..., Any] = function
     return found
 
 

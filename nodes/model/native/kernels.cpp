@@ -5,7 +5,7 @@
 // result depends on that row alone, in the same order of operations whatever rows are beside it.
 // Sums are in float; a NaN that comes in comes out. The caller checks shapes.
 
-#include "layers.h"
+#include "decode.h"
 
 namespace helix {
 namespace {
@@ -60,38 +60,6 @@ void attend_rows(const T *query, int64_t query_stride, const T *keys, const T *v
   }
 }
 
-#if defined(__AVX512F__)
-// out: [rows, outputs], of T or of float.
-template <class T, class Out>
-void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows, int64_t outputs,
-             int64_t inputs, int threads) {
-  static thread_local std::vector<T> space;
-  const Weight<T> weight{packed, bias, outputs, inputs};
-  Rows<T> given{x, rows};
-  const bool order = should_order<T>(rows, inputs);
-  if (order) space.resize(given.tiles() * given.each() * inputs);
-  T *const ordered = space.data();
-  const auto store = [&](int64_t row, int64_t count, int64_t group, const float *sums) {
-    for (int sixteen = 0; sixteen < 2; ++sixteen) {
-      const int64_t column = weight.column(group, sixteen);
-      const int64_t some = std::min<int64_t>(kWide, outputs - column);
-      Out *to = out + row * outputs + column;
-      for (int64_t i = 0; i < count && some == kWide; ++i, to += outputs)
-        put_wide(to, output_of(weight, sums, i, group, sixteen));
-      for (int64_t i = 0; i < count && some > 0 && some < kWide; ++i, to += outputs)
-        put_some(to, output_of(weight, sums, i, group, sixteen, some), some);
-    }
-  };
-  Team team;
-#pragma omp parallel num_threads(threads) if (threads > 1 && outputs * inputs > 8 * kWorthThreads)
-  {
-    Member member(team, threads);
-    if (order) order_rows(given, inputs, ordered, member);
-    multiply(weight, order ? Rows<T>{ordered, rows, true} : given, member, store);
-  }
-}
-#endif
-
 }  // namespace
 }  // namespace helix
 
@@ -139,6 +107,11 @@ HELIX_FOR(bfloat, bfloat16)
   extern "C" void layers_##SUFFIX(const helix::Layer<T> *layers, const helix::Sizes *sizes,      \
                                   const helix::Pass<T> *pass, float eps, int threads) {          \
     helix::run_layers(layers, *sizes, *pass, eps, threads);                                      \
+  }                                                                                              \
+  extern "C" int decode_##SUFFIX(const helix::Layer<T> *layers, const helix::Sizes *sizes,       \
+                                 const helix::Step<T> *step, float eps, int threads,             \
+                                 int head_threads) {                                             \
+    return helix::decode(layers, *sizes, *step, eps, threads, head_threads);                     \
   }
 
 #if defined(__AVX512F__)

@@ -58,16 +58,22 @@ class NativeLayers:
     ) -> None:
         """layers_for() builds one, where one works."""
         self._run = run
-        self._config = config
+        self.config = self._config = config
         self._layers = layers
         self._weights = weights
         self._addresses = np.array([_addresses(w) for w in weights], np.int64)
         self._first_address = pointer(self._addresses)
+        self._layer_stride = self._addresses.strides[0]
         self._windows = [config.window_of(n) for n in range(layers.first, layers.end)]
         kv_width = config.num_kv_heads * config.head_dim
         query_width = config.num_heads * config.head_dim
-        self._layer_bytes = sum(p.nbytes for p in _products(weights[0]))
+        layer_bytes = sum(p.nbytes for p in _products(weights[0]))
+        self.worth_threads = layer_bytes >= WORTH_THREADS_BYTES
         self._spare = config.hidden_size + 2 * query_width + 2 * kv_width + config.intermediate_size
+
+    def address_of(self, layer: int) -> int:
+        """Where the addresses of the slice's `layer`-th layer's weights are."""
+        return self._first_address + layer * self._layer_stride
 
     def takes(self, rows: AttentionRows, cache: KvCache) -> bool:
         if cache.layout is not KvLayout.HEAD_MAJOR:
@@ -121,11 +127,11 @@ class NativeLayers:
             space.data_ptr(),
         )
         self._run(
-            self._first_address + first * self._addresses.strides[0],
+            self.address_of(first),
             sizes,
             tokens,
             config.rms_eps,
-            torch.get_num_threads() if self._layer_bytes >= WORTH_THREADS_BYTES else 1,
+            torch.get_num_threads() if self.worth_threads else 1,
         )
         return x
 

@@ -8,6 +8,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "common.h"
 #include "team.h"
 
@@ -155,6 +157,36 @@ inline wide output_of(const Weight<T> &weight, const float *sums, int64_t row, i
   wide value = get_wide(sums + row * kColumns + sixteen * kWide);
   if (weight.bias) value += get_some(weight.bias + weight.column(group, sixteen), count);
   return rounded(value, weight.packed);
+}
+
+// out: [rows, outputs], of T or of float.
+template <class T, class Out>
+void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows, int64_t outputs,
+             int64_t inputs, int threads) {
+  static thread_local std::vector<T> space;
+  const Weight<T> weight{packed, bias, outputs, inputs};
+  Rows<T> given{x, rows};
+  const bool order = should_order<T>(rows, inputs);
+  if (order) space.resize(given.tiles() * given.each() * inputs);
+  T *const ordered = space.data();
+  const auto store = [&](int64_t row, int64_t count, int64_t group, const float *sums) {
+    for (int sixteen = 0; sixteen < 2; ++sixteen) {
+      const int64_t column = weight.column(group, sixteen);
+      const int64_t some = std::min<int64_t>(kWide, outputs - column);
+      Out *to = out + row * outputs + column;
+      for (int64_t i = 0; i < count && some == kWide; ++i, to += outputs)
+        put_wide(to, output_of(weight, sums, i, group, sixteen));
+      for (int64_t i = 0; i < count && some > 0 && some < kWide; ++i, to += outputs)
+        put_some(to, output_of(weight, sums, i, group, sixteen, some), some);
+    }
+  };
+  Team team;
+#pragma omp parallel num_threads(threads) if (threads > 1 && outputs * inputs > 8 * kWorthThreads)
+  {
+    Member member(team, threads);
+    if (order) order_rows(given, inputs, ordered, member);
+    multiply(weight, order ? Rows<T>{ordered, rows, true} : given, member, store);
+  }
 }
 #endif
 

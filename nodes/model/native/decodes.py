@@ -1,0 +1,181 @@
+"""Steps in which every row is one token over the same layers, in one compiled call: see decode.h.
+
+That is what a node does nearly all the time. What this module does not take, and whatever is wrong
+with a batch, is left to the slice's general pass, which gives the same bits or says what is wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+
+import numpy as np
+import torch
+
+from helix_mq.layers import LayerRange
+from nodes.kv_cache import KvCache, KvLayout
+from nodes.model.batch import SliceBatch, SliceOutput
+from nodes.model.native.build import built
+from nodes.model.native.calls import COUNT, POINTER, REAL, THREADS, address, function_of, pointer
+from nodes.model.native.layers import NativeLayers
+from nodes.model.native.products import NativeLinear
+from nodes.model.rope import inverse_frequencies, rotation
+from nodes.model.weights import SliceWeights
+
+FIRST_TURNS, MOST_TURNS = 1024, 1 << 16
+"""Positions whose rotations are kept: doubled when a step needs more, 16 MiB at most for heads of
+64 in 16 bits. Tokens behind those take the general pass."""
+
+_Sizes = COUNT * 9
+_Step = COUNT * 13
+"""As layers.h and decode.h list them."""
+_NOTHING = (0, 0, 0)
+
+
+class NativeDecodes:
+    """Of one slice; one thread, as the slice. `native` and `weights` are the slice's."""
+
+    def __init__(self, native: NativeLayers, layers: LayerRange, weights: SliceWeights) -> None:
+        """decodes_for() builds one, where one works."""
+        config = self._config = native.config
+        norm = weights.layers[0].attention_norm
+        self._dtype = norm.dtype
+        self._native = native
+        self._layers = layers
+        self._weights = weights
+        library = built().library
+        assert library is not None
+        arguments = [*[POINTER] * 3, REAL, THREADS, THREADS]
+        self._run = function_of(library, "decode", self._dtype, arguments, THREADS)
+        windows = [config.window_of(n) or 0 for n in range(layers.first, layers.end)]
+        self._windows = np.array(windows, np.int64)
+        self._inverse_freq = inverse_frequencies(config)
+        self._turns = torch.empty((0, 2, config.head_dim), dtype=self._dtype)
+        self._known = 0
+        head, ending = weights.head, weights.final_norm
+        self._ending = _NOTHING
+        if ending is not None and isinstance(head, NativeLinear):
+            self._ending = (ending.data_ptr(), head.packed.data_ptr(), address(head.bias) or 0)
+        self._no_hidden = torch.empty((0, config.hidden_size), dtype=self._dtype)
+        self._no_logits = torch.empty((0, config.vocab_size))
+
+    def run(self, batch: SliceBatch, cache: KvCache) -> SliceOutput | None:
+        """None, having done nothing, where the batch is none of these steps or not in order."""
+        config, rows = self._config, batch.rows
+        if not rows or cache.layout is not KvLayout.HEAD_MAJOR:
+            return None
+        layers, count = rows[0].layers, len(rows)
+        first, end = layers.first, layers.end
+        if first < self._layers.first or end > self._layers.end:
+            return None
+        whole = end == config.num_layers
+        pool = cache.pool
+        places: list[int] = []
+        positions: list[int] = []
+        for row in rows:
+            if row.count != 1 or row.wants_logits != whole:
+                return None
+            if row.layers is not layers and row.layers != layers:
+                return None
+            place = pool.place(row.seq, layers, row.position)
+            if place is None:
+                return None
+            places += place
+            places.append(row.position)
+            positions.append(row.position)
+        if not self._knows(max(positions)) or len({row.seq for row in rows}) < count:
+            return None
+        ids, source = self._source(batch, count, starts=first == 0)
+        if source is None:
+            return None
+        # Few calls on purpose: a step's weights drive all that they touch out of the caches.
+        x = torch.empty((count, config.hidden_size), dtype=self._dtype)
+        logits = torch.empty((count, config.vocab_size)) if whole else self._no_logits
+        skipped = first - self._layers.first
+        sizes = _Sizes(
+            end - first,
+            count,
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.intermediate_size,
+            cache.page_tokens,
+            0,
+        )
+        held = _counts(3 * count)(*places)
+        step = _Step(
+            ctypes.addressof(held),
+            ids.data_ptr() if ids is not None else 0,
+            source.data_ptr(),
+            self._turns.data_ptr(),
+            pointer(self._windows) + 8 * skipped,
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
+            x.data_ptr(),
+            *(self._ending if whole else _NOTHING),
+            logits.data_ptr(),
+            config.vocab_size,
+        )
+        threads = torch.get_num_threads()
+        bad = self._run(
+            self._native.address_of(skipped),
+            sizes,
+            step,
+            config.rms_eps,
+            threads if self._native.worth_threads else 1,
+            threads,
+        )
+        if bad:
+            return None
+        return SliceOutput(self._no_hidden if whole else x, logits)
+
+    def _knows(self, position: int) -> bool:
+        """The rotations up to `position`; False where they are not kept."""
+        if position < self._known:
+            return True
+        if position >= min(MOST_TURNS, self._config.max_context):
+            return False
+        self._known = max(FIRST_TURNS, 1 << math.ceil(math.log2(position + 1)))
+        turns = rotation(self._inverse_freq, torch.arange(self._known), self._dtype)
+        self._turns = torch.cat((turns.cos, turns.sin), dim=1).contiguous()
+        return True
+
+    def _source(
+        self, batch: SliceBatch, count: int, *, starts: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Token ids and embeddings, or nothing and activations; neither where they are not as the
+        batch's rows need them."""
+        ids, hidden = batch.token_ids, batch.hidden
+        if starts:
+            if ids is None or hidden is not None or ids.dtype is not torch.int64:
+                return None, None
+            if ids.shape != (count,) or not ids.is_cpu:
+                return None, None
+            return ids.contiguous(), self._weights.embedding
+        if hidden is None or ids is not None or not hidden.is_cpu:
+            return None, None
+        if hidden.shape != (count, self._config.hidden_size) or not hidden.is_floating_point():
+            return None, None
+        return None, hidden.to(self._dtype).contiguous()
+
+
+@functools.lru_cache(maxsize=1024)
+def _counts(length: int) -> type[ctypes.Array[ctypes.c_int64]]:
+    return COUNT * length
+
+
+def decodes_for(
+    native: NativeLayers | None, layers: LayerRange, weights: SliceWeights
+) -> NativeDecodes | None:
+    """None where the layers run otherwise, or what comes before and after them is held in a way
+    that the compiled step does not read."""
+    if native is None or not (weights.head is None or isinstance(weights.head, NativeLinear)):
+        return None
+    table = weights.embedding
+    if table is not None and not (
+        table.is_contiguous() and table.dtype is weights.layers[0].attention_norm.dtype
+    ):
+        return None
+    return NativeDecodes(native, layers, weights)
