@@ -32,14 +32,17 @@ PROMPT = (1, 2, 3)
 SPEC = data.SampleSpec(SamplingParams(logprobs=True, top_logprobs=2), 1, 0)
 
 
-async def tokens_of(stream: EventStream) -> tuple[int, ...]:
-    """All tokens of a stream that must end well."""
+async def tokens_of(
+    stream: EventStream, seen: Callable[[int], object] = lambda count: None
+) -> tuple[int, ...]:
+    """All tokens of a stream that must end well; `seen` is told how many have come, at each."""
     tokens: list[int] = []
     async with asyncio.timeout(WAIT_S):
         async for event in stream:
             match event:
                 case Delta(token=int(token)):
                     tokens.append(token)
+                    seen(len(tokens))
                 case Finished(finish_reason="length"):
                     return tuple(tokens)
                 case Broken(error):
@@ -51,9 +54,7 @@ async def undisturbed(c: Cluster, attack: Callable[[EventStream], object]) -> No
     """A stream that is under way when `attack` is made gives the tokens it would give alone."""
     wanted = (await c.run(greedy(PROMPT, 60))).token_ids
     stream = c.app.submit(greedy(PROMPT, 60))
-    await c.until(lambda: len(c.app.core.sessions()[stream.request].output) > 3, "it runs")
-    attack(stream)
-    assert await tokens_of(stream) == wanted
+    assert await tokens_of(stream, lambda count: attack(stream) if count == 4 else None) == wanted
 
 
 # -- the router's data socket ---------------------------------------------------

@@ -19,6 +19,7 @@ from router.gateway import GatewayServer
 from router.service import Generation
 from router.settings import AdmissionSection, HttpSection
 from tests.cluster import Cluster, cluster, endpoint, greedy
+from tests.held_steps import HeldSteps, held_steps
 
 TWO_WAYS = {"a": "0:3", "b": "0:4", "c": "2:6", "d": "4:6"}
 
@@ -174,7 +175,7 @@ async def test_a_burst_ends_in_answers_or_refusals_that_say_when_to_come_back(
     admission = AdmissionSection(max_waiting=20)
     async with edges(tiny_folder, admission=admission, memory_bytes=1 << 20) as e:
 
-        async def one(number: int) -> str:
+        async def one(number: int, held: HeldSteps) -> str:
             try:
                 answer = await e.ai.completions.create(
                     model="tiny", prompt=f"{number}", max_tokens=8, temperature=0
@@ -183,10 +184,15 @@ async def test_a_burst_ends_in_answers_or_refusals_that_say_when_to_come_back(
                 # Without keys nobody has a share of his own: it is the cluster that is full.
                 assert refused.status_code == 503, refused
                 assert int(refused.response.headers["retry-after"]) >= 1
+                held.open()
                 return "503"
             return answer.choices[0].finish_reason
 
-        ends = await asyncio.gather(*(one(i) for i in range(300)))
+        members = e.cluster.app.core.cluster.membership
+        await e.cluster.until(lambda: len(members.serving()) == len(TWO_WAYS), "all are ready")
+        # However fast they are, they do not take them as fast as they come.
+        with held_steps(e.cluster) as held:
+            ends = await asyncio.gather(*(one(i, held) for i in range(300)))
         assert set(ends) <= {"503", "length", "stop"}
         assert {"length", "stop"} & set(ends)
         assert "503" in ends

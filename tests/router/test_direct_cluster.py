@@ -18,7 +18,8 @@ from helix_mq.token_return import TokenReturn
 from router.service import Broken, Delta, Finished, Generation
 from router.settings import SpeculationSection
 from router.speculation import DraftStatistics
-from tests.cluster import Cluster, Result, cluster, greedy
+from tests.cluster import DEADLINE_S, Cluster, Result, cluster, greedy
+from tests.held_steps import held_steps
 from tests.router.streams import results, rows_sent, seen
 
 CHAIN = {"a": "0:2", "b": "2:4", "c": "4:6"}
@@ -113,12 +114,12 @@ async def test_on_one_device_a_node_that_dies_holds_nobody_up(tiny_folder: Path)
     async with cluster(tiny_folder, ALONE, token_return="router") as c:
         alone = await results(c, asked)
     async with cluster(tiny_folder, CHAIN, device_id="one", dead_after_s=1.0) as c:
-        running = asyncio.create_task(results(c, asked))
-        sessions = c.app.core.sessions
-        await c.until(lambda: any(len(s.output) > 5 for s in sessions().values()), "it runs")
+        runs, going = zip(*(under_way(c, generation) for generation in asked), strict=True)
+        async with asyncio.timeout(DEADLINE_S):
+            await going[0].wait()
         await c.kill("b")
         await c.add_node("b", device_id="one")
-        assert [r.token_ids for r in await running] == [r.token_ids for r in alone]
+        assert [(await run).token_ids for run in runs] == [r.token_ids for r in alone]
 
 
 async def test_first_hops_draft(tiny_folder: Path) -> None:
@@ -196,8 +197,26 @@ async def test_a_cancelled_request_ends_the_loop(tiny_folder: Path) -> None:
 
 async def test_a_deadline_ends_the_loop(tiny_folder: Path) -> None:
     async with cluster(tiny_folder, CHAIN, token_return="direct") as c:
-        with pytest.raises(DeadlineExceeded):
-            await c.run(greedy((1, 2, 3), 480, deadline_s=0.3))
+        with held_steps(c) as held:
+            held.open()
+
+            def in_the_middle(delta: Delta) -> None:
+                if delta.index == 5:
+                    held.shut()
+
+            with pytest.raises(DeadlineExceeded):
+                await c.run(greedy((1, 2, 3), 480, deadline_s=0.3), in_the_middle)
+
+
+def under_way(c: Cluster, generation: Generation) -> tuple[asyncio.Task[Result], asyncio.Event]:
+    """A request, and what tells at once that some of its tokens have come: it may soon be over."""
+    going = asyncio.Event()
+
+    def seen_some(delta: Delta) -> None:
+        if delta.index >= 5:
+            going.set()
+
+    return asyncio.create_task(c.run(generation, seen_some)), going
 
 
 _UNDISTURBED: dict[Path, Result] = {}
@@ -215,10 +234,10 @@ async def broken(folder: Path, fault: Callable[[Cluster], Awaitable[None]]) -> R
     """A long request, with a fault while its tokens come."""
     wanted = await undisturbed(folder)
     async with cluster(folder, CHAIN, token_return="direct", dead_after_s=1.0) as c:
-        running = asyncio.create_task(c.run(LONG))
-        sessions = c.app.core.sessions
-        await c.until(lambda: any(len(s.output) > 5 for s in sessions().values()), "it runs")
-        await fault(c)
+        running, going = under_way(c, LONG)
+        async with asyncio.timeout(DEADLINE_S):
+            await going.wait()
+            await fault(c)
         result = await running
         assert result.token_ids == wanted.token_ids
         assert result.text == wanted.text
