@@ -52,7 +52,9 @@ class FakeRouter:
         self.tokens: dict[int, list[int]] = {}
         self.token_epochs: dict[int, set[int]] = {}
         self.refused: list[tuple[int, str]] = []
-        self.token_at_s: dict[int, list[float]] = {}
+        self.most = 1 << 30
+        """Tokens of a request; the next one is asked for when they may `go_on`."""
+        self._held: list[tuple[int, int, int]] = []
         self._next: dict[int, int] = {}
         self._goal: dict[int, int] = {}
         self._epoch: dict[int, int] = {}
@@ -88,9 +90,11 @@ class FakeRouter:
         got = self.tokens.setdefault(item.request, [])
         got.append(item.token)
         self.token_epochs.setdefault(item.request, set()).add(epoch)
-        now_s = asyncio.get_running_loop().time()
-        self.token_at_s.setdefault(item.request, []).append(now_s)
-        if len(got) < self._goal[item.request]:
+        if len(got) >= self._goal[item.request]:
+            return
+        if len(got) >= self.most:
+            self._held.append((item.request, item.token, item.position))
+        else:
             self._row(item.request, [item.token], item.position)
 
     def of(self, kind: type[msgspec.Struct]) -> list[msgspec.Struct]:
@@ -165,6 +169,11 @@ class FakeRouter:
         header = data.FrameHeader(self._epoch[request], ROUTER, "int32", 1, (row,), (route,))
         values = np.array(ids, np.int32).data.cast("B")
         assert self._plane.send("n", header, (values,))
+
+    def go_on(self) -> None:
+        self.most, held, self._held = 1 << 30, self._held, []
+        for request, token, position in held:
+            self._row(request, [token], position)
 
     def move(self, request: int, epoch: int) -> None:
         """The request's next rows come under another epoch."""
