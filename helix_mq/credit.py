@@ -175,25 +175,30 @@ class CreditReceiver:
         _check_window(window_bytes)
         self._window_bytes = window_bytes
         self._incarnation = incarnation
-        self._received_bytes = 0
-        self._consumed_bytes = 0
+        self.received_bytes = 0
+        """Of all messages so far: counted by who receives them."""
+        self.outstanding_bytes = 0
+        """Received and not yet consumed: what this link holds in memory here."""
         self._granted_bytes: int | None = None
 
-    @property
-    def outstanding_bytes(self) -> int:
-        """Received and not yet consumed: what this link holds in memory here."""
-        return self._received_bytes - self._consumed_bytes
-
     def received(self, nbytes: int) -> None:
-        self._received_bytes += nbytes
+        self.received_bytes += nbytes
+        self.outstanding_bytes += nbytes
 
-    def consumed(self, nbytes: int) -> None:
-        """Raises ValueError when more is consumed than came."""
-        if not 0 <= nbytes <= self._received_bytes - self._consumed_bytes:
+    def consumed(self, nbytes: int) -> bool:
+        """Whether a grant may be worth a message. Raises ValueError when more is consumed than
+        came."""
+        left_bytes = self.outstanding_bytes - nbytes
+        if left_bytes < 0 or nbytes < 0:
             raise ValueError(
                 f"consumed {nbytes} bytes with {self.outstanding_bytes} outstanding on this link"
             )
-        self._consumed_bytes += nbytes
+        self.outstanding_bytes = left_bytes
+        granted_bytes, window_bytes = self._granted_bytes, self._window_bytes
+        return granted_bytes is None or (
+            _IDLE_SHARE * (self.received_bytes - left_bytes + window_bytes - granted_bytes)
+            > window_bytes
+        )
 
     def grant(self) -> Grant | None:
         """A grant, if it is worth a message: the first one, half a window, or an idle link's rest.
@@ -202,7 +207,9 @@ class CreditReceiver:
         """
         if self._granted_bytes is None:
             return self.announce()
-        ungranted = self._consumed_bytes + self._window_bytes - self._granted_bytes
+        ungranted = (
+            self.received_bytes - self.outstanding_bytes + self._window_bytes - self._granted_bytes
+        )
         if _IDLE_SHARE * ungranted <= self._window_bytes:
             return None
         # A sender with a message larger than its headroom waits for all but an eighth of W.
@@ -216,7 +223,7 @@ class CreditReceiver:
         Transports lose messages when links break or queues are full: repeat it now and then on a
         link from which nothing came lately, or a sender whose last grant was lost waits for ever.
         """
-        self._granted_bytes = self._consumed_bytes + self._window_bytes
+        self._granted_bytes = self.received_bytes - self.outstanding_bytes + self._window_bytes
         return Grant(self._granted_bytes, self._incarnation)
 
 

@@ -31,18 +31,23 @@ from helix_mq.messages.data import (
 )
 from helix_mq.packing import U31, Name, pack, prepare, unpack
 from helix_mq.prefix_blocks import cut_names, names_fit
-from helix_mq.scaled_rows import check_scales
+from helix_mq.scaled_rows import check_scales, scaled_bytes
 
 Buffer = bytes | bytearray | memoryview
 
 MAX_PARTS = 4
 _HEADS = {kind: bytes((WIRE_VERSION, kind)) for kind in Kind}
+FRAME_HEAD = _HEADS[Kind.FRAME]
 _KIND_BY_HEAD = {head: kind for kind, head in _HEADS.items()}
 for _struct in KINDS.values():
     prepare(_struct)
 _HOPS: msgspec.msgpack.Decoder[tuple[tuple[str, int, int], ...]] = msgspec.msgpack.Decoder(
     Annotated[tuple[tuple[Name, U31, U31], ...], msgspec.Meta(max_length=1024)]
 )
+ROUTES: dict[tuple[bytes, ...], tuple[Route, ...]] = {}
+"""What `unpack_routes` gives of frames with one route, as far as it was asked lately: two look-ups
+per frame that are no calls."""
+_KNOWN_ROUTES = 1024
 _MAX_ROUTE_BYTES = 8 * 1024
 _CACHED_ROUTE_BYTES = 1024
 """A route takes some twelve times its bytes; a cache of the longest would take 800 MB."""
@@ -71,14 +76,14 @@ def decode(parts: Sequence[Buffer]) -> Message:
         raise FrameError(f"{count} parts, expected 2 to {MAX_PARTS}", reason="parts")
     head = bytes(parts[0]) if len(parts[0]) == 2 else b""
     kind = _KIND_BY_HEAD.get(head) or _refuse_head(head)
-    header = unpack(bytes(parts[1]) if isinstance(parts[1], bytearray) else parts[1], KINDS[kind])
+    packed = parts[1]
+    header = unpack(bytes(packed) if isinstance(packed, bytearray) else packed, KINDS[kind])
     buffers: tuple[memoryview, ...] = ()
     if count == 3:
         buffers = (memoryview(parts[2]),)
     elif count > 3:
         buffers = tuple(map(memoryview, parts[2:]))
-    if kind is Kind.FRAME:
-        assert isinstance(header, FrameHeader)
+    if type(header) is FrameHeader:
         check_frame(header, buffers)
     elif kind is Kind.LINK_PROBE:
         check_padding(buffers)
@@ -102,12 +107,13 @@ def _refuse_head(head: bytes) -> NoReturn:
 
 def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
     """Checks rows, routes, dtype, width and byte lengths of a frame against each other."""
-    dtype = header.dtype
-    if dtype not in DTYPES:
+    dtype, width, blobs = header.dtype, header.width, header.routes
+    element_bytes = DTYPES.get(dtype)
+    if element_bytes is None:
         raise FrameError(f"dtype {dtype!r} is not one of {sorted(DTYPES)}", reason="dtype")
     tokens = history = 0
     has_ids = dtype == "int32"
-    routes = unpack_routes(header.routes)
+    routes = ROUTES.get(blobs) or unpack_routes(blobs)
     route = hop = -1
     for row in header.rows:
         tokens += row.count
@@ -140,18 +146,20 @@ def check_frame(header: FrameHeader, buffers: Sequence[memoryview]) -> None:
                 f"{row.count} at {row.position}",
                 reason="blocks",
             )
-    if has_ids and header.width != 1:
-        raise FrameError(f"token rows of width {header.width}, expected 1", reason="width")
+    if has_ids and width != 1:
+        raise FrameError(f"token rows of width {width}, expected 1", reason="width")
     if tokens > MAX_FRAME_TOKENS:
         raise FrameError(f"{tokens} tokens in one frame", reason="frame_tokens")
-    payload_bytes = tokens * token_bytes(dtype, header.width)
+    # `token_bytes` in place.
+    row_bytes = scaled_bytes(width) if dtype == SCALED else width * element_bytes
+    payload_bytes = tokens * row_bytes
     if history or len(buffers) != 1 or buffers[0].nbytes != payload_bytes:
         expected = [payload_bytes] + ([history * 4] if history else [])
         got = [buffer.nbytes for buffer in buffers]
         if got != expected:
             raise FrameError(f"buffers of {got} bytes, the header says {expected}", reason="length")
     if dtype == SCALED:
-        check_scales(buffers[0], header.width)
+        check_scales(buffers[0], width)
 
 
 def _check_drafts(row: Row) -> None:
@@ -203,11 +211,14 @@ def unpack_route(blob: bytes) -> Route:
     return _cached_route(blob) if len(blob) <= _CACHED_ROUTE_BYTES else _unpack_route(blob)
 
 
-def unpack_routes(blobs: Sequence[bytes]) -> Sequence[Route]:
+def unpack_routes(blobs: tuple[bytes, ...]) -> tuple[Route, ...]:
     """Those of a frame; as `unpack_route`."""
+    routes = tuple(map(unpack_route, blobs))
     if len(blobs) == 1 and len(blobs[0]) <= _CACHED_ROUTE_BYTES:
-        return (_cached_route(blobs[0]),)
-    return [unpack_route(blob) for blob in blobs]
+        if len(ROUTES) >= _KNOWN_ROUTES:
+            ROUTES.clear()
+        ROUTES[blobs] = routes
+    return routes
 
 
 @lru_cache(maxsize=8192)

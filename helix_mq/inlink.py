@@ -80,7 +80,6 @@ class InLink:
         self._answers = answers
         self._credit = CreditReceiver(window_bytes=window, incarnation=hello.link)
         self._most_bytes = _OVERDRAWN_WINDOWS * max(window, DEFAULT_WINDOW_BYTES)
-        self._received_bytes = 0
         self._told_bytes = 0
         self._due = False
         """An acknowledgement is asked for."""
@@ -93,19 +92,18 @@ class InLink:
 
     def received(self, nbytes: int) -> None:
         """Counts a frame; has it acknowledged when enough has come for the sender's pace."""
-        self._credit.received(nbytes)
-        self._received_bytes += nbytes
-        if not self._due and self._received_bytes - self._told_bytes >= ACKNOWLEDGE_BYTES:
+        credit = self._credit
+        # `credit.received` in place.
+        credit.outstanding_bytes += nbytes
+        credit.received_bytes += nbytes
+        if not self._due and credit.received_bytes - self._told_bytes >= ACKNOWLEDGE_BYTES:
             self._due = True
             self._answers.soon(self)
 
     def consumed(self, nbytes: int) -> None:
         """The bytes left the inbox: gives the sender credit back when that is worth a message."""
-        credit = self._credit
-        credit.consumed(nbytes)
-        grant = credit.grant()
-        if grant is not None:
-            self._tell(grant.total_bytes)
+        if self._credit.consumed(nbytes):
+            self.grant()
 
     def grant(self) -> None:
         """Tells of credit, if it is worth a message."""
@@ -116,7 +114,7 @@ class InLink:
     def acknowledge(self) -> None:
         """Tells of what has come since the last time."""
         self._due = False
-        if self._received_bytes != self._told_bytes:
+        if self._credit.received_bytes != self._told_bytes:
             self.announce()
 
     def announce(self) -> None:
@@ -130,8 +128,7 @@ class InLink:
             # Also of what is refused: the sender counts these bytes as on their way, and would wait
             # for them for ever. Acknowledged one by one: their spacing is what is measured.
             self._credit.received(nbytes)
-            self._received_bytes += nbytes
-            if self._received_bytes - self._told_bytes >= ACKNOWLEDGE_BYTES:
+            if self._credit.received_bytes - self._told_bytes >= ACKNOWLEDGE_BYTES:
                 self.announce()
             self.consumed(nbytes)
         if not self._allowance.take(nbytes if padded else 0):
@@ -140,6 +137,6 @@ class InLink:
             self._answers.send(self.routing_id, LinkEcho(self.link, probe.number))
 
     def _tell(self, total_bytes: int) -> None:
-        self._told_bytes = self._received_bytes
-        grant = Grant(self._answers.me, self.link, total_bytes, self._received_bytes)
+        self._told_bytes = self._credit.received_bytes
+        grant = Grant(self._answers.me, self.link, total_bytes, self._credit.received_bytes)
         self._answers.send(self.routing_id, grant)

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 from helix_mq.clock import Clock
 from helix_mq.credit import CreditSender
-from helix_mq.frames import Buffer, encode, frame_bytes, split_frame
+from helix_mq.frames import FRAME_HEAD, Buffer, encode, frame_bytes, split_frame
 from helix_mq.gathering import Gathering, is_small
 from helix_mq.link_probe import PADDING_BYTES, SLOWEST_BYTES_PER_S, LinkProbes
 from helix_mq.link_queue import LinkQueue
 from helix_mq.messages.control import LinkReport
 from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Grant, LinkEcho, LinkProbe
 from helix_mq.pacing import FIRST_PIECE_BYTES, QUEUE_S, LinkPacer
+from helix_mq.packing import PACK
 from helix_mq.transport import Connection
 
 MIN_PIECE_BYTES = 32 * 1024
@@ -155,8 +156,13 @@ class OutLink:
     def send(self, header: FrameHeader, buffers: Sequence[Buffer]) -> None:
         """Puts a frame in line, in pieces where it is a large one."""
         small = is_small(header, buffers)
-        if small and self._gathers_too(header, buffers[0]):
-            return
+        if small:
+            if not self._gathers:
+                # The first of its turn goes at once.
+                self._gathers = True
+                self._soon(self._turn_ends)
+            elif self._gathers_too(header, buffers[0]):
+                return
         if small or is_urgent(header):
             if self._gathered.nbytes:
                 self.leave()
@@ -169,12 +175,7 @@ class OutLink:
             self.flush()
 
     def _gathers_too(self, header: FrameHeader, payload: Buffer) -> bool:
-        """Keeps a small frame until the turn's end, if it is not the turn's first and nobody is in
-        line before it."""
-        if not self._gathers:
-            self._gathers = True
-            self._soon(self._turn_ends)
-            return False
+        """Keeps a small frame until the turn's end, if nobody is in line before it."""
         if self._queue.waiting_bytes:
             return False
         if not self._gathered.add(header, payload):
@@ -184,7 +185,8 @@ class OutLink:
 
     def _turn_ends(self) -> None:
         self._gathers = False
-        self.leave()
+        if self._gathered.nbytes:
+            self.leave()
 
     def leave(self) -> None:
         """Has what was gathered go now, as one frame."""
@@ -201,8 +203,12 @@ class OutLink:
         return self._probes.bytes_per_s
 
     def _enqueue(self, header: FrameHeader, buffers: Sequence[Buffer], *, urgent: bool) -> None:
-        parts = encode(header, buffers)
-        nbytes = frame_bytes(parts)
+        # `encode` and `frame_bytes` in place: each of the few calls here is one per frame.
+        packed = PACK(header)
+        parts: list[Buffer] = [FRAME_HEAD, packed, *buffers]
+        nbytes = len(FRAME_HEAD) + len(packed)
+        for buffer in buffers:
+            nbytes += buffer.nbytes if type(buffer) is memoryview else len(buffer)
         # Most find nobody in line before them.
         connection = self.connection
         if (

@@ -31,6 +31,8 @@ Rate = Annotated[float, msgspec.Meta(ge=0.0, le=1e15)]
 MAX_HEADER_BYTES = 8 * 1024 * 1024
 
 _encoder = msgspec.msgpack.Encoder()
+PACK = _encoder.encode
+"""`pack` without a call around it."""
 
 
 def pack(value: msgspec.Struct) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from functools import partial
 
 import msgspec
 
@@ -334,19 +335,10 @@ class NodeDaemon:
     # -- data ---------------------------------------------------------------
 
     def _on_data(self, sender: str, message: Message, nbytes: int, link: InLink) -> None:
-        match message.header:
-            case data.FrameHeader() as header:
-                self._on_frame(sender, header, message, nbytes, link)
-            case data.Release() as release if sender == ROUTER:
-                for worker in self.workers:
-                    worker.on_release(release)
-            case _:
-                reason = FrameError(f"stray {message.kind.name}", reason="kind")
-                self._plane.count_bad(sender, reason)
-
-    def _on_frame(
-        self, sender: str, header: data.FrameHeader, message: Message, nbytes: int, link: InLink
-    ) -> None:
+        header = message.header
+        if type(header) is not data.FrameHeader:
+            self._on_word(sender, message)
+            return
         try:
             if header.sender != sender:
                 raise FrameError("another's name", reason="identity")
@@ -365,7 +357,7 @@ class NodeDaemon:
             self._refuse(header, "overloaded", f"too much waits on {self.settings.name}")
         else:
             try:
-                strange = worker.on_frame(header, message.buffers, lambda: link.consumed(nbytes))
+                strange = worker.on_frame(header, message.buffers, partial(link.consumed, nbytes))
             except FrameError as e:
                 self._plane.count_bad(sender, e)
                 self._refuse(header, "bad_frame", str(e)[:1024])
@@ -373,6 +365,14 @@ class NodeDaemon:
                 if strange:
                     reason = f"{strange} tokens returned by who is not their requests' last hop"
                     self._plane.count_bad(sender, FrameError(reason, reason="identity"))
+
+    def _on_word(self, sender: str, message: Message) -> None:
+        """What is no frame."""
+        if isinstance(message.header, data.Release) and sender == ROUTER:
+            for worker in self.workers:
+                worker.on_release(message.header)
+        else:
+            self._plane.count_bad(sender, FrameError(f"stray {message.kind.name}", reason="kind"))
 
     def _refuse(self, header: data.FrameHeader, code: str, reason: str) -> None:
         items = tuple(data.RefusedItem(r.request, r.attempt, code, reason) for r in header.rows)

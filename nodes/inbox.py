@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from helix_mq.errors import FrameError
-from helix_mq.frames import unpack_routes
+from helix_mq.frames import ROUTES, unpack_routes
 from helix_mq.ids import ROUTER, Attempt, RequestId
 from helix_mq.layers import Route
 from helix_mq.messages.data import (
@@ -49,21 +49,18 @@ IntArray = npt.NDArray[np.int32]
 _COUNT = attrgetter("count")
 
 
-class FrameUse:
+class FrameUse(msgspec.Struct):
     """Counts a frame's tokens down; at zero its bytes have left the inbox."""
 
-    __slots__ = ("_left", "_on_consumed", "arrived_s")
-
-    def __init__(self, tokens: int, on_consumed: Callable[[], None]) -> None:
-        self.arrived_s = 0.0
-        """On the process's performance counter, where whoever took the frame in has noted it."""
-        self._left = tokens
-        self._on_consumed = on_consumed
+    left: int
+    on_consumed: Callable[[], None]
+    arrived_s: float = 0.0
+    """On the process's performance counter, where whoever took the frame in has noted it."""
 
     def take(self, tokens: int) -> None:
-        self._left -= tokens
-        if self._left == 0:
-            self._on_consumed()
+        self.left -= tokens
+        if self.left == 0:
+            self.on_consumed()
 
 
 class Payload(msgspec.Struct, frozen=True, gc=False):
@@ -134,7 +131,7 @@ def check_sender(header: FrameHeader) -> None:
     """Raises FrameError when a row does not come from the hop before, or from the router to a first
     hop, or from the last hop where that may hand tokens back. Such a frame is nobody's to refuse to
     the router: its rows may name others' requests."""
-    routes = unpack_routes(header.routes)
+    routes = ROUTES.get(header.routes) or unpack_routes(header.routes)
     index = hop = -1
     for row in header.rows:
         if row.hop == hop and row.route == index:
@@ -186,7 +183,7 @@ def accept_frame(
         except FrameError:
             use.take(total)
             raise
-    stride = token_bytes(dtype, width)
+    stride = buffers[0].nbytes // total
     at = history_at = 0
     data = buffers[0].cast("B")
     by_router = sender == ROUTER
@@ -205,12 +202,14 @@ def accept_frame(
             # Rows of a frame mostly go the same way.
             index, hop = row.route, row.hop
             blob = routes[index]
-            stop = view.stop(blob, hop)
-        if not hop and not by_router and ledger.returned_by(seq := _seq(row)) != sender:
-            # Not from the last hop of a sequence that the router opened here as direct.
-            use.take(count)
-            strange += not ledger.is_over(seq)
-            continue
+            stop = view.stops.get((blob, hop)) or view.stop(blob, hop)
+        if not hop and not by_router:
+            opened = ledger.find((row.request, row.attempt))
+            if opened is None or opened.returned_by != sender:
+                # Not from the last hop of a sequence that the router opened here as direct.
+                use.take(count)
+                strange += not ledger.is_over(_seq(row))
+                continue
         guessed = count - 1 if flags & VERIFY else 0
         known: SeqKey | None = None
         if (

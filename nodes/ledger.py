@@ -175,11 +175,6 @@ class Ledger:
         """Tokens of the open `seq` may come from its last hop, too."""
         self._open[seq].returned_by = last_hop
 
-    def returned_by(self, seq: SeqKey) -> str:
-        """Who besides the router may send tokens of `seq`; empty for nobody."""
-        known = self._open.get(seq)
-        return known.returned_by if known is not None else ""
-
     def epoch(self, seq: SeqKey) -> int:
         """The newest epoch that rows of the open `seq` came under."""
         return self._open[seq].epoch

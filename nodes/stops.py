@@ -41,19 +41,19 @@ class NodeView:
     vocab_size: int
     max_context: int
     eos_ids: tuple[int, ...] = ()
-    _stops: dict[tuple[bytes, int], Stop] = field(
+    stops: dict[tuple[bytes, int], Stop] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def stop(self, blob: bytes, hop: int) -> Stop:
         """Hop `hop` of a packed route, which `frames.check_frame` has passed."""
-        found = self._stops.get((blob, hop))
+        found = self.stops.get((blob, hop))
         if found is None:
             found = self._stop(unpack_route(blob), hop)
             if len(blob) <= _REMEMBERED_ROUTE_BYTES:
-                if len(self._stops) >= _REMEMBERED:
-                    self._stops.clear()
-                self._stops[blob, hop] = found
+                if len(self.stops) >= _REMEMBERED:
+                    self.stops.clear()
+                self.stops[blob, hop] = found
         return found
 
     def _stop(self, route: Route, at: int) -> Stop:

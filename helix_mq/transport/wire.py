@@ -17,8 +17,8 @@ from helix_mq.transport.limits import Limits
 
 RawSend = Callable[..., zmq.MessageTracker | None]
 
-_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-_NOBLOCK = int(zmq.NOBLOCK)
+MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+NOBLOCK = int(zmq.NOBLOCK)
 
 HERE = b""
 """What a connection says first, by itself. A listener hears nothing of a message until it is whole,
@@ -68,12 +68,12 @@ def try_send(send: RawSend, parts: Sequence[Buffer], large: int, in_flight: Larg
     """
     if large == 0:
         for part in parts[:-1]:
-            send(part, _MORE)
-        send(parts[-1], _NOBLOCK)
+            send(part, MORE)
+        send(parts[-1], NOBLOCK)
         return
     last = len(parts) - 1
     for i, part in enumerate(parts):
-        flags = _NOBLOCK if i == last else _MORE
+        flags = NOBLOCK if i == last else MORE
         nbytes = part.nbytes if type(part) is memoryview else len(part)
         if nbytes < COPY_BELOW_BYTES:
             send(part, flags)
@@ -88,7 +88,7 @@ def try_send(send: RawSend, parts: Sequence[Buffer], large: int, in_flight: Larg
 def say_here(send: RawSend) -> None:
     """Where there is no room for it, whatever comes first does as well."""
     with contextlib.suppress(zmq.Again):
-        send(HERE, _NOBLOCK)
+        send(HERE, NOBLOCK)
 
 
 def says_here(parts: Sequence[memoryview]) -> bool:
@@ -104,17 +104,18 @@ def receive(
     With a fault (`too_large`, `too_many_parts`) the parts are read away and the list is empty.
     Raises zmq.Again when there is no message.
     """
-    first = recv(_NOBLOCK, False, False)
-    nbytes = len(first)
-    parts = [first.buffer]
-    if first.more:
-        more = True
-        while more:
-            frame = recv(_NOBLOCK, False, False)
-            nbytes += len(frame)
-            if nbytes <= limits.max_message_bytes and len(parts) <= limits.max_parts:
-                parts.append(frame.buffer)
-            more = frame.more
+    first = recv(NOBLOCK, False, False)
+    view = first.buffer
+    nbytes = view.nbytes
+    parts = [view]
+    more = first.more
+    while more:
+        frame = recv(NOBLOCK, False, False)
+        view = frame.buffer
+        nbytes += view.nbytes
+        if nbytes <= limits.max_message_bytes and len(parts) <= limits.max_parts:
+            parts.append(view)
+        more = frame.more
     if nbytes > limits.max_message_bytes:
         return [], nbytes, first, "too_large"
     if len(parts) > limits.max_parts:

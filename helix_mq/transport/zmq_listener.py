@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import zmq
+from zmq import zmq_poll
 
 from helix_mq.transport.api import Delivery, DisconnectHandler, Handler, Parts
 from helix_mq.transport.backlog import weigh
@@ -84,7 +85,7 @@ class ZmqListener:
             return False
         if not known.in_flight.has_room(large):
             return False
-        self._pump.poke()
+        self._pump.look()
         try:
             self._raw_send(peer, _MORE)
             try_send(self._raw_send, parts, large, known.in_flight)
@@ -130,9 +131,9 @@ class ZmqListener:
 
     def _step(self) -> bool:
         # The hot loop of a process: its lookups and calls are few on purpose.
-        now = time.perf_counter
-        until = now() + SLICE_S
+        until = 0.0
         recv, pump, limits = self._socket.recv, self._pump, self._limits
+        reads = pump.reads
         plain, peers, handler, counters = (
             self._allow is None,
             self._peers,
@@ -141,8 +142,14 @@ class ZmqListener:
         )
         for i in range(SLICE_MESSAGES):
             # Mostly there is one message, or none after a send; two are often followed by more.
-            if (i == 1 or (i == 0 and pump.poked)) and pump.empty():
+            if (i == 1 or (i == 0 and pump.poked)) and not zmq_poll(reads, 0):
                 break
+            if i:
+                now_s = time.perf_counter()
+                if not until:
+                    until = now_s + SLICE_S
+                elif now_s > until:
+                    return True
             try:
                 peer = recv(_NOBLOCK)
             except zmq.Again:
@@ -167,8 +174,6 @@ class ZmqListener:
                 counters.handler_failed(e)
             if pump.stopped:
                 return False
-            if now() > until:
-                return True
         else:
             return True
         # All that the lost peers had sent is delivered by now.

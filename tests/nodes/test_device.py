@@ -7,6 +7,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar, cast
 
 import pytest
@@ -50,7 +51,7 @@ async def test_jobs_run_elsewhere_one_after_another(device: DeviceThread) -> Non
         seen.append(number)
         return number, threading.current_thread()
 
-    found = await asyncio.gather(*(run(device, lambda n=n: job(n)) for n in range(20)))
+    found = await asyncio.gather(*(run(device, partial(job, n)) for n in range(20)))
     assert [number for number, _ in found] == seen == list(range(20))
     assert {thread for _, thread in found} != {threading.current_thread()}
     assert len({thread for _, thread in found}) == 1

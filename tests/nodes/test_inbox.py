@@ -335,8 +335,8 @@ def test_what_is_known_of_routes_is_bounded() -> None:
         assert (stop.layers, stop.last, stop.code) == (LayerRange(2, 6), True, "")
         assert view.stop(blob, 1) is stop
         assert view.stop(blob, 0).code == "wrong_node"
-        assert len(view._stops) <= 1024
+        assert len(view.stops) <= 1024
     many = tuple(Hop(NodeId(f"node-with-a-long-name-{i}"), LayerRange(i, i + 1)) for i in range(60))
-    before = len(view._stops)
+    before = len(view.stops)
     assert view.stop(pack_route(Route(many)), 59).code == "wrong_node"
-    assert len(view._stops) == before
+    assert len(view.stops) == before
