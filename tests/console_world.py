@@ -53,6 +53,8 @@ def world(folder: Path) -> Iterator[World]:
         async with cluster(folder, NODES, regions=REGIONS, times=TIMES) as running:
             settings = HttpSection(port=0, api_keys=(digest,))
             app = running.app
+            members = app.core.cluster.membership
+            await running.until(lambda: len(members.serving()) == len(NODES), "all are ready")
             gateway = GatewayServer(app, settings, app.metrics, operator=app)
             await gateway.start()
             try:

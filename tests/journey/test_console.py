@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from router import what_if, what_if_desk
+from router.what_if import Question
 from tests.console_browser import (
     CLUSTER,
     REQUESTS,
@@ -22,7 +25,8 @@ from tests.console_browser import (
     pictured,
     sync_api,
 )
-from tests.console_world import KEY, large_picture, large_requests, world
+from tests.console_world import KEY, WAIT_S, large_picture, large_requests, world
+from tests.held_steps import HeldSteps, held_steps
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGS = [
@@ -109,18 +113,29 @@ def test_a_chat_streams_and_its_request_is_seen(browser: Browser) -> None:
         # The tiny model ends its answers wherever chance will have it.
         route.continue_(post_data=json.dumps({**route.request.post_data_json, "ignore_eos": True}))
 
+    cluster = browser.world.cluster
+
+    async def answering(held: HeldSteps) -> None:
+        """Some of the answer comes; the rest waits until the page has been looked at."""
+        held.open()
+        sessions = cluster.app.core.sessions
+        await cluster.until(lambda: any(len(s.output) > 20 for s in sessions().values()), "some")
+        held.shut()
+
     with browser.open(routes={"**/v1/chat/completions": go_on}) as seen:
         page = seen.page
         page.get_by_label("Most tokens").fill("15000")
         page.get_by_label("Message").fill("Hello!")
-        page.keyboard.press("Enter")
-        request = page.locator("#request-rows tr").first
-        expect(request).to_contain_text("alpha")
-        request.get_by_role("button").click()
-        expect(page.locator("#trace-answer")).to_contain_text("first token after")
-        expect(page.locator("#trace-answer table")).to_contain_text("alpha")
-        page.get_by_role("button", name="Stop").click()
-        expect(page.locator("#chat-status")).to_contain_text("Stopped.")
+        with held_steps(cluster) as held:
+            page.keyboard.press("Enter")
+            browser.world.run(lambda: answering(held))
+            request = page.locator("#request-rows tr").first
+            expect(request).to_contain_text("alpha")
+            request.get_by_role("button").click()
+            expect(page.locator("#trace-answer")).to_contain_text("first token after")
+            expect(page.locator("#trace-answer table")).to_contain_text("alpha")
+            page.get_by_role("button", name="Stop").click()
+            expect(page.locator("#chat-status")).to_contain_text("Stopped.")
         assert page.locator("#chat-log li").count() == 2
         page.get_by_label("Most tokens").fill("5")
         page.get_by_label("Message").fill("Again")
@@ -167,7 +182,14 @@ def test_what_cannot_be_asked_is_refused_in_words(browser: Browser) -> None:
         assert client.post("/v1/helix/whatif", content=b"{}").status_code == 415
 
 
-def test_one_more_gpu_is_worked_out(browser: Browser) -> None:
+def test_one_more_gpu_is_worked_out(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = threading.Event()
+
+    def question(*asked: Any) -> Question:
+        assert refused.wait(WAIT_S)
+        return what_if.question(*asked)
+
+    monkeypatch.setattr(what_if_desk, "question", question)
     with browser.open() as seen:
         page = seen.page
         expect(page.locator("#whatif-region option")).to_have_count(2)
@@ -175,13 +197,14 @@ def test_one_more_gpu_is_worked_out(browser: Browser) -> None:
         page.get_by_role("combobox", name="Region").select_option("us-east")
         page.get_by_role("button", name="What if?").click()
         answer = page.locator("#whatif-answer")
-        # One at a time: the first has a process to start and a second of search before it.
+        # One at a time.
         expect(answer).to_contain_text("Working it out")
         headers = {"authorization": f"Bearer {KEY}"}
         url, body = browser.world.url + "/v1/helix/whatif", {"gpu": "L4", "region": "eu-west"}
         second = httpx.post(url, json=body, headers=headers)
         assert second.json()["error"]["code"] == "what_if_busy"
         assert int(second.headers["retry-after"]) >= 1
+        refused.set()
         answer.locator(".bars").wait_for()
         expect(answer).to_contain_text("One more H100 in us-east on layers")
         expect(answer).to_contain_text("An estimate")
