@@ -29,7 +29,7 @@ from helix_mq.messages.data import (
     Row,
     token_bytes,
 )
-from helix_mq.packing import U31, Name, pack, prepare, unpack
+from helix_mq.packing import MAX_HEADER_BYTES, U31, Name, pack, prepare, unpack
 from helix_mq.prefix_blocks import cut_names, names_fit
 from helix_mq.scaled_rows import check_scales, scaled_bytes
 
@@ -41,6 +41,7 @@ FRAME_HEAD = _HEADS[Kind.FRAME]
 _KIND_BY_HEAD = {head: kind for kind, head in _HEADS.items()}
 for _struct in KINDS.values():
     prepare(_struct)
+_READ_FRAME = prepare(FrameHeader)
 _HOPS: msgspec.msgpack.Decoder[tuple[tuple[str, int, int], ...]] = msgspec.msgpack.Decoder(
     Annotated[tuple[tuple[Name, U31, U31], ...], msgspec.Meta(max_length=1024)]
 )
@@ -77,7 +78,14 @@ def decode(parts: Sequence[Buffer]) -> Message:
     head = bytes(parts[0]) if len(parts[0]) == 2 else b""
     kind = _KIND_BY_HEAD.get(head) or _refuse_head(head)
     packed = parts[1]
-    header = unpack(bytes(packed) if isinstance(packed, bytearray) else packed, KINDS[kind])
+    if kind is Kind.FRAME and not isinstance(packed, bytearray) and len(packed) <= MAX_HEADER_BYTES:
+        # `unpack` in place, for what comes most often.
+        try:
+            header: msgspec.Struct = _READ_FRAME(packed)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            header = unpack(packed, FrameHeader)
+    else:
+        header = unpack(bytes(packed) if isinstance(packed, bytearray) else packed, KINDS[kind])
     buffers: tuple[memoryview, ...] = ()
     if count == 3:
         buffers = (memoryview(parts[2]),)

@@ -81,14 +81,12 @@ class InLink:
         self._credit = CreditReceiver(window_bytes=window, incarnation=hello.link)
         self._most_bytes = _OVERDRAWN_WINDOWS * max(window, DEFAULT_WINDOW_BYTES)
         self._told_bytes = 0
+        self.overdrawn = False
+        """With its last frame more lay here unconsumed than any sender that minds its credit could
+        have sent."""
         self._due = False
         """An acknowledgement is asked for."""
         self._allowance = ProbeAllowance(answers.clock)
-
-    @property
-    def overdrawn(self) -> bool:
-        """More lies here unconsumed than any sender that minds its credit could have sent."""
-        return self._credit.outstanding_bytes > self._most_bytes
 
     def received(self, nbytes: int) -> None:
         """Counts a frame; has it acknowledged when enough has come for the sender's pace."""
@@ -96,6 +94,7 @@ class InLink:
         # `credit.received` in place.
         credit.outstanding_bytes += nbytes
         credit.received_bytes += nbytes
+        self.overdrawn = credit.outstanding_bytes > self._most_bytes
         if not self._due and credit.received_bytes - self._told_bytes >= ACKNOWLEDGE_BYTES:
             self._due = True
             self._answers.soon(self)

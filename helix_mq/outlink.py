@@ -219,7 +219,11 @@ class OutLink:
             and self._credit.may_send(nbytes)
             and connection.send(parts)
         ):
-            self._went(nbytes)
+            # `_went` in place.
+            self._credit.sent(nbytes)
+            self._pacer.sent(nbytes)
+            self._sent_bytes += nbytes
+            self._sent_frames += 1
             return
         keys = [(row.request, row.attempt) for row in header.rows]
         self._queue.push(parts, nbytes, keys, urgent=urgent)

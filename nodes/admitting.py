@@ -19,14 +19,11 @@ from nodes.steps import StepEngine
 log = logging.getLogger(__name__)
 
 
-def admit(engine: StepEngine, work: Work[Payload], node: str) -> RefusedItem | None:
-    """As StepEngine.admit, but a fault of it is a refusal of this row: nothing that a row brings
-    may end the step loop, and every other request with it."""
-    try:
-        return engine.admit(work)
-    except Exception:
-        log.exception("a row could not be admitted", extra={"request": [work.seq.request]})
-        return RefusedItem(*work.seq, "step_failed", f"a row could not be admitted on {node}")
+def not_admitted(work: Work[Payload], node: str) -> RefusedItem:
+    """What a fault of StepEngine.admit comes to, while it is handled: a refusal of this row.
+    Nothing that a row brings may end the step loop, and every other request with it."""
+    log.exception("a row could not be admitted", extra={"request": [work.seq.request]})
+    return RefusedItem(*work.seq, "step_failed", f"a row could not be admitted on {node}")
 
 
 def without_crowding(engine: StepEngine, ledger: Ledger, work: Work[Payload]) -> Work[Payload]:

@@ -8,13 +8,14 @@ loop a few tokens late. What was computed beyond the end is nobody's.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable
+import struct
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import cast
 
-import numpy as np
+import msgspec
 
-from helix_mq.ids import ROUTER, Attempt, RequestId
+from helix_mq.ids import ROUTER
 from helix_mq.messages.data import DIRECT, SAMPLE, FrameHeader, Row, TokenItem
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey, Work
@@ -28,11 +29,21 @@ from nodes.steps import OutFrame
 class _Returned:
     """A sequence that ends here and begins on `first`; `prompt_tokens` of them are not output."""
 
+    seq: SeqKey
     first: str
     route_blob: bytes
     deadline_ms: int
     sampling: SamplingParams
     prompt_tokens: int
+
+
+class _Group(msgspec.Struct):
+    """What goes to one first hop."""
+
+    rows: list[Row]
+    routes: dict[bytes, int]
+    ids: list[int]
+    sequences: list[SeqKey]
 
 
 class Returns:
@@ -43,6 +54,8 @@ class Returns:
         self._node = view.node
         self._eos_ids = frozenset(view.eos_ids)
         self._known: dict[SeqKey, _Returned] = {}
+        self._find = cast(Callable[[tuple[int, int]], _Returned | None], self._known.get)
+        """By the plain numbers: making a key of them takes longer than the look-up."""
         self._drafts = FirstDrafts(view.max_context)
 
     def __len__(self) -> int:
@@ -63,6 +76,7 @@ class Returns:
         payload = work.payload
         if work.next_hop == ROUTER and payload.spec is not None:
             self._known[work.seq] = _Returned(
+                work.seq,
                 payload.route.hops[0].node,
                 payload.route_blob,
                 payload.deadline_ms,
@@ -82,35 +96,40 @@ class Returns:
         """Decode rows of the newest tokens, a frame per first hop; none for texts that ended."""
         if not self._known:
             return []
-        groups: dict[str, list[tuple[TokenItem, _Returned]]] = defaultdict(list)
+        find = self._find
+        groups: dict[str, _Group] = {}
         for token in tokens:
-            known = self._known.get(_seq(token))
+            known = find((token.request, token.attempt))
             if known is None or token.more:
                 continue
             output_tokens = token.position + 1 - known.prompt_tokens
-            if not ends(known.sampling, self._eos_ids, token.token, output_tokens):
-                groups[known.first].append((token, known))
-        return [self._frame(first, epoch, groups[first]) for first in sorted(groups)]
-
-    def _frame(self, first: str, epoch: int, group: list[tuple[TokenItem, _Returned]]) -> OutFrame:
-        routes: dict[bytes, int] = {}
-        rows = tuple(
-            Row(
-                request=token.request,
-                attempt=token.attempt,
-                position=token.position,
-                count=1,
-                route=routes.setdefault(known.route_blob, len(routes)),
-                hop=0,
-                flags=SAMPLE | DIRECT,
-                deadline_ms=known.deadline_ms,
+            if ends(known.sampling, self._eos_ids, token.token, output_tokens):
+                continue
+            group = groups.get(known.first)
+            if group is None:
+                group = groups[known.first] = _Group([], {}, [], [])
+            group.rows.append(
+                Row(
+                    token.request,
+                    token.attempt,
+                    token.position,
+                    1,
+                    group.routes.setdefault(known.route_blob, len(group.routes)),
+                    0,
+                    SAMPLE | DIRECT,
+                    known.deadline_ms,
+                )
             )
-            for token, known in group
-        )
-        header = FrameHeader(epoch, self._node, "int32", 1, rows, tuple(routes))
-        ids = np.array([token.token for token, _ in group], dtype="<i4")
-        sequences = frozenset(_seq(token) for token, _ in group)
-        return OutFrame(first, header, (ids.data.cast("B"),), sequences)
+            group.ids.append(token.token)
+            group.sequences.append(known.seq)
+        frames = []
+        for first in sorted(groups):
+            group = groups[first]
+            rows, routes = tuple(group.rows), tuple(group.routes)
+            header = FrameHeader(epoch, self._node, "int32", 1, rows, routes)
+            ids = struct.pack(f"<{len(rows)}i", *group.ids)
+            frames.append(OutFrame(first, header, (ids,), frozenset(group.sequences)))
+        return frames
 
 
 def ends(
@@ -122,7 +141,3 @@ def ends(
         or (token in eos_ids and not sampling.ignore_eos)
         or token in sampling.stop_token_ids
     )
-
-
-def _seq(token: TokenItem) -> SeqKey:
-    return SeqKey(RequestId(token.request), Attempt(token.attempt))

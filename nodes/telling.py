@@ -42,18 +42,16 @@ class Teller:
         stay: list[OutFrame] = []
         for epoch, group in tokens.items():
             # First of all: somebody's next step waits for them.
-            stay += [f for f in self._returns.frames(group, epoch) if not self._went(f)]
+            for frame in self._returns.frames(group, epoch):
+                here = frame.peer == self._node
+                if here or not self._links.send(frame.peer, frame.header, frame.buffers):
+                    stay.append(frame)
         for epoch, group in tokens.items():
             # Rows with drafts give several tokens each.
             for start in range(0, len(group), MAX_ROWS):
                 part = tuple(group[start : start + MAX_ROWS])
                 self._links.send(ROUTER, Tokens(epoch, self._node, part), ())
         return stay
-
-    def _went(self, frame: OutFrame) -> bool:
-        if frame.peer == self._node:
-            return False
-        return self._links.send(frame.peer, frame.header, frame.buffers)
 
     def refuse(self, epoch: int, items: Sequence[RefusedItem]) -> None:
         self.refusals.extend(items)

@@ -22,7 +22,7 @@ from helix_mq.clock import Clock
 from helix_mq.errors import HelixError
 from helix_mq.ids import ROUTER, Attempt, RequestId
 from helix_mq.messages.data import FrameHeader, RefusedItem, Release, TokenItem
-from nodes.admitting import admit, without_crowding
+from nodes.admitting import not_admitted, without_crowding
 from nodes.batching import Batcher, SeqKey
 from nodes.convoy import Convoy
 from nodes.device import DeviceThread
@@ -49,6 +49,9 @@ STALL_GRACE_S = 1.0
 
 MAX_WAITING_ROWS = 131_072
 """Credit counts bytes, but a row of one token takes some 2 KiB here and a few bytes on the wire."""
+
+
+_KNOWN_STEPS = 1024
 
 
 class Worker:
@@ -81,6 +84,8 @@ class Worker:
         self._step_s = 0.0
         self._expected_s = 0.0
         self._expectation = options.expectation
+        self._decodes_s: dict[int, float] = {}
+        """Steps of decodes only: seconds they should take, by their tokens times layers."""
         self.tracer = options.tracer if options.tracer is not None else Tracer(clock)
         self._tokens = 0
         self._layer_tokens = 0
@@ -200,7 +205,12 @@ class Worker:
                 if expectation is None:
                     pass
                 elif self._batcher.only_decodes:
-                    self._expected_s += expectation.of_decodes(result.layer_tokens)
+                    expected_s = self._decodes_s.get(result.layer_tokens)
+                    if expected_s is None:
+                        expected_s = expectation.of_decodes(result.layer_tokens)
+                        if len(self._decodes_s) < _KNOWN_STEPS:
+                            self._decodes_s[result.layer_tokens] = expected_s
+                    self._expected_s += expected_s
                 else:
                     self._expected_s += expectation.seconds(batch)
                 self._forward(result)
@@ -215,8 +225,13 @@ class Worker:
             elif error is not None:
                 raise error
         finally:
-            self._device_idle()
-            _use_up(batch)
+            self._loop.busy = False
+            if self._frees:
+                self._device_idle()
+            if len(batch) == 1:
+                batch[0].payload.use.take(batch[0].count)
+            else:
+                _use_up(batch)
         return self._batcher.waiting_rows > 0
 
     def _device_idle(self) -> None:
@@ -280,7 +295,10 @@ class Worker:
         for work in picked:
             if work.drafts:
                 work = without_crowding(self._engine, self._ledger, work)
-            refusal = admit(self._engine, work, self.view.node)
+            try:
+                refusal = self._engine.admit(work)
+            except Exception:
+                refusal = not_admitted(work, self.view.node)
             if refusal is None:
                 batch.append(work)
             else:
