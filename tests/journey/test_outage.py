@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -14,10 +15,11 @@ import pytest
 from bench.chaos.catalogue import Ask, answer_all
 from bench.chaos.cluster import ChaosCluster, Plan
 from bench.chaos.picture import Picture
+from bench.chaos.processes import Child
 from bench.chaos.tiny_model import write_tiny_model
 from helix_mq.client import Client
 from helix_mq.errors import NotServing
-from helix_mq.sdk.results import Completion
+from helix_mq.sdk.results import Completion, Token
 
 pytestmark = [pytest.mark.journey, pytest.mark.timeout(900)]
 
@@ -28,13 +30,23 @@ LONG = Ask((5, 6, 7), 900, 0.8, 5, ignore_eos=True)
 SHORT = Ask((9, 8), 40, 1.0, 11, ignore_eos=True)
 
 
-async def running(client: Client, ask: Ask, deadline_s: float) -> asyncio.Task[Completion]:
-    """A request, once its first token is here."""
+@dataclass(frozen=True)
+class Run:
+    """A request and what has come of it."""
+
+    task: asyncio.Task[Completion]
+    tokens: list[Token]
+
+
+async def running(client: Client, ask: Ask, deadline_s: float) -> Run:
+    """Once its first token is here."""
+    tokens: list[Token] = []
     begun = asyncio.Event()
 
     async def run() -> Completion:
         async with client.stream(ask.prompt, **ask.options(deadline_s)) as stream:
-            async for _ in stream:
+            async for token in stream:
+                tokens.append(token)
                 begun.set()
             return stream.result()
 
@@ -43,7 +55,22 @@ async def running(client: Client, ask: Ask, deadline_s: float) -> asyncio.Task[C
     await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=240)
     waiting.cancel()
     assert begun.is_set(), "no first token"
-    return task
+    return Run(task, tokens)
+
+
+async def stopped_in_mid_stream(
+    client: Client, node: Child, *deadlines_s: float
+) -> list[asyncio.Task[Completion]]:
+    """Requests which the node has stopped in the middle of, and with it for ever. It must be on
+    every route."""
+    while True:
+        runs = [await running(client, LONG, deadline_s) for deadline_s in deadlines_s]
+        node.signal(signal.SIGSTOP)
+        if all(len(run.tokens) < LONG.max_tokens // 2 for run in runs):
+            return [run.task for run in runs]
+        # This process stood still meanwhile, and theirs did not.
+        node.signal(signal.SIGCONT)
+        await asyncio.gather(*(run.task for run in runs))
 
 
 async def test_an_outage_ends_waits_refuses_and_heals(tmp_path: Path) -> None:
@@ -55,10 +82,10 @@ async def test_an_outage_ends_waits_refuses_and_heals(tmp_path: Path) -> None:
             httpx.AsyncClient(base_url=cluster.url, timeout=240) as http,
         ):
             right = {k.ask: k.token_ids for k in await answer_all(client, [LONG, SHORT])}
-            patient = await running(client, LONG, 120.0)
-            hasty = await running(client, LONG, 6.0)
-            await cluster.children["alpha"].kill()
-            await cluster.until(lambda p: not p.ready and MISSING in p.reason, "an outage", 10)
+            alpha = cluster.children["alpha"]
+            patient, hasty = await stopped_in_mid_stream(client, alpha, 120.0, 6.0)
+            await alpha.kill()
+            await cluster.until(lambda p: not p.ready and MISSING in p.reason, "an outage", 60)
 
             # What waits ends at its deadline, with the layers in its error.
             with pytest.raises(NotServing, match=MISSING):
@@ -75,7 +102,7 @@ async def test_an_outage_ends_waits_refuses_and_heals(tmp_path: Path) -> None:
             assert not patient.done()
 
             # When the node is back everything goes on by itself.
-            await cluster.children["alpha"].start()
+            await alpha.start()
             await cluster.whole(240)
             assert (await asyncio.wait_for(patient, 240)).token_ids == right[LONG]
             done = await client.generate(SHORT.prompt, **SHORT.options(30.0))
@@ -104,7 +131,7 @@ async def test_who_left_is_in_no_table_and_who_returns_is_somebody_else(tmp_path
             for how in (signal.SIGKILL, signal.SIGTERM):
                 beta.signal(how)
                 await beta.ended(60)
-                await cluster.until(lambda p: "beta" not in tables(p), "beta is forgotten", 5.0)
+                await cluster.until(lambda p: "beta" not in tables(p), "beta is forgotten", 60)
                 before = joined()
                 await beta.start()
                 await cluster.whole(240)
@@ -115,5 +142,5 @@ async def test_who_left_is_in_no_table_and_who_returns_is_somebody_else(tmp_path
             await beta.start()
             await cluster.until(lambda _: joined() > before, "the new beta joins", 30)
             await cluster.whole(240)
-            await run
+            await run.task
         await cluster.idle(240)
