@@ -113,9 +113,9 @@ class Engine:
 
     def _share(self, batch: Batch, refused: list[RefusedItem]) -> None:
         """What a step has computed of prompts, others may go on from; not from what overflowed."""
-        bad = {(item.request, item.attempt) for item in refused}
+        bad = {(item.request, item.attempt) for item in refused} if refused else ()
         for work in batch:
-            if work.seq in bad:
+            if bad and work.seq in bad:
                 self._pool.distrust(work.seq)
             elif work.payload.blocks is not None:
                 self._pool.publish(work.seq, work.position + work.count)
@@ -160,6 +160,7 @@ class Engine:
                     hidden=_hidden(plan.hidden_works, self._model.device),
                 ),
                 self._cache,
+                brief=True,
             )
             onward = any(w.next_hop != ROUTER for w in plan.works)
             # On its way while tokens are sampled.
@@ -182,24 +183,18 @@ class Engine:
         )
 
     def _plan(self, batch: Batch) -> _Plan:
-        works = sorted(batch, key=lambda w: (*_frame_of(w), w.payload.is_tokens))
-        rows = [
-            RowSpec(
-                seq=w.seq,
-                position=w.position,
-                count=w.count,
-                layers=w.layers,
-                wants_logits=_ends_here(w),
-                logit_tokens=1 + len(w.drafts) if _ends_here(w) else 1,
-            )
-            for w in works
-        ]
-        return _Plan(
-            works,
-            rows,
-            [w for w in works if w.payload.is_tokens],
-            [w for w in works if not w.payload.is_tokens],
-        )
+        works = batch
+        if len(batch) > 1:
+            works = sorted(batch, key=lambda w: (*_frame_of(w), w.payload.is_tokens))
+        rows: list[RowSpec] = []
+        token_works: Batch = []
+        hidden_works: Batch = []
+        for w in works:
+            ends = _ends_here(w)
+            wanted = 1 + len(w.drafts) if ends else 1
+            rows.append(RowSpec(w.seq, w.position, w.count, w.layers, ends, wanted))
+            (token_works if w.payload.is_tokens else hidden_works).append(w)
+        return _Plan(works, rows, token_works, hidden_works)
 
     def _sample(
         self, works: Batch, logits: torch.Tensor
@@ -328,7 +323,7 @@ def _token_item(
         position=position,
         token=result.token,
         logprob=result.logprob,
-        top=tuple(TopLogprob(token, logprob) for token, logprob in result.top_logprobs),
+        top=tuple(TopLogprob(*pair) for pair in result.top_logprobs) if result.top_logprobs else (),
         more=more,
         drafted=0 if number else len(work.drafts),
     )

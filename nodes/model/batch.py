@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from helix_mq.errors import LocalError
@@ -22,13 +23,14 @@ class BatchError(LocalError):
     code = "bad_batch"
 
 
-@dataclass(frozen=True, slots=True)
-class RowSpec:
+class RowSpec(msgspec.Struct, frozen=True, gc=False):
     """`count` consecutive tokens of one sequence, the first of them at `position`.
 
     layers: the part of the slice that this row runs. wants_logits: of its last `logit_tokens`
     tokens; only for rows that run the model's last layer. More than one only behind a position: a
     sequence's first row attends to itself and cannot be cut.
+
+    A struct, since one is made for every row of every step.
     """
 
     seq: SeqKey

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,7 @@ __all__ = ["LogitsNotFinite", "Sampled", "SamplerState", "sample"]
 TopLogprobs = tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """`logprob` and `top_logprobs` (token, logprob; best first) are of the distribution before any
     filter or penalty; None and empty unless asked for."""
 
@@ -79,6 +78,15 @@ def sample(
         logprob, top = logprobs.get(row, (None, ()))
         results.append(Sampled(token, logprob, top))
     return results
+
+
+def most_probable(logits: torch.Tensor) -> list[Sampled] | None:
+    """The most probable token of each row, where nothing else is wanted of any; None when some
+    logits are no numbers."""
+    maxima, tokens = _best(logits)
+    if not all(map(math.isfinite, maxima.tolist())):
+        return None
+    return [Sampled(token, None, ()) for token in tokens.tolist()]
 
 
 def _best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

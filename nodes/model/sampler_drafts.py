@@ -8,16 +8,15 @@ the single steps, so a request gets the same tokens with drafts and without.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
-from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState, sample
+from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState, most_probable, sample
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """A row that is sampled after: `position` is the place of its first new token, `drafts` what
     was guessed to stand there and behind."""
 
@@ -32,6 +31,11 @@ def sample_endings(logits: torch.Tensor, endings: Sequence[Ending]) -> list[list
 
     logits: float32 [rows and their drafts, vocab], each row's behind each other.
     """
+    if all(e.position >= e.state.plain_from and not e.drafts for e in endings):
+        # Most steps, and short: what it touches comes from memory after a step's weights.
+        plain = most_probable(logits)
+        if plain is not None:
+            return [[result] for result in plain]
     starts = list(accumulate((1 + len(e.drafts) for e in endings[:-1]), initial=0))
     found: list[list[Sampled]] = [[] for _ in endings]
     going = list(range(len(endings)))

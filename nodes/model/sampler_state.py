@@ -6,6 +6,7 @@ end of a long text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,6 +78,14 @@ class SamplerState:
         self.bias_ids: Ids = np.fromiter(biases, dtype=np.int64)
         self.bias_values: Floats = np.fromiter(biases.values(), dtype=np.float32)
         self.endings: Ids = np.unique(np.array([*eos_ids, *params.stop_token_ids], dtype=np.int64))
+        self.plain_from = self._plain_from()
+        """From this position on a token is the most probable one, and nothing more is wanted."""
+
+    def _plain_from(self) -> float:
+        params = self.params
+        if self.seen is not None or len(self.bias_ids) or params.temperature or params.logprobs:
+            return math.inf
+        return self.prompt_tokens + params.min_tokens if len(self.endings) else 0
 
     def forbids_endings(self, position: int) -> bool:
         """True while the token at `position` must not end the text (min_tokens)."""

@@ -152,18 +152,20 @@ class ModelSlice:
     def close(self) -> None:
         """Ends what was started to compute this slice."""
 
-    def forward(self, batch: SliceBatch, cache: KvCache) -> SliceOutput:
+    def forward(self, batch: SliceBatch, cache: KvCache, *, brief: bool = False) -> SliceOutput:
         """Runs every row over its layers and stores its keys and values.
+
+        brief: the results are needed until the next pass only, which may use their memory again.
 
         Each row's sequence must be open in `cache.pool` with room for position + count tokens, and
         its earlier tokens must have been run. BatchError, with nothing executed, otherwise.
         """
         if not torch.is_inference_mode_enabled():
             with torch.inference_mode():
-                return self.forward(batch, cache)
+                return self.forward(batch, cache, brief=brief)
         self._check_cache(cache)
         if self._decodes is not None:
-            output = self._decodes.run(batch, cache)
+            output = self._decodes.run(batch, cache, brief=brief)
             if output is not None:
                 return output
         check_batch(batch, self.layers, self.config, cache.pool)

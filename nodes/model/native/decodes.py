@@ -27,6 +27,10 @@ FIRST_TURNS, MOST_TURNS = 1024, 1 << 16
 """Positions whose rotations are kept: doubled when a step needs more, 16 MiB at most for heads of
 64 in 16 bits. Tokens behind those take the general pass."""
 
+KEPT_BYTES = 16 << 20
+"""Of logits that are used again. Larger blocks of fresh memory cost more than what is computed into
+them: the kernel clears each page first, a millisecond for 32 rows of 49,152 logits."""
+
 _Sizes = COUNT * 9
 _Step = COUNT * 13
 """As layers.h and decode.h list them."""
@@ -52,16 +56,18 @@ class NativeDecodes:
         self._windows = np.array(windows, np.int64)
         self._inverse_freq = inverse_frequencies(config)
         self._turns = torch.empty((0, 2, config.head_dim), dtype=self._dtype)
-        self._known = 0
+        self._known = self._kept = 0
         head, ending = weights.head, weights.final_norm
         self._ending = _NOTHING
         if ending is not None and isinstance(head, NativeLinear):
             self._ending = (ending.data_ptr(), head.packed.data_ptr(), address(head.bias) or 0)
         self._no_hidden = torch.empty((0, config.hidden_size), dtype=self._dtype)
-        self._no_logits = torch.empty((0, config.vocab_size))
+        self._no_logits = self._kept_logits = torch.empty((0, config.vocab_size))
+        self._most_kept = KEPT_BYTES // (4 * config.vocab_size)
 
-    def run(self, batch: SliceBatch, cache: KvCache) -> SliceOutput | None:
-        """None, having done nothing, where the batch is none of these steps or not in order."""
+    def run(self, batch: SliceBatch, cache: KvCache, *, brief: bool = False) -> SliceOutput | None:
+        """None, having done nothing, where the batch is none of these steps or not in order.
+        `brief` as ModelSlice.forward() has it."""
         config, rows = self._config, batch.rows
         if not rows or cache.layout is not KvLayout.HEAD_MAJOR:
             return None
@@ -91,7 +97,7 @@ class NativeDecodes:
             return None
         # Few calls on purpose: a step's weights drive all that they touch out of the caches.
         x = torch.empty((count, config.hidden_size), dtype=self._dtype)
-        logits = torch.empty((count, config.vocab_size)) if whole else self._no_logits
+        logits = self._logits(count, brief) if whole else self._no_logits
         skipped = first - self._layers.first
         sizes = _Sizes(
             end - first,
@@ -130,6 +136,14 @@ class NativeDecodes:
         if bad:
             return None
         return SliceOutput(self._no_hidden if whole else x, logits)
+
+    def _logits(self, count: int, brief: bool) -> torch.Tensor:
+        if not brief or count > self._most_kept:
+            return torch.empty((count, self._config.vocab_size))
+        if count > self._kept:
+            self._kept = min(self._most_kept, max(count, 2 * self._kept))
+            self._kept_logits = torch.empty((self._kept, self._config.vocab_size))
+        return self._kept_logits[:count]
 
     def _knows(self, position: int) -> bool:
         """The rotations up to `position`; False where they are not kept."""

@@ -110,3 +110,26 @@ def test_a_wrong_draft_with_broken_numbers_behind_it_harms_nobody() -> None:
     logits = torch.cat([logits_at(len(PROMPT), 0), torch.full((2, VOCAB), torch.nan)])
     found = sample_endings(logits, [Ending(fresh(params), len(PROMPT), (wrong, wrong))])
     assert [[s.token for s in row] for row in found] == [[wanted[0]]]
+
+
+def test_rows_of_which_only_the_most_probable_token_is_wanted() -> None:
+    """Alone they take a shorter way; a row with more to it, or with broken numbers, takes all along
+    the general one."""
+    plain = SamplingParams(temperature=0.0)
+    late = SamplingParams(temperature=0.0, min_tokens=3)
+    places = [(plain, 0), (plain, 1), (late, 2), (late, 3), (plain, 7)]
+    logits = torch.cat([logits_at(len(PROMPT) + at, i) for i, (_, at) in enumerate(places)])
+    # The end would be the most probable where it is forbidden still, and where it no longer is.
+    logits[2:4, EOS] = 50.0
+    alone = [
+        sample(logits[i : i + 1], [fresh(params)], [len(PROMPT) + at])[0]
+        for i, (params, at) in enumerate(places)
+    ]
+    assert [s.token == EOS for s in alone[2:4]] == [False, True]
+    for kept in ([0, 1, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4]):
+        endings = [Ending(fresh(places[i][0]), len(PROMPT) + places[i][1]) for i in kept]
+        assert sample_endings(logits[kept], endings) == [[alone[i]] for i in kept]
+        broken = logits[kept].clone()
+        broken[1, 5] = torch.nan
+        found = sample_endings(broken, endings)
+        assert found == [[] if at == 1 else [alone[i]] for at, i in enumerate(kept)]

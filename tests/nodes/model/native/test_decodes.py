@@ -68,10 +68,8 @@ class Twins:
         return SliceBatch(rows, hidden=torch.randn(size, generator=self._generator))
 
     def run(self, batch: SliceBatch) -> SliceOutput:
-        fast, plain = (
-            part.forward(batch, cache)
-            for part, cache in zip((self.fast, self.plain), self.caches, strict=True)
-        )
+        fast = self.fast.forward(batch, self.caches[0], brief=True)
+        plain = self.plain.forward(batch, self.caches[1])
         assert torch.equal(fast.logits, plain.logits)
         assert torch.equal(fast.hidden, plain.hidden)
         one, other = self.caches
@@ -90,8 +88,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     taken: list[bool] = []
     run = NativeDecodes.run
 
-    def noted(self: NativeDecodes, *given: Any) -> SliceOutput | None:
-        output = run(self, *given)
+    def noted(self: NativeDecodes, *given: Any, **how: Any) -> SliceOutput | None:
+        output = run(self, *given, **how)
         taken.append(output is not None)
         return output
 
@@ -128,6 +126,22 @@ def test_a_step_has_the_bits_of_the_general_pass(
         assert not out.logits.isnan().any()
         assert not out.hidden.isnan().any()
     assert taken == [False] + [True] * 20
+
+
+def test_results_last_unless_they_need_not(checkpoint: Callable[[str], Any]) -> None:
+    twins = Twins(checkpoint("mistral").folder, PARTS["whole"], PARTS["whole"], torch.float32)
+    twins.run(twins.batch(twins.rows({"a": (0, 20)})))
+    part, cache = twins.fast, twins.caches[0]
+
+    def step(at: int, *, brief: bool) -> torch.Tensor:
+        return part.forward(twins.batch(twins.rows({"a": (at, 1)})), cache, brief=brief).logits
+
+    lasting, brief = step(20, brief=False), step(21, brief=True)
+    copies = lasting.clone(), brief.clone()
+    again = step(22, brief=True)
+    assert torch.equal(lasting, copies[0])
+    assert again.data_ptr() == brief.data_ptr()
+    assert not torch.equal(again, copies[1])
 
 
 def test_rotations_do_not_depend_on_how_many_are_made_at_once(
