@@ -26,6 +26,7 @@ from helix_mq.ids import RequestId
 from router.recent import Recent
 from router.service import Broken, Delta, Finished, ServiceStatus, StreamEvent
 from router.status_metrics import StatusCollector
+from router.token_metrics import TokenTimes
 
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -60,13 +61,9 @@ class RouterMetrics:
         self._cached = self._counter(
             "cached_prompt_tokens", "Prompt tokens of finished requests that nodes had kept."
         )
-        self._output = self._counter("output_tokens", "Output tokens emitted.")
         self._reroutes = self._counter("reroutes", "Times finished requests had been re-routed.")
         self._ttft = self._histogram(
             "time_to_first_token_seconds", "From submission to the first token.", _TTFT_S
-        )
-        self._itl = self._histogram(
-            "inter_token_latency_seconds", "Between two tokens of a stream.", _ITL_S
         )
         self._queue = self._histogram(
             "queue_seconds", "From submission to the start on a route.", _TTFT_S
@@ -78,6 +75,8 @@ class RouterMetrics:
             "helix_mq_build_info", "1; the version.", ("version",), registry=self._registry
         )
         self._build.labels(helix_mq.__version__).set(1)
+        self._tokens = TokenTimes(_ITL_S)
+        self._registry.register(self._tokens)
         self._gauges = StatusCollector()
         self._registry.register(self._gauges)
 
@@ -106,12 +105,12 @@ class RouterMetrics:
         now_s = self._clock.now_s()
         match event:
             case Delta(token=int()):
-                self._output.inc()
+                self._tokens.tokens += 1
                 last_s, started_s = self._last.get(request), self._started.get(request)
                 gap_s = now_s - last_s if last_s is not None else None
                 first_s = now_s - started_s if started_s is not None else None
                 if gap_s is not None:
-                    self._itl.observe(gap_s)
+                    self._tokens.gap(gap_s)
                 elif first_s is not None:
                     self._ttft.observe(first_s)
                 self.recent.token(now_s, gap_s, first_s)

@@ -101,12 +101,13 @@ class Session:
 
     @property
     def length_tokens(self) -> int:
-        return self.prompt_tokens + len(self.output)
+        # Asked several times per token.
+        return len(self.generation.prompt_ids) + len(self.output)
 
     @property
     def prefilling(self) -> bool:
         """On a route, whose first token has not come yet."""
-        return self.length_tokens == self.routed_tokens
+        return len(self.generation.prompt_ids) + len(self.output) == self.routed_tokens
 
     @property
     def last_possible_tokens(self) -> int:

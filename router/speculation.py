@@ -93,7 +93,8 @@ class Speculation:
 
 def token_fault(session: Session, item: TokenItem, vocab_size: int) -> RefusedItem | None:
     """Why an expected token cannot be the node's honest answer; None if it can."""
-    if max(item.token, *(top.token for top in item.top), 0) >= vocab_size:
+    highest = max(item.token, *(top.token for top in item.top)) if item.top else item.token
+    if highest >= vocab_size:
         # It has no text, and sent on it would cost the other rows of its frame theirs.
         reason = f"it sampled token id {item.token} of a vocabulary of {vocab_size}"
     elif item.more and not session.direct and session.drafts[:1] != (item.token,):

@@ -8,13 +8,13 @@ begins that is complete first; of several complete at one character, the longest
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from helix_mq.models.detokenizer import Detokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
     """`text` is certain now; `finished_by_stop` is the stop string that ended it, if one did."""
 
     text: str
@@ -90,7 +90,10 @@ class TextStream:
         self._matcher = StopMatcher(stops)
 
     def push(self, token_ids: Iterable[int]) -> TextDelta:
-        return self._matcher.push("".join(self._detokenizer.push(token) for token in token_ids))
+        text = ""
+        for token in token_ids:
+            text += self._detokenizer.push(token)
+        return self._matcher.push(text)
 
     def flush(self) -> TextDelta:
         """The text held back by incomplete characters and possible stop strings."""
