@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import msgspec
@@ -227,16 +227,32 @@ async def test_activations_that_are_no_numbers_cost_nobody_else_anything(tiny_fo
     async with cluster(tiny_folder, CHAIN) as c, attacker(c, node_data(c, "b"), "a") as evil:
         prompts = [tuple(range(i, i + 40)) for i in range(6)]
         wanted = [(await c.run(greedy(p, 40))).token_ids for p in prompts]
-        runs = [asyncio.create_task(c.run(greedy(p, 40))) for p in prompts]
-        for number, value in enumerate([float("nan"), float("inf"), float("-inf")] * 40):
-            evil.say(*hidden_frame(c, (row((1 << 50) + number, 64, hop=1),), value))
-            await asyncio.sleep(0.002)
-        results = [await run for run in runs]
-        assert [(r.token_ids, r.finish.reroutes) for r in results] == [(w, 0) for w in wanted]
         worker = c.daemons["b"].worker
         assert worker is not None
+
+        def spoilt() -> int:
+            return sum(r.code == "logits_not_finite" for r in worker._refusals)
+
+        values = [float("nan"), float("inf"), float("-inf")] * 40
+        frames = (
+            hidden_frame(c, (row((1 << 50) + number, 64, hop=1),), value)
+            for number, value in enumerate(values)
+        )
+
+        def attack(_: Delta) -> None:
+            """With each honest token comes one of them."""
+            for frame in islice(frames, 1):
+                evil.say(*frame)
+
+        async def honest(prompt: tuple[int, ...], tokens: tuple[int, ...]) -> None:
+            """Until the last of them is refused, so that steps are shared all the time."""
+            while spoilt() < len(values):
+                result = await c.run(greedy(prompt, 40), attack)
+                assert (result.token_ids, result.finish.reroutes) == (tokens, 0)
+
+        await asyncio.gather(*(honest(p, w) for p, w in zip(prompts, wanted, strict=True)))
         await c.until(lambda: worker.statistics().open_requests == 0, "all were refused")
-        assert sum(r.code == "logits_not_finite" for r in worker._refusals) == 120
+        assert spoilt() == len(values)
         assert [(await c.run(greedy(p, 40))).token_ids for p in prompts] == wanted
 
 

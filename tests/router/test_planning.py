@@ -76,7 +76,8 @@ def test_what_is_found_holds_on_the_problem_it_was_found_for(
 ) -> None:
     machines = [machine(f"n{i}", m, slow if i else 1.0) for i, m in enumerate(memories)]
     problem = live_problem(CONFIG, machines, no_link)
-    found = search(Search(problem, None, 0.5))
+    # It ends by itself, in less than a second on a machine that is not slow.
+    found = search(Search(problem, None, 60.0))
     if isinstance(found, NothingFound):
         room = sum(len(kv_room(CONFIG, m, FLOAT32)) for m in memories)
         assert room < CONFIG.num_layers
@@ -92,7 +93,7 @@ async def test_the_search_runs_in_another_process_and_compares_with_the_present(
     now = Placement(6, {NodeId("a"): LayerRange(0, 6)})
     planning = PlanningProcess()
     try:
-        found = await planning.search(Search(problem, now, 1.0))
+        found = await planning.search(Search(problem, now, 60.0))
         assert isinstance(found, Found)
         assert found.tokens_per_s > 1.5 * found.now_tokens_per_s > 0
     finally:

@@ -259,21 +259,26 @@ def test_memory_is_bounded_and_never_invents(
 
 def test_a_long_prompt_is_learned_in_little_time_where_the_memory_is_full() -> None:
     """The router's loop does nothing else meanwhile."""
-    hops = [Hop(NodeId(f"n{n}"), LayerRange(0, 4)) for n in range(256)]
-    memory = PrefixMemory(max_blocks=20_000)
     count = iter(range(1 << 30))
 
     def fresh(blocks: int) -> list[bytes]:
         return [next(count).to_bytes(16) for _ in range(blocks)]
 
-    for hop in hops:
-        memory.keep(hop, fresh(100))
-    prompt = fresh(2048)
-    began_s = time.thread_time()
-    for hop in hops[:8]:
-        memory.keep(hop, prompt)
-    # It takes some 8 ms, and 150 with a look at all nodes for each block that goes.
-    assert time.thread_time() - began_s < 0.1
-    assert len(memory) == 20_000
-    # What is wanted now stays, the beginnings first.
-    assert memory.kept_blocks([hops[7]], prompt) > 50
+    def took_s(nodes: int) -> float:
+        hops = [Hop(NodeId(f"n{n}"), LayerRange(0, 4)) for n in range(nodes)]
+        memory = PrefixMemory(max_blocks=20_000)
+        for hop in hops:
+            memory.keep(hop, fresh(25_600 // nodes))
+        prompt = fresh(2048)
+        began_s = time.thread_time()
+        for hop in hops[:8]:
+            memory.keep(hop, prompt)
+        seconds = time.thread_time() - began_s
+        assert len(memory) == 20_000
+        # What is wanted now stays, the beginnings first.
+        assert memory.kept_blocks([hops[7]], prompt) > 50
+        return seconds
+
+    # Some 8 ms; with a look at all nodes for each block that goes 256 of them took 150.
+    least_s = {nodes: min(took_s(nodes) for _ in range(3)) for nodes in (8, 256)}
+    assert least_s[256] < 6 * least_s[8]
