@@ -81,7 +81,7 @@ class PlayedSlice:
         self.fail_next = 0
         self.drafts = 0
 
-    def forward(self, batch: SliceBatch, cache: KvCache) -> SliceOutput:
+    def forward(self, batch: SliceBatch, cache: KvCache, *, brief: bool = False) -> SliceOutput:
         hidden: list[np.ndarray] = []
         logits: list[np.ndarray] = []
         ids_at = hidden_at = 0
