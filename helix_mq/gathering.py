@@ -89,6 +89,36 @@ class Gathering:
         self.nbytes = nbytes
         return True
 
+    def joins(self, header: FrameHeader, buffers: Sequence[Buffer]) -> bool:
+        """`is_small` and `add` in one, where a frame goes with those that are here and names their
+        routes, as nearly all do. False, and nothing is changed, where there is more to see to."""
+        like, rows = self._like, header.rows
+        if (
+            like is None
+            or header.routes != like.routes
+            or header.epoch != like.epoch
+            or header.width != like.width
+            or header.dtype != like.dtype
+            or len(buffers) != 1
+            or len(rows) > SMALL_ROWS
+            or len(self._rows) + len(rows) > MOST_ROWS
+        ):
+            return False
+        payload = buffers[0]
+        nbytes = payload.nbytes if type(payload) is memoryview else len(payload)
+        if nbytes > SMALL_BYTES or self.nbytes + nbytes > MOST_BYTES:
+            return False
+        for row in rows:
+            flags = row.flags
+            if row.count != 1 and not flags & VERIFY:
+                return False
+            if not flags & SAMPLE or row.position <= 0 or row.spec is not None or row.blocks:
+                return False
+        self._rows += rows
+        self._payloads.append(payload)
+        self.nbytes += nbytes
+        return True
+
     def take(self) -> tuple[FrameHeader, tuple[Buffer]]:
         """All that was gathered, as one frame; only if there is something."""
         like = self._like

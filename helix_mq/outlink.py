@@ -155,6 +155,9 @@ class OutLink:
 
     def send(self, header: FrameHeader, buffers: Sequence[Buffer]) -> None:
         """Puts a frame in line, in pieces where it is a large one."""
+        if self._gathered.nbytes and self._gathered.joins(header, buffers):
+            # Many that follow each other: nobody can be in line before those that are gathered.
+            return
         small = is_small(header, buffers)
         if small:
             if not self._gathers:

@@ -188,6 +188,7 @@ def accept_frame(
     data = buffers[0].cast("B")
     by_router = sender == ROUTER
     served = epoch in view.epochs
+    find, most = ledger.find, view.max_context
     index = hop = -1
     for row in rows:
         count, position, spec, flags = row.count, row.position, row.spec, row.flags
@@ -203,8 +204,9 @@ def accept_frame(
             index, hop = row.route, row.hop
             blob = routes[index]
             stop = view.stops.get((blob, hop)) or view.stop(blob, hop)
+            layers, runs = stop.layers, served and not stop.code
         if not hop and not by_router:
-            opened = ledger.find((row.request, row.attempt))
+            opened = find((row.request, row.attempt))
             if opened is None or opened.returned_by != sender:
                 # Not from the last hop of a sequence that the router opened here as direct.
                 use.take(count)
@@ -213,16 +215,29 @@ def accept_frame(
         guessed = count - 1 if flags & VERIFY else 0
         known: SeqKey | None = None
         if (
-            served
+            runs
             and spec is None
-            and not stop.code
-            and position + count <= view.max_context
+            and position + count <= most
             and (row.deadline_ms > now_ms or not row.deadline_ms)
         ):
             # What nearly every row is: the next one of an open sequence, with nothing to say of it.
-            known = ledger.follow(
-                row.request, row.attempt, position, count, stop.layers, epoch, guessed
-            )
+            opened = find((row.request, row.attempt))
+            if (
+                opened is not None
+                and opened.layers is layers
+                and not opened.over
+                and 0 <= opened.next_position - position <= opened.drafts
+            ):
+                # `Ledger.follow` in place.
+                known = opened.seq
+                opened.next_position = position + count
+                opened.drafts = guessed
+                if epoch > opened.epoch:
+                    opened.epoch = epoch
+            else:
+                known = ledger.follow(
+                    row.request, row.attempt, position, count, layers, epoch, guessed
+                )
         if known is None:
             known = seq = _seq(row)
             refusal = _judge(view, ledger, epoch, row, seq, stop, now_ms, superseded)
