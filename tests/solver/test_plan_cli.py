@@ -46,7 +46,7 @@ def here(*arguments: str) -> Result:
 def test_a_plan_is_printed_saved_and_verified(tmp_path: Path) -> None:
     saved = tmp_path / "plan.toml"
     cluster = str(REFERENCE / "single24_llama70b.json")
-    made = helix("plan", cluster, "--time-limit", "10", "--json", "--save", str(saved))
+    made = helix("plan", cluster, "--time-limit", "60", "--json", "--save", str(saved))
     assert made.returncode == 0, made.stderr
     plan = json.loads(made.stdout)
     assert plan["objective_tokens_per_s"] == pytest.approx(2045.6, abs=0.1)
