@@ -7,6 +7,7 @@ the HTTP gateway and the SDK sockets stand on.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import secrets
@@ -350,11 +351,11 @@ class RouterApp(OperatorSide):
     # -- tasks --------------------------------------------------------------
 
     async def _tick_for_ever(self) -> None:
-        ticks = 0
-        while True:
+        for ticks in itertools.count(1):
             await asyncio.sleep(TICK_S)
-            ticks += 1
-            self.ticked_s = self._clock.now_s()
+            now_s = self._clock.now_s()
+            self.core.cluster.membership.looked(now_s, now_s - self.ticked_s)
+            self.ticked_s = now_s
             try:
                 self.apply(ev.Tick())
                 if ticks % 4 == 0:

@@ -16,6 +16,9 @@ from helix_mq.layers import LayerRange, Placement, describe_ranges, uncovered
 from helix_mq.messages.control import Heartbeat, LinkReport, Ready, Register
 from helix_mq.models.quantisation import Quantisation, WeightForm
 
+_STRIDE_S = 1.0
+"""Between two looks at who is silent, on a loaded machine."""
+
 
 class NodeState(StrEnum):
     JOINED = "joined"
@@ -86,6 +89,14 @@ class Membership:
         member = self._members[NodeId(node)]
         member.last_heard_s = now_s
         return member
+
+    def looked(self, now_s: float, gone_s: float) -> None:
+        """Heartbeats are looked for again, `gone_s` after the last time. Where that is long, this
+        process stood still itself (suspended, say): what came meanwhile is unread yet, and nobody's
+        silence."""
+        if gone_s > _STRIDE_S:
+            for member in self._members.values():
+                member.last_heard_s = min(now_s, member.last_heard_s + gone_s)
 
     def silent(self, now_s: float, dead_after_s: float) -> list[Member]:
         """Members not heard from for longer than `dead_after_s`.

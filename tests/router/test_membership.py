@@ -56,6 +56,18 @@ def test_a_loading_node_may_be_silent_ten_times_as_long() -> None:
     assert [m.name for m in members.silent(30.1, 3.0)] == ["a", "b"]
 
 
+def test_a_router_that_stood_still_holds_nobody_for_silent() -> None:
+    members = Membership(6)
+    for name, heard_s in (("a", 9.9), ("b", 7.5)):
+        members.join(register(name, 1), heard_s)
+    members.looked(10.0, 0.9)
+    assert [m.name for m in members.silent(10.6, 3.0)] == ["b"], "a short pause changes nothing"
+    members.looked(110.0, 100.0)
+    assert members.silent(110.0, 3.0) == []
+    assert [m.name for m in members.silent(110.6, 3.0)] == ["b"], "its silence before counts"
+    assert [m.name for m in members.silent(113.0, 3.0)] == ["a", "b"]
+
+
 def test_iteration_is_by_name_whatever_the_order_of_joining() -> None:
     members = Membership(6)
     for name in ("c", "a", "b"):
