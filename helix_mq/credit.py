@@ -126,8 +126,9 @@ class CreditSender:
         self._incarnation = incarnation
         before = self._granted_bytes
         self._granted_bytes = total_bytes
-        headroom = max(0, self.headroom_bytes)
-        self._widest_bytes = headroom if first else max(self._widest_bytes, headroom)
+        headroom = total_bytes - self._sent_bytes
+        if first or headroom > self._widest_bytes:
+            self._widest_bytes = max(0, headroom)
         if self._refused_bytes is not None and self._allows(self._refused_bytes):
             self._unblock()
         return first or total_bytes > before

@@ -13,6 +13,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -149,15 +150,12 @@ class DataPlane:
         def on_state(state: LinkState) -> None:
             self._link_state(link, state)
 
-        def on_reply(delivery: Delivery) -> None:
-            self._deliver_reply(link, delivery)
-
         security = None
         if self._key is not None and address.public_key:
             security = ClientSecurity(self._key, address.public_key)
         link.connection = await self._transport.connect(
             address.endpoint,
-            on_reply,
+            partial(self._deliver_reply, link),
             routing_id=self.me.encode(),
             security=security,
             insecure=self._insecure,

@@ -6,7 +6,7 @@ fits its struct and whose buffers fit its header, or raises FrameError; it copie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Annotated, NoReturn
 
@@ -39,9 +39,9 @@ MAX_PARTS = 4
 _HEADS = {kind: bytes((WIRE_VERSION, kind)) for kind in Kind}
 FRAME_HEAD = _HEADS[Kind.FRAME]
 _KIND_BY_HEAD = {head: kind for kind, head in _HEADS.items()}
-for _struct in KINDS.values():
-    prepare(_struct)
-_READ_FRAME = prepare(FrameHeader)
+_READ: dict[Kind, Callable[[bytes | memoryview], msgspec.Struct]] = {
+    kind: prepare(struct) for kind, struct in KINDS.items()
+}
 _HOPS: msgspec.msgpack.Decoder[tuple[tuple[str, int, int], ...]] = msgspec.msgpack.Decoder(
     Annotated[tuple[tuple[Name, U31, U31], ...], msgspec.Meta(max_length=1024)]
 )
@@ -78,14 +78,15 @@ def decode(parts: Sequence[Buffer]) -> Message:
     head = bytes(parts[0]) if len(parts[0]) == 2 else b""
     kind = _KIND_BY_HEAD.get(head) or _refuse_head(head)
     packed = parts[1]
-    if kind is Kind.FRAME and not isinstance(packed, bytearray) and len(packed) <= MAX_HEADER_BYTES:
-        # `unpack` in place, for what comes most often.
-        try:
-            header: msgspec.Struct = _READ_FRAME(packed)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            header = unpack(packed, FrameHeader)
-    else:
-        header = unpack(bytes(packed) if isinstance(packed, bytearray) else packed, KINDS[kind])
+    if isinstance(packed, bytearray):
+        packed = bytes(packed)
+    try:
+        # `unpack` in place, which says what is wrong where something is.
+        if len(packed) > MAX_HEADER_BYTES:
+            raise ValueError
+        header = _READ[kind](packed)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        header = unpack(packed, KINDS[kind])
     buffers: tuple[memoryview, ...] = ()
     if count == 3:
         buffers = (memoryview(parts[2]),)

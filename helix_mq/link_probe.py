@@ -94,7 +94,7 @@ class LinkProbes:
         self._answered = False
         self._pieces = FIRST_PIECES
         self._train_at_s = clock.now_s() + self._drawn(_BEGIN_WITHIN_S)
-        self._train: _Train | None = None
+        self.train: _Train | None = None
         self._first_ack: tuple[int, float] | None = None
         self._series: list[float] = []
         """Trains' rates that are not believed yet."""
@@ -175,19 +175,19 @@ class LinkProbes:
     @property
     def climbing(self) -> bool:
         """Whether the next train is to follow the last one at once."""
-        return bool(self._climb) and self._train is None
+        return bool(self._climb) and self.train is None
 
     def train_sent(self, start_total: int, end_total: int, delivered_total: int) -> None:
         """The train was handed over. The link's total was `start_total` before it, and of that
         `delivered_total` was acknowledged."""
         now = self._clock.now_s()
-        self._train = _Train(start_total, end_total, delivered_total, now)
+        self.train = _Train(start_total, end_total, delivered_total, now)
         self._first_ack = None
         self._train_at_s = now + TRAIN_EVERY_S
 
     def acknowledged(self, total_bytes: int, round_trip_s: float) -> None:
         """The receiver has so many bytes in all. The round trip is the least one known; 0: none."""
-        train = self._train
+        train = self.train
         if train is None or total_bytes <= train.start_bytes:
             return
         now = self._clock.now_s()
@@ -195,7 +195,7 @@ class LinkProbes:
             self._first_ack = (total_bytes, now)
         if total_bytes < train.end_bytes:
             return
-        self._train = None
+        self.train = None
         first_bytes, first_s = self._first_ack
         nbytes, between_s = total_bytes - first_bytes, now - first_s
         whole_s = max(0.0, now - train.at_s - round_trip_s)

@@ -232,28 +232,34 @@ class OutLink:
         self._queue.push(parts, nbytes, keys, urgent=urgent)
 
     def granted(self, grant: Grant) -> None:
-        if grant.link == self.link:
-            self._heard()
-            self._credit.granted(grant.total_bytes, grant.link)
-            self._pacer.acknowledged(grant.received_bytes)
-            self._probes.acknowledged(grant.received_bytes, self._pacer.round_trip_s)
+        if grant.link != self.link:
+            return
+        probes = self._probes
+        probes.heard()
+        if self.silent:
+            self._revive()
+        self._credit.granted(grant.total_bytes, grant.link)
+        self._pacer.acknowledged(grant.received_bytes)
+        if probes.train is not None:
+            probes.acknowledged(grant.received_bytes, self._pacer.round_trip_s)
+        if self._queue.waiting_bytes:
             self.flush()
-            if self._probes.climbing:
-                self._measure()
+        if probes.climbing:
+            self._measure()
 
     def echoed(self, echo: LinkEcho) -> None:
         if echo.link == self.link:
-            self._heard()
+            self._probes.heard()
+            if self.silent:
+                self._revive()
             trip_s = self._probes.echoed(echo.number)
             if trip_s is not None:
                 self._pacer.tripped(trip_s)
             self.flush()
 
-    def _heard(self) -> None:
+    def _revive(self) -> None:
         """There is somebody after all: counts still hold, as TCP loses nothing in between."""
-        self._probes.heard()
-        if self.silent:
-            self.silent, self.connected = False, True
+        self.silent, self.connected = False, True
 
     def probe(self) -> None:
         """Asks for a sign of life, and measures the link if that is due and it has next to nothing

@@ -256,7 +256,10 @@ class _Best:
         while kept and sign * kept[-1][1] <= sign * value:
             kept.pop()
         kept.append((now_s, value))
-        self.forget(now_s)
+        # `forget` in place.
+        oldest_s = now_s - self._memory_s
+        while kept[0][0] < oldest_s:
+            kept.popleft()
 
     def forget(self, now_s: float) -> None:
         """What was too long ago."""

@@ -1,8 +1,8 @@
 """The node process: control connection, data plane, and the slices it is assigned.
 
 Registers with the router, again after every reconnect; hands its orders to `nodes.slices`, and
-frames to the slice that serves their epoch; sends heartbeats; on SIGTERM asks to be drained and
-waits for the router to let it go. Everything that computes runs on one device thread.
+frames to the slice that serves their epoch; sends heartbeats; on SIGTERM asks to be let go, and
+waits for that. Everything that computes runs on one device thread.
 """
 
 from __future__ import annotations
@@ -358,13 +358,12 @@ class NodeDaemon:
         else:
             try:
                 strange = worker.on_frame(header, message.buffers, partial(link.consumed, nbytes))
-            except FrameError as e:
-                self._plane.count_bad(sender, e)
-                self._refuse(header, "bad_frame", str(e)[:1024])
-            else:
                 if strange:
                     reason = f"{strange} tokens returned by who is not their requests' last hop"
                     self._plane.count_bad(sender, FrameError(reason, reason="identity"))
+            except FrameError as e:
+                self._plane.count_bad(sender, e)
+                self._refuse(header, "bad_frame", str(e)[:1024])
 
     def _on_word(self, sender: str, message: Message) -> None:
         """What is no frame."""

@@ -53,13 +53,13 @@ class _Text:
 class FirstDrafts:
     def __init__(self, max_context: int) -> None:
         self._max_context = max_context
-        self._texts: dict[SeqKey, _Text] = {}
+        self.texts: dict[SeqKey, _Text] = {}
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self.texts)
 
     def forget(self, seq: SeqKey) -> None:
-        self._texts.pop(seq, None)
+        self.texts.pop(seq, None)
 
     def took(self, work: Work[Payload], open_requests: int) -> Work[Payload]:
         """A row has come: as it is, or as a decode with drafts behind its token."""
@@ -68,7 +68,7 @@ class FirstDrafts:
         if work.payload.drafting:
             self._prompt(work)
             return work
-        text = self._texts.get(work.seq)
+        text = self.texts.get(work.seq)
         if text is None or not work.is_decode:
             return work
         token = int.from_bytes(work.payload.data[:4], "little")
@@ -86,11 +86,11 @@ class FirstDrafts:
         return _with_drafts(work, token, text.drafts) if text.drafts else work
 
     def _prompt(self, work: Work[Payload]) -> None:
-        text = self._texts.get(work.seq)
+        text = self.texts.get(work.seq)
         if text is None:
-            if len(self._texts) >= DRAFTS_AT_ONCE:
+            if len(self.texts) >= DRAFTS_AT_ONCE:
                 return
-            text = self._texts[work.seq] = _Text(work.position)
+            text = self.texts[work.seq] = _Text(work.position)
         if text.end != work.position or len(text.ids) + work.count > LONGEST_TEXT:
             self.forget(work.seq)
             return

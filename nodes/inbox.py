@@ -132,6 +132,7 @@ def check_sender(header: FrameHeader) -> None:
     hop, or from the last hop where that may hand tokens back. Such a frame is nobody's to refuse to
     the router: its rows may name others' requests."""
     routes = ROUTES.get(header.routes) or unpack_routes(header.routes)
+    sender = header.sender
     index = hop = -1
     for row in header.rows:
         if row.hop == hop and row.route == index:
@@ -139,21 +140,26 @@ def check_sender(header: FrameHeader) -> None:
             continue
         route = routes[row.route]
         due = route.hops[row.hop - 1].node if row.hop else ROUTER
-        if due != header.sender and not (_is_return(row) and route.hops[-1].node == header.sender):
+        if due == sender:
+            index, hop = row.route, row.hop
+            continue
+        # Or the decode of a token that the last hop has sampled. Whether it may is for the ledger
+        # to say: a frame names whatever route its sender likes.
+        flags = row.flags
+        if (
+            row.hop
+            or not flags & DIRECT
+            or not flags & SAMPLE
+            or row.blocks
+            or row.position <= 0
+            or row.count != 1
+            or row.spec is not None
+            or route.hops[-1].node != sender
+        ):
             raise FrameError(
-                f"request {row.request}: a row for hop {row.hop} from {header.sender}, due from "
-                f"{due}",
+                f"request {row.request}: a row for hop {row.hop} from {sender}, due from {due}",
                 reason="identity",
             )
-        if due == header.sender:
-            index, hop = row.route, row.hop
-
-
-def _is_return(row: Row) -> bool:
-    """The decode of a token that a last hop has sampled. Whether it may is for the ledger to say:
-    a frame names whatever route its sender likes."""
-    returned = bool(row.flags & DIRECT and row.flags & SAMPLE and not row.blocks)
-    return returned and not row.hop and row.position > 0 and row.count == 1 and row.spec is None
 
 
 def accept_frame(

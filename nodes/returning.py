@@ -65,7 +65,10 @@ class Returns:
         """A row has been let in: as it is, or with drafts, of which the ledger learns."""
         if not row.payload.direct:
             return row
-        self._note(row)
+        if row.payload.spec is not None:
+            self._note(row)
+        if not row.payload.drafting and not self._drafts.texts:
+            return row
         work = self._drafts.took(row, len(ledger))
         if work.drafts != row.drafts:
             ledger.advance(work.seq, work.position, work.count, drafts=len(work.drafts))

@@ -247,8 +247,10 @@ class Worker:
         return STALL_GRACE_S if waits else None
 
     def wake(self) -> None:
-        """Credit came back: rows that were held may go now."""
-        self._loop.ring()
+        """Credit came back, as it does all the time: rows that were held may go now. Also how
+        deadlines are seen while nothing comes."""
+        if self._batcher.waiting_rows or self._clock.wall_s() * 1000 >= self._ledger.due_ms:
+            self._loop.ring()
 
     def _next_batch(self) -> Batch:
         ledger, batcher = self._ledger, self._batcher
