@@ -43,6 +43,9 @@ def register(app: typer.Typer) -> None:
         """Run a node: join the router's cluster, load a slice, serve it."""
         from helix_mq.process import run
         from helix_mq.settings import load
+        from nodes.tuning import before_torch
+
+        before_torch()
         from nodes.main import serve
         from nodes.settings import NodeSettings
 

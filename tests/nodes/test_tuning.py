@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,24 @@ def test_what_the_environment_says_of_memory_is_left_as_it_is(name: str) -> None
     value = "131072" if name.startswith("MALLOC") else "glibc.malloc.trim_threshold=131072"
     said, _ = _run(**{name: value})
     assert said == "False"
+
+
+@pytest.mark.parametrize("policy", [{}, {"GOMP_SPINCOUNT": "77"}])
+def test_threads_sleep_soon_as_the_runtime_was_told_in_time(
+    tmp_path: Path, policy: dict[str, str]
+) -> None:
+    """By the command itself: what is set after the first import of torch does nothing."""
+    options = ["--name", "a", "--router", "tcp://127.0.0.1:9", "--model", str(tmp_path / "none")]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("helix-mq")), "node", *options],
+        timeout=240,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+        | {"OMP_DISPLAY_ENV": "verbose"}
+        | policy,
+    )
+    assert done.returncode != 0, "there is no such model"
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch uses another OpenMP runtime here")
+    assert f"GOMP_SPINCOUNT = '{policy.get('GOMP_SPINCOUNT', 20000)}'" in done.stderr
