@@ -76,6 +76,14 @@ class Engine:
 
     def admit(self, work: Work[Payload]) -> RefusedItem | None:
         seq, blocks = work.seq, work.payload.blocks
+        ends = _ends_here(work)
+        if (
+            blocks is None
+            and (not ends or seq in self._samplers)
+            and self._pool.is_ready(seq, work.position, work.count)
+        ):
+            # What nearly every decode is: one look.
+            return None
         if seq not in self._pool:
             if not work.position:
                 self._pool.open(seq, work.layers)
@@ -85,7 +93,7 @@ class Engine:
             return _refuse(work, "out_of_order", f"position {work.position} is others' too")
         if blocks is not None:
             self._pool.name(seq, blocks)
-        if work.sample and work.next_hop == ROUTER and seq not in self._samplers:
+        if ends and seq not in self._samplers:
             spec = work.payload.spec
             if spec is None:
                 return _refuse(work, "no_spec", "the last hop got no sampling parameters")

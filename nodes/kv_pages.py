@@ -192,6 +192,16 @@ class LayerPagePool:
         if free + idle < self._least_free:
             self._least_free = free + idle
 
+    def is_ready(self, seq: SeqKey, position: int, count: int) -> bool:
+        """Whether `seq` is open, may be written from `position` on, and has room for `count`
+        tokens there."""
+        sequence, page = self._sequences.get(seq), self.page_tokens
+        return (
+            sequence is not None
+            and position >= sequence.shared * page
+            and position + count <= sequence.pages * page
+        )
+
     def draft_room(self, seq: SeqKey, tokens: int, wanted: int) -> int:
         """How many of `wanted` drafts behind the first `tokens` of `seq` cost nobody anything.
 

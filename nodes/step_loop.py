@@ -104,6 +104,8 @@ class StepLoop:
                 # off.
                 self._stall = loop.call_later(stall_s, self._stalled)
         except BaseException as e:
+            # What the device did not take is not waited for.
+            self.busy = False
             self._break(e)
 
     def _unstall(self) -> None:
