@@ -24,6 +24,7 @@ SAID_OF_REFUSALS = {
     "Refusal": 0,
     "_refuse": 1,
     "_give_up": 1,
+    "_lost": 1,
     "RefusedItem": 2,
     "plain_error_response": 2,
 }
