@@ -202,12 +202,12 @@ class DemoCluster:
         await self._stop([_ROUTER])
 
     async def _stop(self, names: list[str]) -> None:
-        children = [self._children.pop(n) for n in names if n in self._children]
-        for child in children:
+        children = {n: self._children[n] for n in names if n in self._children}
+        for child in children.values():
             if child.returncode is None:
                 with suppress(ProcessLookupError):
                     child.send_signal(signal.SIGTERM)
-        for child in children:
+        for name, child in children.items():
             try:
                 async with asyncio.timeout(_STOP_GRACE_S):
                     await child.wait()
@@ -215,6 +215,14 @@ class DemoCluster:
                 with suppress(ProcessLookupError):
                     child.kill()
                 await child.wait()
+            del self._children[name]
+
+    def kill(self) -> None:
+        """All that still run, at once."""
+        for child in self._children.values():
+            if child.returncode is None:
+                with suppress(ProcessLookupError):
+                    child.kill()
 
 
 def work_folder() -> tempfile.TemporaryDirectory[str]:

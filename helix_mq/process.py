@@ -21,8 +21,11 @@ from helix_mq.file_limit import raise_file_limit
 log = logging.getLogger(__name__)
 
 
-def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Runs `main(stop)` under uvloop; SIGINT and SIGTERM set `stop`."""
+def run(
+    main: Callable[[asyncio.Event], Awaitable[None]], *, at_once: Callable[[], None] | None = None
+) -> None:
+    """Runs `main(stop)` under uvloop; SIGINT and SIGTERM set `stop`. `at_once` is what even a
+    second signal must not leave undone."""
 
     async def supervised() -> None:
         loop = asyncio.get_running_loop()
@@ -30,7 +33,11 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
         def on_signal(number: signal.Signals) -> None:
             if stop.is_set():
-                os._exit(128 + number)
+                try:
+                    if at_once is not None:
+                        at_once()
+                finally:
+                    os._exit(128 + number)
             log.info("stopping (%s)", number.name)
             stop.set()
 

@@ -25,4 +25,4 @@ def register(app: typer.Typer) -> None:
         from helix_mq.process import run
 
         show = DemoRun(model, prompt, max_tokens, port, once)
-        run(show.main)
+        run(show.main, at_once=show.kill)

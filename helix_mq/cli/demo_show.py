@@ -30,6 +30,12 @@ class DemoRun:
         self._max_tokens = max_tokens
         self._port = port
         self._once = once
+        self._cluster: DemoCluster | None = None
+
+    def kill(self) -> None:
+        """Nobody waits for an end in order any more, but no process is to stay."""
+        if self._cluster is not None:
+            self._cluster.kill()
 
     async def main(self, stop: asyncio.Event) -> None:
         """Until the answer with --once, else until a signal. Raises HelixError in words."""
@@ -39,7 +45,7 @@ class DemoRun:
         folder = await asyncio.to_thread(resolve_model, source, progress=_progress)
         with work_folder() as work:
             plan = make_plan(folder, name, 0 if self._once else self._port)
-            cluster = DemoCluster(plan, Path(work), say)
+            cluster = self._cluster = DemoCluster(plan, Path(work), say)
             stopped = asyncio.create_task(stop.wait())
             try:
                 say("starting a router and three nodes on loopback")
