@@ -33,6 +33,10 @@ def is_small(header: FrameHeader, buffers: Sequence[Buffer]) -> bool:
     payload = buffers[0]
     if (payload.nbytes if type(payload) is memoryview else len(payload)) > SMALL_BYTES:
         return False
+    return _only_decodes(rows)
+
+
+def _only_decodes(rows: Sequence[Row]) -> bool:
     for row in rows:
         # `Row.is_decode` in place: asking the property takes as long as all the rest here.
         flags = row.flags
@@ -106,14 +110,8 @@ class Gathering:
             return False
         payload = buffers[0]
         nbytes = payload.nbytes if type(payload) is memoryview else len(payload)
-        if nbytes > SMALL_BYTES or self.nbytes + nbytes > MOST_BYTES:
+        if nbytes > SMALL_BYTES or self.nbytes + nbytes > MOST_BYTES or not _only_decodes(rows):
             return False
-        for row in rows:
-            flags = row.flags
-            if row.count != 1 and not flags & VERIFY:
-                return False
-            if not flags & SAMPLE or row.position <= 0 or row.spec is not None or row.blocks:
-                return False
         self._rows += rows
         self._payloads.append(payload)
         self.nbytes += nbytes

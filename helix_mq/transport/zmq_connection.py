@@ -25,7 +25,7 @@ from helix_mq.transport.api import (
     Parts,
     StateHandler,
 )
-from helix_mq.transport.backlog import COPY_BELOW_BYTES, Backlog
+from helix_mq.transport.backlog import Backlog, weigh
 from helix_mq.transport.limits import Limits
 from helix_mq.transport.monitor import Monitor, SocketEvent, SocketEventKind
 from helix_mq.transport.pump import SLICE_MESSAGES, SLICE_S, Pump
@@ -89,16 +89,7 @@ class ZmqConnection:
 
     def send(self, parts: Parts) -> bool:
         """See Connection.send."""
-        # `weigh` in place, for what nearly every message is.
-        nbytes = large = 0
-        for part in parts:
-            part_bytes = part.nbytes if type(part) is memoryview else len(part)
-            nbytes += part_bytes
-            if part_bytes >= COPY_BELOW_BYTES:
-                large += part_bytes
-        limits = self._limits
-        if nbytes > limits.max_message_bytes or not 0 < len(parts) <= limits.max_parts:
-            limits.refuse(len(parts), nbytes)
+        nbytes, large = weigh(parts, self._limits)
         if self._up:
             if not self._backlog.waiting:
                 if large:

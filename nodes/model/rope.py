@@ -1,7 +1,8 @@
 """Rotary position embedding (Su et al., arXiv:2104.09864) in the half-split layout of Llama.
 
-Angles are computed in float32 for the positions of a batch, once per pass, never as a table of the
-whole context: a table for 128k positions would cost each slice tens of megabytes.
+Angles are computed in float32 for the positions of a batch, once per pass, not as a table of the
+whole context: a table for 128k positions would cost each slice tens of megabytes. Only the compiled
+step of decodes keeps one, as far as positions have come and within bounds (native/decodes.py).
 """
 
 from __future__ import annotations

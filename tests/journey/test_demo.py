@@ -69,22 +69,31 @@ async def test_demo_once_ends_after_the_answer() -> None:
     assert "waiting: layers" in out
 
 
-async def test_ctrl_c_stops_every_process() -> None:
-    process = await demo_process("--port", "0", "--max-tokens", "4")
+async def said(process: asyncio.subprocess.Process, words: bytes) -> None:
+    """Reads on until it says this."""
     assert process.stdout is not None
-    children: list[psutil.Process] = []
+    async for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"it ended without {words!r}")
+
+
+async def demo_that_stays() -> tuple[asyncio.subprocess.Process, list[psutil.Process]]:
+    """With its router and nodes, after the first answer."""
+    process = await demo_process("--port", "0", "--max-tokens", "4")
+    await said(process, b"Ctrl-C stops everything")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 4
+    return process, children
+
+
+async def test_ctrl_c_stops_every_process() -> None:
     async with asyncio.timeout(240):
-        async for line in process.stdout:
-            if b"Ctrl-C stops everything" in line:
-                break
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) == 4
+        process, children = await demo_that_stays()
         # A node that leaves, as one does that is drained, takes nobody with it.
         beta = next(c for c in children if "beta.toml" in " ".join(c.cmdline()))
         beta.send_signal(signal.SIGTERM)
-        async for line in process.stdout:
-            if b"beta has left the cluster" in line:
-                break
+        await said(process, b"beta has left the cluster")
         process.send_signal(signal.SIGINT)
         rest = (await process.communicate())[0].decode()
     assert process.returncode == 0, rest
@@ -100,20 +109,12 @@ def _runs(process: psutil.Process) -> bool:
 
 
 async def test_a_second_ctrl_c_leaves_no_process_behind() -> None:
-    process = await demo_process("--port", "0", "--max-tokens", "4")
-    assert process.stdout is not None
     async with asyncio.timeout(240):
-        async for line in process.stdout:
-            if b"Ctrl-C stops everything" in line:
-                break
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) == 4
+        process, children = await demo_that_stays()
         # One that does not hear: the demo is waiting for it when the second signal comes.
         children[-1].suspend()
         process.send_signal(signal.SIGINT)
-        async for line in process.stdout:
-            if b"stopping router and nodes" in line:
-                break
+        await said(process, b"stopping router and nodes")
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 128 + signal.SIGINT
         for child in children:

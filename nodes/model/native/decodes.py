@@ -31,9 +31,8 @@ KEPT_BYTES = 16 << 20
 """Of logits that are used again. Larger blocks of fresh memory cost more than what is computed into
 them: the kernel clears each page first, a millisecond for 32 rows of 49,152 logits."""
 
-_Sizes = COUNT * 9
 _Step = COUNT * 13
-"""As layers.h and decode.h list them."""
+"""As decode.h lists them."""
 _NOTHING = (0, 0, 0)
 
 
@@ -99,17 +98,8 @@ class NativeDecodes:
         x = torch.empty((count, config.hidden_size), dtype=self._dtype)
         logits = self._logits(count, brief) if whole else self._no_logits
         skipped = first - self._layers.first
-        sizes = _Sizes(
-            end - first,
-            count,
-            config.hidden_size,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            config.intermediate_size,
-            cache.page_tokens,
-            0,
-        )
+        # How many pages the longest row has is seen there.
+        sizes = self._native.sizes(end - first, count, cache, 0)
         held = _counts(3 * count)(*places)
         step = _Step(
             ctypes.addressof(held),

@@ -6,6 +6,7 @@ call for all layers also lets go of the interpreter's lock for all of them, for 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -58,7 +59,7 @@ class NativeLayers:
     ) -> None:
         """layers_for() builds one, where one works."""
         self._run = run
-        self.config = self._config = config
+        self.config = config
         self._layers = layers
         self._weights = weights
         self._addresses = np.array([_addresses(w) for w in weights], np.int64)
@@ -74,6 +75,23 @@ class NativeLayers:
     def address_of(self, layer: int) -> int:
         """Where the addresses of the slice's `layer`-th layer's weights are."""
         return self._first_address + layer * self._layer_stride
+
+    def sizes(
+        self, layers: int, tokens: int, cache: KvCache, pages: int
+    ) -> ctypes.Array[ctypes.c_int64]:
+        """As layers.h lists them. pages: of the longest table."""
+        config = self.config
+        return _Sizes(
+            layers,
+            tokens,
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.intermediate_size,
+            cache.page_tokens,
+            pages,
+        )
 
     def takes(self, rows: AttentionRows, cache: KvCache) -> bool:
         if cache.layout is not KvLayout.HEAD_MAJOR:
@@ -91,7 +109,7 @@ class NativeLayers:
         """The residual stream after `layers` of x [tokens, hidden], a new tensor; keys and values
         are stored. `index` and `rotation` are of the same tokens."""
         # Few calls on purpose: a step's weights drive all that they touch out of the caches.
-        config, rows, count = self._config, index.attention, x.shape[0]
+        rows, count = index.attention, x.shape[0]
         x = x.clone(memory_format=torch.contiguous_format)
         tables = rows.tables
         if len(rows.kv_lens) < count:
@@ -103,17 +121,7 @@ class NativeLayers:
         firsts = _firsts(ends, windows)
         slots = np.ascontiguousarray(index.slots)
         space = torch.empty((count, self._spare), dtype=x.dtype)
-        sizes = _Sizes(
-            len(windows),
-            count,
-            config.hidden_size,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            config.intermediate_size,
-            cache.page_tokens,
-            tables.shape[2],
-        )
+        sizes = self.sizes(len(windows), count, cache, tables.shape[2])
         tokens = _Tokens(
             x.data_ptr(),
             rotation.cos.data_ptr(),
@@ -130,7 +138,7 @@ class NativeLayers:
             self.address_of(first),
             sizes,
             tokens,
-            config.rms_eps,
+            self.config.rms_eps,
             torch.get_num_threads() if self.worth_threads else 1,
         )
         return x
