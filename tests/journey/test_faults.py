@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 import bench.chaos.run
-import bench.chaos.strike
 from bench.chaos.catalogue import Known, answer_all, draw_asks
 from bench.chaos.cluster import ChaosCluster, Plan
 from bench.chaos.faults import Kind
@@ -38,12 +37,7 @@ SEED = 894
 """Each kind comes once, hanging on two nodes at a time, and faults last as short as they may."""
 
 
-async def test_faults_lose_no_token_and_leak_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # How soon is measured by the long runs, on machines that do nothing else.
-    monkeypatch.setattr(bench.chaos.strike, "GHOST_S", 60.0)
-    monkeypatch.setattr(bench.chaos.run, "IDLE_S", 240.0)
+async def test_faults_lose_no_token_and_leak_nothing(tmp_path: Path) -> None:
     options = ChaosOptions(
         model=write_tiny_model(tmp_path / "model"),
         folder=tmp_path,

@@ -85,7 +85,7 @@ async def test_an_outage_ends_waits_refuses_and_heals(tmp_path: Path) -> None:
             alpha = cluster.children["alpha"]
             patient, hasty = await stopped_in_mid_stream(client, alpha, 120.0, 6.0)
             await alpha.kill()
-            await cluster.until(lambda p: not p.ready and MISSING in p.reason, "an outage", 60)
+            await cluster.until(lambda p: not p.ready and MISSING in p.reason, "an outage", 10)
 
             # What waits ends at its deadline, with the layers in its error.
             with pytest.raises(NotServing, match=MISSING):
@@ -131,7 +131,7 @@ async def test_who_left_is_in_no_table_and_who_returns_is_somebody_else(tmp_path
             for how in (signal.SIGKILL, signal.SIGTERM):
                 beta.signal(how)
                 await beta.ended(60)
-                await cluster.until(lambda p: "beta" not in tables(p), "beta is forgotten", 60)
+                await cluster.until(lambda p: "beta" not in tables(p), "beta is forgotten", 5.0)
                 before = joined()
                 await beta.start()
                 await cluster.whole(240)

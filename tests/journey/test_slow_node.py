@@ -31,7 +31,7 @@ MOST_STOPPED_S = 0.6
 ROUNDS = 6
 SHORT = [Ask(tuple(range(100 + i, 164 + i)), 2, 1.0, i, ignore_eos=True) for i in range(8)]
 """All alike, so that bytes are requests."""
-FALLS_WITHIN_S = 60.0
+FALLS_WITHIN_S = 10.0
 """On a quiet machine it is 5 s or less; tests/router/test_live_flow_changes.py counts the beats."""
 RISES_WITHIN_S = 60.0
 """Recovery has to be proved for longer, by the few requests that the node still gets."""
