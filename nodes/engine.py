@@ -8,34 +8,25 @@ copy) and from the result tensor to the wire as views.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from helix_mq.errors import KvExhausted, LocalError
 from helix_mq.ids import ROUTER
-from helix_mq.messages.data import (
-    DIRECT,
-    SAMPLE,
-    VERIFY,
-    FrameHeader,
-    RefusedItem,
-    Row,
-    TokenItem,
-    TopLogprob,
-)
+from helix_mq.messages.data import RefusedItem, TokenItem, TopLogprob
 from helix_mq.slice_room import KEPT_PER_USED_PAGE
 from nodes.batching import SeqKey, Work
+from nodes.frame_making import frames_of, in_order
 from nodes.inbox import Payload
 from nodes.kv_cache import KvCache
 from nodes.model.batch import RowSpec, SliceBatch
 from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState
 from nodes.model.sampler_drafts import Ending, sample_endings
 from nodes.model.slice import ModelSlice
+from nodes.plain_steps import PlainSteps
 from nodes.staging import Download, joined
 from nodes.steps import Batch, OutFrame, StepResult
 from nodes.wire_format import WireFormats, from_wire, rows_from_wire, to_wire
@@ -61,6 +52,10 @@ class Engine:
         self._pool = cache.pool
         self._samplers: dict[SeqKey, SamplerState] = {}
         self.formats = WireFormats()
+        self._plain: PlainSteps | None = None
+        decodes = model.decodes(cache)
+        if decodes is not None:
+            self._plain = PlainSteps(node, decodes, cache, self._samplers, self.formats)
 
     @property
     def free_pages(self) -> int:
@@ -159,6 +154,15 @@ class Engine:
     def run(self, batch: Batch) -> StepResult:
         """One pass over the slice's layers for all rows, then sampling for those that end here."""
         started_s = time.perf_counter()
+        plain = self._plain.run(batch) if self._plain is not None else None
+        if plain is not None:
+            frames, tokens = plain
+            now_s = time.perf_counter()
+            count = len(batch)
+            layer_tokens = count * len(batch[0].layers)
+            return StepResult(
+                frames, tokens, now_s - started_s, count, layer_tokens, [], started_s, now_s
+            )
         plan = self._plan(batch)
         with torch.inference_mode():
             output = self._model.forward(
@@ -191,9 +195,7 @@ class Engine:
         )
 
     def _plan(self, batch: Batch) -> _Plan:
-        works = batch
-        if len(batch) > 1:
-            works = sorted(batch, key=lambda w: (*_frame_of(w), w.payload.is_tokens))
+        works = in_order(batch)
         rows: list[RowSpec] = []
         token_works: Batch = []
         hidden_works: Batch = []
@@ -203,6 +205,12 @@ class Engine:
             rows.append(RowSpec(w.seq, w.position, w.count, w.layers, ends, wanted))
             (token_works if w.payload.is_tokens else hidden_works).append(w)
         return _Plan(works, rows, token_works, hidden_works)
+
+    def _frames(self, works: Batch, on_host: torch.Tensor) -> list[OutFrame]:
+        def wire(start: int, end: int, peer: str) -> tuple[str, memoryview]:
+            return to_wire(on_host[start:end], self.formats.of(peer))
+
+        return frames_of(self._node, works, on_host.shape[1], wire)
 
     def _sample(
         self, works: Batch, logits: torch.Tensor
@@ -229,70 +237,6 @@ class Engine:
                 fault = LogitsNotFinite((0,))
                 refused.append(_refuse(work, fault.code, f"{self._node}: {fault.message}"))
         return tokens, refused
-
-    def _frames(self, works: Batch, on_host: torch.Tensor) -> list[OutFrame]:
-        groups: dict[_FrameKey, list[Work[Payload]]] = defaultdict(list)
-        for work in works:
-            if work.next_hop != ROUTER:
-                groups[_frame_of(work)].append(work)
-        frames, at = [], 0
-        for key in sorted(groups):
-            count = sum(w.count for w in groups[key])
-            frames.append(self._frame(key, groups[key], on_host[at : at + count]))
-            at += count
-        return frames
-
-    def _frame(self, key: _FrameKey, works: Batch, hidden: torch.Tensor) -> OutFrame:
-        routes: dict[bytes, int] = {}
-        rows: list[Row] = []
-        histories: list[memoryview] = []
-        for work in works:
-            payload = work.payload
-            spec = payload.spec if work.sample else None
-            if spec is not None and payload.history is not None:
-                histories.append(payload.history.data.cast("B"))
-            rows.append(
-                Row(
-                    request=work.seq.request,
-                    attempt=work.seq.attempt,
-                    position=work.position,
-                    count=work.count,
-                    route=routes.setdefault(payload.route_blob, len(routes)),
-                    hop=payload.hop + 1,
-                    flags=(SAMPLE if work.sample else 0)
-                    | (VERIFY if work.drafts else 0)
-                    | (DIRECT if payload.direct else 0),
-                    deadline_ms=payload.deadline_ms,
-                    spec=spec,
-                    blocks=payload.blocks.names if payload.blocks is not None else b"",
-                    drafts=work.drafts,
-                )
-            )
-        dtype, payload_view = to_wire(hidden, self.formats.of(key.peer))
-        header = FrameHeader(
-            epoch=key.epoch,
-            sender=self._node,
-            dtype=dtype,
-            width=hidden.shape[1],
-            rows=tuple(rows),
-            routes=tuple(routes),
-        )
-        buffers: tuple[memoryview, ...] = (payload_view,)
-        if histories:
-            buffers += (histories[0] if len(histories) == 1 else memoryview(b"".join(histories)),)
-        return OutFrame(key.peer, header, buffers, frozenset(w.seq for w in works))
-
-
-class _FrameKey(NamedTuple):
-    peer: str
-    after: bool
-    """Decodes leave apart from the rest, so that they can go first."""
-    epoch: int
-
-
-def _frame_of(work: Work[Payload]) -> _FrameKey:
-    """Rows with the same answer leave in one frame."""
-    return _FrameKey(work.next_hop, not work.is_decode, work.payload.epoch)
 
 
 def _token_ids(works: Batch) -> torch.Tensor | None:

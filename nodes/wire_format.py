@@ -23,7 +23,7 @@ WIRE_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
+WIRE_NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
 
 
 class WireFormats:
@@ -61,7 +61,7 @@ def to_wire(hidden: torch.Tensor, form: str = "") -> tuple[str, memoryview]:
         narrow = hidden.to(WIRE_DTYPES[form])
         if form != "float16" or bool(torch.isfinite(narrow).all()):
             hidden = narrow
-    return _NAMES[hidden.dtype], hidden.view(torch.uint8).numpy().reshape(-1).data
+    return WIRE_NAMES[hidden.dtype], hidden.view(torch.uint8).numpy().reshape(-1).data
 
 
 def from_wire(data: memoryview, dtype: str, width: int) -> torch.Tensor:

@@ -30,7 +30,7 @@ from nodes.model.checks import check_batch
 from nodes.model.graphs import DecodeGraphs, SliceParts
 from nodes.model.metadata import LastTokens, SegmentIndex, index_segment, last_of
 from nodes.model.native.block import block_for
-from nodes.model.native.decodes import decodes_for
+from nodes.model.native.decodes import NativeDecodes, decodes_for
 from nodes.model.native.layers import NativeLayers, layers_for
 from nodes.model.native.products import NativeLinear
 from nodes.model.recorders import Recorder
@@ -125,6 +125,12 @@ class ModelSlice:
             page_tokens=page_tokens or self.page_tokens(),
             layout=self.attention.backend.layout,
         )
+
+    def decodes(self, cache: KvCache) -> NativeDecodes | None:
+        """Steps of decodes in one compiled call on a cache of new_cache(), without tensors; None
+        where there is no such call for this slice."""
+        self._check_cache(cache)
+        return self._decodes
 
     def record_decodes(self, recorder: Recorder) -> bool:
         """Has decode steps recorded from now on, each size when it first comes; False where the

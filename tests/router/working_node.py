@@ -81,6 +81,9 @@ class PlayedSlice:
         self.fail_next = 0
         self.drafts = 0
 
+    def decodes(self, cache: KvCache) -> None:
+        """It computes nothing."""
+
     def forward(self, batch: SliceBatch, cache: KvCache, *, brief: bool = False) -> SliceOutput:
         hidden: list[np.ndarray] = []
         logits: list[np.ndarray] = []

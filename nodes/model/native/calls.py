@@ -38,3 +38,16 @@ def pointer(array: npt.NDArray[Any]) -> int:
 def address(tensor: torch.Tensor | None) -> int | None:
     """What a kernel takes for it; nothing for None."""
     return tensor.data_ptr() if tensor is not None else None
+
+
+class Block:
+    """Memory that compiled code knows by its address `at`, and Python as bytes by a view."""
+
+    __slots__ = ("_hold", "at", "data", "view")
+
+    def __init__(self, nbytes: int) -> None:
+        self.data = bytearray(nbytes)
+        self.view = memoryview(self.data)
+        # Keeps it from being resized, and so in place.
+        self._hold = (ctypes.c_char * nbytes).from_buffer(self.data) if nbytes else None
+        self.at = ctypes.addressof(self._hold) if self._hold is not None else 0

@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "layers.h"
@@ -24,7 +25,8 @@ struct Place {
 // As decodes.py lists them. ids: [tokens], or nothing; from: the embeddings [vocabulary, hidden]
 // then, else activations [tokens, hidden]; turns: [positions, 2, width], cosines and sines as
 // rotate_store_row() takes them; windows: [layers], 0 for none; x: [tokens, hidden], the result;
-// norm, head, bias, logits [tokens, vocabulary]: nothing where the model goes on elsewhere.
+// norm, head, bias, logits [tokens, vocabulary]: nothing where the model goes on elsewhere. best,
+// highest [tokens]: nothing, or each row's most probable token and its logit.
 template <class T>
 struct Step {
   const Place *places;
@@ -35,7 +37,38 @@ struct Step {
   const T *norm, *head, *bias;
   float *logits;
   int64_t vocabulary;
+  int64_t *best;
+  float *highest;
 };
+
+// The first of the highest numbers of a row, and that; no number if there is one that is none.
+inline float highest_of(const float *row, int64_t count, int64_t *at) {
+  const __m512 least = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  __m512 highest = least;
+  __mmask16 odd = 0;
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const __m512 some = _mm512_loadu_ps(row + i);
+    odd |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
+    highest = _mm512_max_ps(highest, some);
+  }
+  const __mmask16 rest = static_cast<__mmask16>((1u << (count - i)) - 1);
+  const __m512 some = _mm512_mask_loadu_ps(least, rest, row + i);
+  odd |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
+  const float found = _mm512_reduce_max_ps(_mm512_max_ps(highest, some));
+  *at = 0;
+  if (odd) return std::numeric_limits<float>::quiet_NaN();
+  const __m512 wanted = _mm512_set1_ps(found);
+  for (i = 0; i + 16 <= count; i += 16) {
+    const __mmask16 same = _mm512_cmp_ps_mask(_mm512_loadu_ps(row + i), wanted, _CMP_EQ_OQ);
+    if (same) {
+      *at = i + __builtin_ctz(same);
+      return found;
+    }
+  }
+  while (*at = i, row[i] != found) ++i;
+  return found;
+}
 
 // Every layer's pages, rows of the cache and first token seen, of one token.
 template <class T>
@@ -99,6 +132,11 @@ int decode(const Layer<T> *layers, Sizes of, const Step<T> &step, float eps, int
     for (int64_t row = 0; row < tokens; ++row)
       norm_row(step.x + row * hidden, step.norm, space + row * hidden, hidden, eps);
     product(space, step.head, step.bias, step.logits, tokens, step.vocabulary, hidden, head_threads);
+    if (!step.best) return 0;
+#pragma omp parallel for num_threads(head_threads) if (tokens >= 8)
+    for (int64_t row = 0; row < tokens; ++row)
+      step.highest[row] =
+          highest_of(step.logits + row * step.vocabulary, step.vocabulary, step.best + row);
   }
   return 0;
 }

@@ -9,15 +9,27 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import torch
 
 from helix_mq.layers import LayerRange
 from nodes.kv_cache import KvCache, KvLayout
+from nodes.kv_pages import SeqKey
 from nodes.model.batch import SliceBatch, SliceOutput
 from nodes.model.native.build import built
-from nodes.model.native.calls import COUNT, POINTER, REAL, THREADS, address, function_of, pointer
+from nodes.model.native.calls import (
+    COUNT,
+    POINTER,
+    REAL,
+    THREADS,
+    Block,
+    address,
+    function_of,
+    pointer,
+)
 from nodes.model.native.layers import NativeLayers
 from nodes.model.native.products import NativeLinear
 from nodes.model.rope import inverse_frequencies, rotation
@@ -31,9 +43,31 @@ KEPT_BYTES = 16 << 20
 """Of logits that are used again. Larger blocks of fresh memory cost more than what is computed into
 them: the kernel clears each page first, a millisecond for 32 rows of 49,152 logits."""
 
-_Step = COUNT * 13
+_Step = COUNT * 15
 """As decode.h lists them."""
 _NOTHING = (0, 0, 0)
+
+Place = tuple[SeqKey, int]
+"""A row: its sequence, and the position of its one token."""
+
+
+class Given(msgspec.Struct, frozen=True, gc=False):
+    """What comes into a step's rows: token ids, or else bytes of activations, each row's in the
+    compute dtype."""
+
+    ids: Sequence[int] = ()
+    activations: Sequence[memoryview] = ()
+
+
+class Memory(msgspec.Struct, frozen=True, gc=False):
+    """Addresses of what a step reads and writes; 0 where it does not."""
+
+    ids: int
+    source: int
+    x: int
+    logits: int
+    best: int = 0
+    highest: int = 0
 
 
 class NativeDecodes:
@@ -43,79 +77,159 @@ class NativeDecodes:
         """decodes_for() builds one, where one works."""
         config = self._config = native.config
         norm = weights.layers[0].attention_norm
-        self._dtype = norm.dtype
+        self.dtype = norm.dtype
+        self.width = config.hidden_size
         self._native = native
         self._layers = layers
         self._weights = weights
         library = built().library
         assert library is not None
         arguments = [*[POINTER] * 3, REAL, THREADS, THREADS]
-        self._run = function_of(library, "decode", self._dtype, arguments, THREADS)
+        self._run = function_of(library, "decode", self.dtype, arguments, THREADS)
         windows = [config.window_of(n) or 0 for n in range(layers.first, layers.end)]
         self._windows = np.array(windows, np.int64)
+        self._windows_at = pointer(self._windows)
         self._inverse_freq = inverse_frequencies(config)
-        self._turns = torch.empty((0, 2, config.head_dim), dtype=self._dtype)
+        self._turns = torch.empty((0, 2, config.head_dim), dtype=self.dtype)
         self._known = self._kept = 0
         head, ending = weights.head, weights.final_norm
         self._ending = _NOTHING
         if ending is not None and isinstance(head, NativeLinear):
             self._ending = (ending.data_ptr(), head.packed.data_ptr(), address(head.bias) or 0)
-        self._no_hidden = torch.empty((0, config.hidden_size), dtype=self._dtype)
+        self._embedding_at = address(weights.embedding) or 0
+        self._no_hidden = torch.empty((0, config.hidden_size), dtype=self.dtype)
         self._no_logits = self._kept_logits = torch.empty((0, config.vocab_size))
         self._most_kept = KEPT_BYTES // (4 * config.vocab_size)
+        self._row_bytes = config.hidden_size * self.dtype.itemsize
+        self._given, self._last = Block(0), Block(0)
+        self._ids = _counts(0)()
 
     def run(self, batch: SliceBatch, cache: KvCache, *, brief: bool = False) -> SliceOutput | None:
         """None, having done nothing, where the batch is none of these steps or not in order.
         `brief` as ModelSlice.forward() has it."""
         config, rows = self._config, batch.rows
-        if not rows or cache.layout is not KvLayout.HEAD_MAJOR:
+        if not rows:
             return None
         layers, count = rows[0].layers, len(rows)
-        first, end = layers.first, layers.end
-        if first < self._layers.first or end > self._layers.end:
-            return None
-        whole = end == config.num_layers
-        pool = cache.pool
-        places: list[int] = []
-        positions: list[int] = []
+        whole = layers.end == config.num_layers
         for row in rows:
             if row.count != 1 or row.wants_logits != whole:
                 return None
             if row.layers is not layers and row.layers != layers:
                 return None
-            place = pool.place(row.seq, layers, row.position)
-            if place is None:
-                return None
-            places += place
-            places.append(row.position)
-            positions.append(row.position)
-        if not self._knows(max(positions)) or len({row.seq for row in rows}) < count:
-            return None
-        ids, source = self._source(batch, count, starts=first == 0)
+        ids, source = self._source(batch, count, starts=layers.first == 0)
         if source is None:
             return None
-        # Few calls on purpose: a step's weights drive all that they touch out of the caches.
-        x = torch.empty((count, config.hidden_size), dtype=self._dtype)
+        x = torch.empty((count, config.hidden_size), dtype=self.dtype)
         logits = self._logits(count, brief) if whole else self._no_logits
+        where = Memory(
+            ids.data_ptr() if ids is not None else 0,
+            source.data_ptr(),
+            x.data_ptr(),
+            logits.data_ptr(),
+        )
+        if not self._compute([(row.seq, row.position) for row in rows], layers, cache, where):
+            return None
+        return SliceOutput(self._no_hidden if whole else x, logits)
+
+    def hidden(
+        self, places: Sequence[Place], layers: LayerRange, cache: KvCache, given: Given
+    ) -> memoryview | None:
+        """Bytes of the activations [rows, hidden] that leave `layers`, in the compute dtype; None
+        as run() gives it. Without a tensor: each call of PyTorch's costs 60 to 80 us when a step's
+        weights have driven it out of the caches, and all of ours as much as one."""
+        ids, source = self._taken(given, len(places), starts=layers.first == 0)
+        leaving = Block(len(places) * self._row_bytes)
+        where = Memory(ids, source, leaving.at, 0)
+        if not source or not self._compute(places, layers, cache, where):
+            return None
+        return leaving.view
+
+    def tokens(
+        self, places: Sequence[Place], layers: LayerRange, cache: KvCache, given: Given
+    ) -> list[int] | None:
+        """The most probable token of each row at the model's end; None as run() gives it, and where
+        some logits are no numbers."""
+        count = len(places)
+        if count > self._most_kept:
+            return None
+        ids, source = self._taken(given, len(places), starts=layers.first == 0)
+        if len(self._last.data) < count * self._row_bytes:
+            self._last = Block(count * self._row_bytes)
+        best, highest = _counts(count)(), _reals(count)()
+        logits = self._logits(count, brief=True)
+        found = ctypes.addressof(best), ctypes.addressof(highest)
+        where = Memory(ids, source, self._last.at, logits.data_ptr(), *found)
+        if not source or not self._compute(places, layers, cache, where):
+            return None
+        return best[:] if all(map(math.isfinite, highest)) else None
+
+    def _taken(self, given: Given, count: int, *, starts: bool) -> tuple[int, int]:
+        """Addresses of token ids and embeddings, or of nothing and activations; of nothing at all
+        where they are not what these layers take."""
+        rows = given.activations
+        if len(given.ids if starts else rows) != count:
+            return 0, 0
+        if starts:
+            self._ids = _counts(len(given.ids))(*given.ids)
+            return ctypes.addressof(self._ids), self._embedding_at
+        size = self._row_bytes
+        if len(self._given.data) < len(rows) * size:
+            self._given = Block(len(rows) * size)
+        view, at = self._given.view, 0
+        for row in rows:
+            if row.nbytes != size:
+                return 0, 0
+            view[at : at + size] = row
+            at += size
+        return 0, self._given.at if at else 0
+
+    def _compute(
+        self, places: Sequence[Place], layers: LayerRange, cache: KvCache, where: Memory
+    ) -> bool:
+        """False, having done nothing, where something is not in order."""
+        config, count = self._config, len(places)
+        first, end = layers.first, layers.end
+        if cache.layout is not KvLayout.HEAD_MAJOR:
+            return False
+        if first < self._layers.first or end > self._layers.end:
+            return False
+        find, last = cache.pool.place, 0
+        held: list[int] = []
+        for seq, position in places:
+            place = find(seq, layers, position)
+            if place is None:
+                return False
+            held += place
+            held.append(position)
+            if position > last:
+                last = position
+        if not (last < self._known or self._knows(last)):
+            return False
+        if count > 1 and len({seq for seq, _ in places}) < count:
+            return False
+        # Few calls on purpose: a step's weights drive all that they touch out of the caches.
         skipped = first - self._layers.first
         # How many pages the longest row has is seen there.
         sizes = self._native.sizes(end - first, count, cache, 0)
-        held = _counts(3 * count)(*places)
+        numbers = _counts(3 * count)(*held)
         step = _Step(
-            ctypes.addressof(held),
-            ids.data_ptr() if ids is not None else 0,
-            source.data_ptr(),
+            ctypes.addressof(numbers),
+            where.ids,
+            where.source,
             self._turns.data_ptr(),
-            pointer(self._windows) + 8 * skipped,
+            self._windows_at + 8 * skipped,
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
-            x.data_ptr(),
-            *(self._ending if whole else _NOTHING),
-            logits.data_ptr(),
+            where.x,
+            *(self._ending if end == config.num_layers else _NOTHING),
+            where.logits,
             config.vocab_size,
+            where.best,
+            where.highest,
         )
         threads = torch.get_num_threads()
-        bad = self._run(
+        bad: int = self._run(
             self._native.address_of(skipped),
             sizes,
             step,
@@ -123,9 +237,7 @@ class NativeDecodes:
             threads if self._native.worth_threads else 1,
             threads,
         )
-        if bad:
-            return None
-        return SliceOutput(self._no_hidden if whole else x, logits)
+        return not bad
 
     def _logits(self, count: int, brief: bool) -> torch.Tensor:
         if not brief or count > self._most_kept:
@@ -137,12 +249,10 @@ class NativeDecodes:
 
     def _knows(self, position: int) -> bool:
         """The rotations up to `position`; False where they are not kept."""
-        if position < self._known:
-            return True
         if position >= min(MOST_TURNS, self._config.max_context):
             return False
         self._known = max(FIRST_TURNS, 1 << math.ceil(math.log2(position + 1)))
-        turns = rotation(self._inverse_freq, torch.arange(self._known), self._dtype)
+        turns = rotation(self._inverse_freq, torch.arange(self._known), self.dtype)
         self._turns = torch.cat((turns.cos, turns.sin), dim=1).contiguous()
         return True
 
@@ -162,7 +272,12 @@ class NativeDecodes:
             return None, None
         if hidden.shape != (count, self._config.hidden_size) or not hidden.is_floating_point():
             return None, None
-        return None, hidden.to(self._dtype).contiguous()
+        return None, hidden.to(self.dtype).contiguous()
+
+
+@functools.lru_cache(maxsize=1024)
+def _reals(length: int) -> type[ctypes.Array[ctypes.c_float]]:
+    return REAL * length
 
 
 @functools.lru_cache(maxsize=1024)

@@ -115,6 +115,12 @@ HELIX_FOR(bfloat, bfloat16)
   }
 
 #if defined(__AVX512F__)
+extern "C" float highest_float32(const float *row, int64_t count, int64_t *at) {
+  return helix::highest_of(row, count, at);
+}
+#endif
+
+#if defined(__AVX512F__)
 HELIX_PRODUCT(float, float32)
 #endif
 #if defined(__AVX512BF16__)

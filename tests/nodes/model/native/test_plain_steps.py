@@ -1,0 +1,254 @@
+"""Steps of plain decodes without tensors leave what the engine's general way leaves, bit by bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from helix_mq.frames import pack_route
+from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
+from helix_mq.layers import Hop, LayerRange, Route
+from helix_mq.messages.data import SampleSpec
+from helix_mq.sampling import SamplingParams
+from nodes.batching import SeqKey, Work
+from nodes.engine import Engine
+from nodes.inbox import FrameUse, Payload
+from nodes.model.native import build
+from nodes.model.native.calls import COUNT, POINTER, REAL
+from nodes.model.native.products import products_for
+from nodes.model.slice import ModelSlice
+from nodes.plain_steps import PlainSteps
+from nodes.steps import Batch, StepResult
+
+CPU = torch.device("cpu")
+WHOLE = LayerRange(0, 4)
+PARTS = {"whole": WHOLE, "first": LayerRange(0, 2), "last": LayerRange(2, 4)}
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+GREEDY = SamplingParams(temperature=0.0)
+ROUTES = {
+    name: Route((Hop(NodeId("me"), WHOLE),))
+    if part == WHOLE
+    else Route((Hop(NodeId("me"), PARTS["first"]), Hop(NodeId("next"), PARTS["last"])))
+    if name == "first"
+    else Route((Hop(NodeId("before"), PARTS["first"]), Hop(NodeId("me"), PARTS["last"])))
+    for name, part in PARTS.items()
+}
+OTHER = Route((Hop(NodeId("me"), PARTS["first"]), Hop(NodeId("aside"), PARTS["last"])))
+
+pytestmark = pytest.mark.skipif(
+    products_for(torch.float32) is None or products_for(torch.bfloat16) is None,
+    reason=f"no compiled products: {build.built().reason}",
+)
+
+
+class Twins:
+    """Two engines of the same weights: one with plain steps, one without."""
+
+    def __init__(self, folder: Any, part: str, dtype: torch.dtype) -> None:
+        self.part, self.layers, self.dtype = part, PARTS[part], dtype
+        self.engines: list[Engine] = []
+        for _ in range(2):
+            model = ModelSlice.load(folder, WHOLE, device=CPU, dtype=dtype)
+            self.engines.append(Engine("me", model, model.new_cache(600)))
+        assert self.engines[0]._plain is not None
+        self.engines[1]._plain = None
+        self.width = self.engines[0]._model.config.hidden_size
+        self._generator = torch.Generator().manual_seed(1)
+
+    def work(
+        self,
+        request: int,
+        position: int,
+        count: int = 1,
+        *,
+        sampling: SamplingParams = GREEDY,
+        route: Route | None = None,
+        data: bytes | None = None,
+        dtype: str = "",
+        epoch: int = 1,
+        prompt: int = 0,
+    ) -> Work[Payload]:
+        """The tokens of a prompt from position 0; the next one of a text elsewhere."""
+        hop = int(self.part == "last")
+        if data is None and not hop:
+            ids = torch.randint(0, 151, (count,), generator=self._generator)
+            data = ids.to(torch.int32).numpy().tobytes()
+        elif data is None:
+            rows = torch.randn((count, self.width), generator=self._generator).to(self.dtype)
+            data = rows.view(torch.uint8).numpy().tobytes()
+        route = route or ROUTES[self.part]
+        spec = None if position else SampleSpec(sampling, prompt or count, 0)
+        last = hop + 1 == len(route.hops)
+        payload = Payload(
+            dtype or ("int32" if not hop else NAMES[self.dtype]),
+            1 if not hop else self.width,
+            memoryview(data),
+            FrameUse(count, lambda: None),
+            route,
+            pack_route(route),
+            hop,
+            epoch,
+            request,
+            spec,
+            None,
+            direct=request % 2 == 1,
+        )
+        seq = SeqKey(RequestId(request), Attempt(0))
+        next_hop = ROUTER if last else route.hops[hop + 1].node
+        return Work(seq, position, count, self.layers, next_hop, True, payload)
+
+    def run(self, batch: Sequence[Work[Payload]]) -> StepResult:
+        """What both come to, and their caches."""
+        fast, plain = [_ran(engine, list(batch)) for engine in self.engines]
+        assert fast.tokens == plain.tokens
+        assert fast.refused == plain.refused
+        assert [f.peer for f in fast.frames] == [f.peer for f in plain.frames]
+        for one, other in zip(fast.frames, plain.frames, strict=True):
+            assert one.header == other.header
+            assert [bytes(b) for b in one.buffers] == [bytes(b) for b in other.buffers]
+            assert one.sequences == other.sequences
+        assert (fast.num_tokens, fast.layer_tokens) == (plain.num_tokens, plain.layer_tokens)
+        assert 0 < fast.began_s <= fast.computed_s
+        caches = [engine._cache for engine in self.engines]
+        for name in ("keys", "values"):
+            mine, others = (getattr(cache, name).view(torch.uint8) for cache in caches)
+            assert torch.equal(mine, others)
+        return fast
+
+
+def _ran(engine: Engine, batch: Batch) -> StepResult:
+    for work in batch:
+        assert engine.admit(work) is None
+    return engine.run(batch)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each batch was one of plain decodes."""
+    seen: list[bool] = []
+    run = PlainSteps.run
+
+    def noted(self: PlainSteps, batch: Batch) -> Any:
+        found = run(self, batch)
+        seen.append(found is not None)
+        return found
+
+    monkeypatch.setattr(PlainSteps, "run", noted)
+    return seen
+
+
+Checkpoint = Callable[[str], Any]
+
+
+@pytest.mark.parametrize("dtype", list(NAMES))
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("family", ["mistral", "qwen2_sliding", "qwen3_wide_heads"])
+def test_plain_steps_leave_what_the_general_way_leaves(
+    checkpoint: Checkpoint, taken: list[bool], family: str, part: str, dtype: torch.dtype
+) -> None:
+    """To one peer or several, of one epoch or two, in any order, in the form of each link."""
+    twins = Twins(checkpoint(family).folder, part, dtype)
+    for engine in twins.engines:
+        engine.formats._forms = {"aside": "int8"} if dtype is torch.float32 else {}
+    draw = random.Random(5)
+    places = {request: 3 + 5 * request for request in range(6)}
+    for request, length in places.items():
+        twins.run([twins.work(request, 0, length)])
+    for _ in range(24):
+        batch = []
+        for request in draw.sample(list(places), draw.randint(1, 6)):
+            aside = part == "first" and request % 3 == 0
+            epoch = 2 if request == 4 else 1
+            work = twins.work(request, places[request], route=OTHER if aside else None, epoch=epoch)
+            batch.append(work)
+            places[request] += 1
+        result = twins.run(batch)
+        assert len(result.tokens) == (0 if part == "first" else len(batch))
+    assert taken == [False] * 6 + [True] * 24
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.8, seed=3),
+        SamplingParams(temperature=0.0, logprobs=True, top_logprobs=2),
+        SamplingParams(temperature=0.0, min_tokens=50, stop_token_ids=(7,)),
+        SamplingParams(temperature=0.0, logit_bias=((9, 50.0),)),
+    ],
+)
+def test_what_is_not_chosen_by_probability_alone_goes_the_general_way(
+    checkpoint: Checkpoint, taken: list[bool], sampling: SamplingParams
+) -> None:
+    twins = Twins(checkpoint("mistral").folder, "whole", torch.float32)
+    twins.run([twins.work(0, 0, 9), twins.work(1, 0, 9, sampling=sampling)])
+    twins.run([twins.work(0, 9), twins.work(1, 9)])
+    twins.run([twins.work(0, 10)])
+    assert taken == [False, False, True]
+
+
+def test_what_is_not_in_order_goes_the_general_way(
+    checkpoint: Checkpoint, taken: list[bool]
+) -> None:
+    twins = Twins(checkpoint("mistral").folder, "last", torch.bfloat16)
+    twins.run([twins.work(0, 0, 9), twins.work(1, 0, 9)])
+    # Rows in another form than is computed in, and a prompt beside a decode.
+    single = torch.ones((1, twins.width)).numpy().tobytes()
+    twins.run([twins.work(0, 9, data=single, dtype="float32")])
+    twins.run([twins.work(0, 10), twins.work(2, 0, 4)])
+    assert taken == [False] * 3
+    short = twins.work(0, 11, data=b"\0" * (2 * twins.width - 2))
+    assert twins.engines[0]._plain is not None
+    assert twins.engines[0]._plain.run([short]) is None
+    same = twins.work(0, 11)
+    assert twins.engines[0]._plain.run([same, same]) is None
+    assert twins.engines[0]._plain.run([twins.work(0, 500)]) is None
+
+
+def test_logits_that_are_no_numbers_are_refused(checkpoint: Checkpoint, taken: list[bool]) -> None:
+    twins = Twins(checkpoint("mistral").folder, "last", torch.float32)
+    twins.run([twins.work(0, 0, 5), twins.work(1, 0, 5)])
+    odd = torch.full((1, twins.width), float("nan")).numpy().tobytes()
+    result = twins.run([twins.work(0, 5, data=odd), twins.work(1, 5)])
+    assert [item.code for item in result.refused] == ["logits_not_finite"]
+    assert [item.request for item in result.tokens] == [1]
+
+
+def test_what_left_stays_while_the_next_step_runs(checkpoint: Checkpoint) -> None:
+    """Frames may wait for credit."""
+    twins = Twins(checkpoint("mistral").folder, "first", torch.float32)
+    twins.run([twins.work(0, 0, 5)])
+    first = twins.run([twins.work(0, 5)]).frames[0].buffers[0]
+    copy = bytes(first)
+    second = twins.run([twins.work(0, 6)]).frames[0].buffers[0]
+    assert bytes(first) == copy != bytes(second)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 151, 4096])
+def test_the_first_of_the_highest_is_found(count: int) -> None:
+    """As numpy finds it for the general way."""
+    library = build.built().library
+    assert library is not None
+    library.highest_float32.argtypes = [POINTER, COUNT, POINTER]
+    library.highest_float32.restype = REAL
+    draw = np.random.default_rng(count)
+    for trial in range(50):
+        row = draw.integers(-3, 4, count).astype(np.float32)
+        if trial % 5 == 1:
+            row[draw.integers(count)] = np.nan
+        elif trial % 5 == 2:
+            row[:] = -np.inf
+        elif trial % 5 == 3:
+            row[draw.integers(count)] = np.inf
+        elif trial % 5 == 4:
+            row[row == 0] = -0.0
+        at = np.zeros(1, np.int64)
+        highest = library.highest_float32(row.ctypes.data, count, at.ctypes.data)
+        if np.isnan(row).any():
+            assert np.isnan(highest)
+        else:
+            assert (highest, at[0]) == (row.max(), row.argmax())
