@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 START_S = 120.0
 """Longest that a process may take to come up: it imports torch, on a machine that may be busy."""
 _END_S = 5.0
+_SEEN_S = 1.0
+"""The end of a rank is known so much later than its broken connection at most."""
 
 
 class RankLost(LocalError):
@@ -57,6 +59,7 @@ class RankGroup(Others):
         self._size = size
         self._lock = threading.Lock()
         self._lost: str | None = None
+        self._is_lost = threading.Event()
         self._closing = False
         self._listener: Callable[[str], None] | None = None
         self.on_broken: Callable[[], None] | None = None
@@ -111,10 +114,16 @@ class RankGroup(Others):
             raise torch.OutOfMemoryError(f"a rank has no memory: {short[0]}")
 
     def broken(self, reason: str) -> None:
+        # A step mostly breaks because another rank has ended, which is what people should read.
+        if not self._closing and not self._is_lost.wait(_SEEN_S):
+            self._break(reason)
+
+    def _break(self, reason: str) -> None:
         with self._lock:
             if self._lost is not None or self._closing:
                 return
             self._lost = reason
+            self._is_lost.set()
             listener = self._listener
         if self.on_broken is not None:
             self.on_broken()
@@ -149,7 +158,7 @@ class RankGroup(Others):
 
     def ended(self, rank: _Rank, reason: str) -> None:
         """One has; called by its listening thread."""
-        self.broken(
+        self._break(
             f"rank {rank.number} of {self._size} has ended ({reason}): this node computes with all "
             "of its ranks or not at all, and stops; start it again"
         )

@@ -122,6 +122,9 @@ class LeadSlice(ModelSlice):
         # All ranks would have to record, and replay, the same steps at the same time.
         return False
 
+    def decodes(self, cache: KvCache) -> None:
+        """None: the other ranks would hear nothing of such steps."""
+
     def watch(self, lost: Callable[[str], None]) -> None:
         self.others.listen(lost)
 
