@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -18,9 +18,10 @@ from nodes.tracing import Tracer
 Batch = list[Work[Payload]]
 
 
-@dataclass(frozen=True, slots=True)
-class OutFrame:
+class OutFrame(msgspec.Struct, frozen=True, gc=False):
     """One frame to one peer, complete but for epoch and sender."""
+
+    # These two are structs, as one is made in every step.
 
     peer: str
     header: FrameHeader
@@ -28,14 +29,13 @@ class OutFrame:
     sequences: frozenset[SeqKey]
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(msgspec.Struct, frozen=True, gc=False):
     frames: list[OutFrame]
     tokens: list[TokenItem]
     seconds: float
     num_tokens: int
     layer_tokens: int
-    refused: list[RefusedItem] = field(default_factory=list)
+    refused: Sequence[RefusedItem] = ()
     """Rows that came to no token; the others of the step did."""
     began_s: float = 0.0
     """On the process's performance counter, as `computed_s`; 0 where an engine does not say."""

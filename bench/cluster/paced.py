@@ -107,7 +107,7 @@ class PacedEngine(Engine):
     def run(self, batch: Batch) -> StepResult:
         began_s = self._pace.now_s()
         result = super().run(batch)
-        return replace(result, seconds=self._pace.wait_out(batch, began_s))
+        return msgspec.structs.replace(result, seconds=self._pace.wait_out(batch, began_s))
 
 
 @dataclass(frozen=True, slots=True)
