@@ -46,8 +46,9 @@ class PlainSteps:
         self._width = decodes.width
 
     def run(self, batch: Batch) -> tuple[list[OutFrame], list[TokenItem]] | None:
-        """What leaves, and the tokens of routes that end here; None, having done nothing, where the
-        step is none of these."""
+        """What leaves, and the tokens of routes that end here. None where the step is none of
+        these, or must be done again to say what is wrong.
+        """
         first = batch[0]
         layers, taken = first.layers, first.payload.dtype
         ends = first.next_hop == ROUTER

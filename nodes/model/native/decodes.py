@@ -138,6 +138,8 @@ class NativeDecodes:
         """Bytes of the activations [rows, hidden] that leave `layers`, in the compute dtype; None
         as run() gives it. Without a tensor: each call of PyTorch's costs 60 to 80 us when a step's
         weights have driven it out of the caches, and all of ours as much as one."""
+        if layers.end == self._config.num_layers:
+            return None
         ids, source = self._taken(given, len(places), starts=layers.first == 0)
         leaving = Block(len(places) * self._row_bytes)
         where = Memory(ids, source, leaving.at, 0)
@@ -148,12 +150,14 @@ class NativeDecodes:
     def tokens(
         self, places: Sequence[Place], layers: LayerRange, cache: KvCache, given: Given
     ) -> list[int] | None:
-        """The most probable token of each row at the model's end; None as run() gives it, and where
-        some logits are no numbers."""
+        """The most probable token of each row at the model's end; None as run() gives it. Also None
+        where some logits are no numbers; keys and values are stored then, and may be once more."""
         count = len(places)
+        if layers.end != self._config.num_layers or not all(self._ending[:2]):
+            return None
         if count > self._most_kept:
             return None
-        ids, source = self._taken(given, len(places), starts=layers.first == 0)
+        ids, source = self._taken(given, count, starts=layers.first == 0)
         if len(self._last.data) < count * self._row_bytes:
             self._last = Block(count * self._row_bytes)
         best, highest = _counts(count)(), _reals(count)()

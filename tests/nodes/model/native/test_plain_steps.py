@@ -20,6 +20,7 @@ from nodes.engine import Engine
 from nodes.inbox import FrameUse, Payload
 from nodes.model.native import build
 from nodes.model.native.calls import COUNT, POINTER, REAL
+from nodes.model.native.decodes import Given
 from nodes.model.native.products import products_for
 from nodes.model.slice import ModelSlice
 from nodes.plain_steps import PlainSteps
@@ -207,6 +208,20 @@ def test_what_is_not_in_order_goes_the_general_way(
     same = twins.work(0, 11)
     assert twins.engines[0]._plain.run([same, same]) is None
     assert twins.engines[0]._plain.run([twins.work(0, 500)]) is None
+
+
+def test_what_does_not_end_where_the_model_does_is_not_taken(checkpoint: Checkpoint) -> None:
+    """Whatever a route says: there would be no place for logits, or none to take tokens from."""
+    for part, ends in (("last", False), ("first", True)):
+        twins = Twins(checkpoint("mistral").folder, part, torch.float32)
+        twins.run([twins.work(0, 0, 5)])
+        work = twins.work(0, 5)
+        decodes = twins.engines[0]._model.decodes(twins.engines[0]._cache)
+        assert decodes is not None
+        data = work.payload.data
+        given = Given([7]) if part == "first" else Given((), [data])
+        step = decodes.tokens if ends else decodes.hidden
+        assert step([(work.seq, 5)], work.layers, twins.engines[0]._cache, given) is None
 
 
 def test_logits_that_are_no_numbers_are_refused(checkpoint: Checkpoint, taken: list[bool]) -> None:
