@@ -131,12 +131,15 @@ int decode(const Layer<T> *layers, Sizes of, const Step<T> &step, float eps, int
   if (step.head) {
     for (int64_t row = 0; row < tokens; ++row)
       norm_row(step.x + row * hidden, step.norm, space + row * hidden, hidden, eps);
-    product(space, step.head, step.bias, step.logits, tokens, step.vocabulary, hidden, head_threads);
-    if (!step.best) return 0;
-#pragma omp parallel for num_threads(head_threads) if (tokens >= 8)
-    for (int64_t row = 0; row < tokens; ++row)
-      step.highest[row] =
-          highest_of(step.logits + row * step.vocabulary, step.vocabulary, step.best + row);
+    const auto choose = [&](Member &member) {
+      if (step.best)
+        member.share(tokens, [&](int64_t row) {
+          step.highest[row] =
+              highest_of(step.logits + row * step.vocabulary, step.vocabulary, step.best + row);
+        });
+    };
+    product(space, step.head, step.bias, step.logits, tokens, step.vocabulary, hidden, head_threads,
+            choose);
   }
   return 0;
 }

@@ -159,10 +159,11 @@ inline wide output_of(const Weight<T> &weight, const float *sums, int64_t row, i
   return rounded(value, weight.packed);
 }
 
-// out: [rows, outputs], of T or of float.
-template <class T, class Out>
+// out: [rows, outputs], of T or of float. after(member): what the threads do with it before they
+// part, as each time that they meet may have to wait for one whose processor others have.
+template <class T, class Out, class After>
 void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows, int64_t outputs,
-             int64_t inputs, int threads) {
+             int64_t inputs, int threads, After after) {
   static thread_local std::vector<T> space;
   const Weight<T> weight{packed, bias, outputs, inputs};
   Rows<T> given{x, rows};
@@ -186,7 +187,14 @@ void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows,
     Member member(team, threads);
     if (order) order_rows(given, inputs, ordered, member);
     multiply(weight, order ? Rows<T>{ordered, rows, true} : given, member, store);
+    after(member);
   }
+}
+
+template <class T, class Out>
+void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows, int64_t outputs,
+             int64_t inputs, int threads) {
+  product(x, packed, bias, out, rows, outputs, inputs, threads, [](Member &) {});
 }
 #endif
 
