@@ -1,8 +1,8 @@
 """One loaded slice with its KV cache: runs batches of Work, makes frames and tokens of the results.
 
 `run` is called on the device thread, everything else on the loop thread while the device is idle;
-the worker keeps to that. Activations go from received buffers into one batch tensor (the only
-copy) and from the result tensor to the wire as views.
+the worker keeps to that. Activations go from received buffers into one batch (the only copy) and
+from the result to the wire as views.
 """
 
 from __future__ import annotations
@@ -156,13 +156,7 @@ class Engine:
         started_s = time.perf_counter()
         plain = self._plain.run(batch) if self._plain is not None else None
         if plain is not None:
-            frames, tokens = plain
-            now_s = time.perf_counter()
-            count = len(batch)
-            layer_tokens = count * len(batch[0].layers)
-            return StepResult(
-                frames, tokens, now_s - started_s, count, layer_tokens, [], started_s, now_s
-            )
+            return plain
         plan = self._plan(batch)
         with torch.inference_mode():
             output = self._model.forward(

@@ -9,6 +9,7 @@ order, is left to the engine's general way, which comes to the same results or s
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 
 import torch
@@ -20,7 +21,7 @@ from nodes.frame_making import frames_of, in_order
 from nodes.kv_cache import KvCache
 from nodes.model.native.decodes import Given, NativeDecodes
 from nodes.model.sampler import SamplerState
-from nodes.steps import Batch, OutFrame
+from nodes.steps import Batch, OutFrame, StepResult
 from nodes.wire_format import WIRE_NAMES, WireFormats, to_wire
 
 _TOKENS = "int32"
@@ -45,10 +46,10 @@ class PlainSteps:
         self._dtype = WIRE_NAMES[decodes.dtype]
         self._width = decodes.width
 
-    def run(self, batch: Batch) -> tuple[list[OutFrame], list[TokenItem]] | None:
-        """What leaves, and the tokens of routes that end here. None where the step is none of
-        these, or must be done again to say what is wrong.
-        """
+    def run(self, batch: Batch) -> StepResult | None:
+        """As Engine.run(); None where the step is none of these, or must be done again to say what
+        is wrong. No row has blocks, so there is nothing that others could go on from."""
+        started_s = time.perf_counter()
         first = batch[0]
         layers, taken = first.layers, first.payload.dtype
         ends = first.next_hop == ROUTER
@@ -84,13 +85,16 @@ class PlainSteps:
             found = self._decodes.tokens(places, layers, self._cache, given)
             if found is None:
                 return None
-            pairs = zip(works, found, strict=True)
-            return [], [
-                TokenItem(w.seq.request, w.seq.attempt, w.position + 1, t) for w, t in pairs
+            computed_s = time.perf_counter()
+            tokens = [
+                TokenItem(w.seq.request, w.seq.attempt, w.position + 1, token)
+                for w, token in zip(works, found, strict=True)
             ]
+            return _result([], tokens, works, started_s, computed_s)
         leaving = self._decodes.hidden(places, layers, self._cache, given)
         if leaving is None:
             return None
+        computed_s = time.perf_counter()
         size = len(leaving) // len(works)
 
         def wire(start: int, end: int, peer: str) -> tuple[str, memoryview]:
@@ -100,4 +104,17 @@ class PlainSteps:
             numbers = torch.frombuffer(rows, dtype=self._decodes.dtype)
             return to_wire(numbers.view(-1, self._width), form)
 
-        return frames_of(self._node, works, self._width, wire), []
+        frames = frames_of(self._node, works, self._width, wire)
+        return _result(frames, [], works, started_s, computed_s)
+
+
+def _result(
+    frames: list[OutFrame],
+    tokens: list[TokenItem],
+    works: Batch,
+    started_s: float,
+    computed_s: float,
+) -> StepResult:
+    count, seconds = len(works), time.perf_counter() - started_s
+    layer_tokens = count * len(works[0].layers)
+    return StepResult(frames, tokens, seconds, count, layer_tokens, (), started_s, computed_s)

@@ -66,7 +66,8 @@ inline float highest_of(const float *row, int64_t count, int64_t *at) {
       return found;
     }
   }
-  while (*at = i, row[i] != found) ++i;
+  while (row[i] != found) ++i;
+  *at = i;
   return found;
 }
 

@@ -70,6 +70,24 @@ def test_two_processes_give_the_tokens_of_transformers_until_one_dies(
     assert not part.others.meeting.parent.exists()
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_broken_step_is_told_as_the_end_of_the_rank_that_broke_it(ends: bool) -> None:
+    """Where none has ended, as what broke."""
+    group = RankGroup(2)
+    heard: queue.Queue[str] = queue.Queue()
+    group.listen(heard.put)
+    try:
+        if ends:
+            group._ranks[0].process.kill()
+        # As a step does, which may see a broken connection before anybody sees the end.
+        group.broken("a step failed on rank 0: connection reset")
+        wanted = "rank 1 of 2 has ended (exit status -9)" if ends else "a step failed on rank 0"
+        assert heard.get(timeout=WAIT_S).startswith(wanted)
+    finally:
+        group.close()
+    assert heard.empty()
+
+
 def test_there_must_be_a_device_for_each_rank() -> None:
     assert rank_devices(CPU, 3, 0) == [CPU] * 3
     first = torch.device("cuda:1")
