@@ -1,4 +1,5 @@
-"""Steps in which every row is the next token of a text that is chosen by probability alone.
+"""Steps in which every row is the next token of a text: passed on, or, where its route ends, the
+most probable one taken and nothing else wanted of it.
 
 That is what a node does nearly all the time, and between two passes of compiled code everything
 that is touched comes from memory: a step's weights have driven it out of the caches, and one call
