@@ -193,6 +193,15 @@ def test_what_is_not_chosen_by_probability_alone_goes_the_general_way(
     assert taken == [False, False, True]
 
 
+def test_how_a_token_is_chosen_matters_at_the_end_of_a_route_only(
+    checkpoint: Checkpoint, taken: list[bool]
+) -> None:
+    twins = Twins(checkpoint("mistral").folder, "first", torch.float32)
+    twins.run([twins.work(0, 0, 9, sampling=SamplingParams(temperature=0.8, seed=3))])
+    twins.run([twins.work(0, 9)])
+    assert taken == [False, True]
+
+
 def test_what_is_not_in_order_goes_the_general_way(
     checkpoint: Checkpoint, taken: list[bool]
 ) -> None:
