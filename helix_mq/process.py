@@ -12,11 +12,13 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
 
 from helix_mq.errors import CallerError, HelixError
 from helix_mq.file_limit import raise_file_limit
+from helix_mq.time_slices import answer_soon, compute_long
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ def run(
 
     async def supervised() -> None:
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(initializer=compute_long))
         stop = asyncio.Event()
 
         def on_signal(number: signal.Signals) -> None:
@@ -48,6 +51,8 @@ def run(
     # What hangs is ended with SIGABRT by the service manager: then every thread says where it was.
     faulthandler.enable()
     raise_file_limit()
+    # Before ZeroMQ starts its threads, which are to have it as well.
+    answer_soon()
     try:
         uvloop.run(supervised())
     except Exception as e:

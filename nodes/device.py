@@ -19,6 +19,7 @@ from threading import Lock, Thread
 from typing import Generic, ParamSpec, TypeVar
 
 from helix_mq.clock import Clock
+from helix_mq.time_slices import compute_long
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -88,6 +89,7 @@ class DeviceThread(Executor):
             self._jobs.put(job)
 
     def _work(self) -> None:
+        compute_long()
         jobs = self._jobs
         while (job := jobs.get()) is not None:
             self._since_s = self._clock.now_s()

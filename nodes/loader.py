@@ -16,6 +16,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 import torch
 
 from helix_mq.errors import LocalError
+from helix_mq.time_slices import compute_long
 from nodes.loading import Loaded, LoadHost, LoadRequest, Report, load
 
 Load = Callable[[LoadRequest, Report, LoadHost], Loaded]
@@ -70,7 +71,7 @@ class Loader:
                 torch.set_num_threads(threads)
 
         # A thread per load: a pool's idle one would keep its team of computing threads.
-        thread = ThreadPoolExecutor(1, thread_name_prefix="loading")
+        thread = ThreadPoolExecutor(1, thread_name_prefix="loading", initializer=compute_long)
         self._running = asyncio.get_running_loop().run_in_executor(thread, job)
         try:
             return await asyncio.shield(self._running)

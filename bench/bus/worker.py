@@ -22,6 +22,7 @@ from bench.bus.drained import DrainedPlace
 from bench.bus.loop_place import LoopPlace
 from bench.bus.plane import PlanePlace
 from bench.bus.types import Load, Spec
+from helix_mq.time_slices import answer_soon
 from nodes.tuning import tune_process
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ def main() -> None:
         # As a node's process does. A bare socket on a loop as well, as that is what our own work is
         # held against; blocking pyzmq is taken as it comes.
         tune_process()
+        answer_soon()
         uvloop.run(_serve(spec))
 
 

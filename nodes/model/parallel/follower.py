@@ -18,6 +18,7 @@ import torch
 from helix_mq.errors import FrameError, HelixError
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
+from helix_mq.time_slices import compute_long
 from nodes.kv_cache import KvCache
 from nodes.kv_pages import LayerPagePool
 from nodes.model.attention.choose import choose_attention
@@ -143,6 +144,7 @@ def serve(channel: Channel, follower: Follower) -> str | None:
 
 
 def main() -> None:
+    compute_long()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
