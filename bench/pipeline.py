@@ -2,10 +2,11 @@
 
 Two questions, on one machine with real processes. How much of the tokens/s of one node do three
 reach that share the same cores and the same layers, each with as many threads as there are cores,
-as by default; clusters take turns, streams are all open at once. And what do router and nodes
-compute per decode step apart from the device's thread: the processor time of their event loops and
-of ZeroMQ's threads, by the kernel's books of each thread, less what they take while nothing is
-decoded.
+as by default? Both clusters stand side by side and decode in turns of seconds, streams all open at
+once: what else a machine does changes by the minute, so rates are compared turn by turn.
+And what do router and nodes compute per decode step apart from the device's thread: the processor
+time of their event loops and of ZeroMQ's threads, by the kernel's books of each thread, less what
+they take while nothing is decoded.
 The device's thread does more than the model; what that is per step is measured in this process, as
 processor time of Engine.run less that of the model's forward pass.
 """
@@ -13,12 +14,13 @@ processor time of Engine.run less that of the model's forward pass.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -66,6 +68,27 @@ class Used:
             self.loop_s - idle.loop_s * times,
             self.device_s - idle.device_s * times,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`rounds` with processes of their own each, in them `turns` of either cluster, in which each
+    number of `streams` decodes for `turn_s`, in answers of `tokens`."""
+
+    streams: tuple[int, ...]
+    tokens: int
+    rounds: int
+    turns: int
+    turn_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    round: int
+    turn: int
+    streams: int
+    nodes: str
+    tokens_per_s: float
 
 
 def used_by(cluster: ChaosCluster) -> Used:
@@ -120,16 +143,28 @@ async def decode(client: Client, streams: int, tokens: int, seed: int) -> tuple[
     return count / (ended_s - started_s), count
 
 
-async def steps_cost(client: Client, cluster: ChaosCluster, streams: int, tokens: int) -> object:
+async def rate_of(client: Client, streams: int, load: Load, seed: int) -> float:
+    """Tokens/s of decodes, of as many sets of streams as the time of a turn takes."""
+    seconds, count = 0.0, 0
+    while seconds < load.turn_s:
+        rate, tokens = await decode(client, streams, load.tokens, seed)
+        seconds, count, seed = seconds + tokens / rate, count + tokens, seed + 1
+    return count / seconds
+
+
+async def steps_cost(client: Client, cluster: ChaosCluster, streams: int, load: Load) -> object:
     """Processor time per token of whole requests, nearly all of it decodes."""
     before, idle_from_s = used_by(cluster), time.perf_counter()
     await asyncio.sleep(IDLE_S)
     idle, idle_s = used_by(cluster).since(before), time.perf_counter() - idle_from_s
     before, from_s = used_by(cluster), time.perf_counter()
-    rate, _ = await decode(client, streams, tokens, seed=streams)
+    rate, sets = 0.0, 0
+    while time.perf_counter() - from_s < load.turn_s:
+        rate, _ = await decode(client, streams, load.tokens, seed=streams + sets)
+        sets += 1
     # Signs of life, probes and figures are paid by the second, whatever is decoded.
     spent = used_by(cluster).since(before).beside(idle, (time.perf_counter() - from_s) / idle_s)
-    count = streams * tokens
+    count = sets * streams * load.tokens
     nodes = len(cluster.names)
     return {
         "idle_us_per_s": (idle.router_s + idle.loop_s) / idle_s * 1e6,
@@ -166,9 +201,7 @@ def plan_of(model: Path, slices: Mapping[str, str], threads: int, dtype: str) ->
 async def compare(
     model: Path,
     folder: Path,
-    streams: Sequence[int],
-    tokens: int,
-    rounds: int,
+    load: Load,
     dtype: str,
     keep: Callable[[dict[str, object]], None],
 ) -> dict[str, object]:
@@ -179,51 +212,74 @@ async def compare(
         "one": plan_of(model, {"whole": f"0:{layers}"}, cores, dtype),
         "three": plan_of(model, thirds(layers), cores, dtype),
     }
-    rates: dict[str, dict[int, list[float]]] = {name: {n: [] for n in streams} for name in plans}
+    turns: list[Turn] = []
     costs: list[object] = []
-    for number in range(rounds):
-        for name in plans if number % 2 == 0 else reversed(plans):
-            async with ChaosCluster(plans[name], folder / f"{name}-{number}") as cluster:
+    for number in range(load.rounds):
+        async with contextlib.AsyncExitStack() as stack:
+            clusters = {
+                name: await stack.enter_async_context(
+                    ChaosCluster(plan, folder / f"{name}{number}")
+                )
+                for name, plan in plans.items()
+            }
+            clients: dict[str, Client] = {}
+            for name, cluster in clusters.items():
                 await cluster.whole(START_S)
-                async with Client(cluster.clients) as client:
-                    await decode(client, 2, 8, seed=99)
-                    for n in streams:
-                        rate, _ = await decode(client, n, tokens, seed=number)
-                        rates[name][n].append(rate)
-                        say(f"round {number + 1}, {name} node(s), {n} streams: {rate:.1f} tokens/s")
-                    if name == "three" and number == rounds - 1:
-                        costs = [await steps_cost(client, cluster, n, tokens) for n in streams]
-        found: dict[str, object] = {"rates": rates_of(rates, streams), "costs": costs}
+                clients[name] = await stack.enter_async_context(Client(cluster.clients))
+                await decode(clients[name], 2, 8, seed=99)
+            for turn in range(load.turns):
+                # Now one goes first, now the other.
+                for name in plans if turn % 2 == 0 else reversed(plans):
+                    for n in load.streams:
+                        rate = await rate_of(clients[name], n, load, seed=turn)
+                        turns.append(Turn(number, turn, n, name, rate))
+                        say(f"round {number + 1}.{turn + 1}, {name}, {n} streams: {rate:.1f}/s")
+            if number == load.rounds - 1:
+                three = clients["three"], clusters["three"]
+                costs = [await steps_cost(*three, n, load) for n in load.streams]
+        found: dict[str, object] = {
+            "rates": rates_of(turns, load.streams),
+            "costs": costs,
+            "turns": [asdict(turn) for turn in turns],
+        }
         keep({**found, "rounds": number + 1})
     return found
 
 
-def rates_of(
-    rates: Mapping[str, Mapping[int, Sequence[float]]], streams: Sequence[int]
-) -> list[dict[str, float]]:
-    """Medians over the rounds so far."""
-    return [
-        {
-            "streams": n,
-            "one_tokens_per_s": statistics.median(rates["one"][n]),
-            "three_tokens_per_s": statistics.median(rates["three"][n]),
-            "three_over_one": statistics.median(rates["three"][n])
-            / statistics.median(rates["one"][n]),
-        }
-        for n in streams
-    ]
+def rates_of(turns: Sequence[Turn], streams: Sequence[int]) -> list[dict[str, object]]:
+    """Medians over the turns, and quartiles of what three had of one's rate in each."""
+    found: list[dict[str, object]] = []
+    for n in streams:
+        one, three = (
+            [turn.tokens_per_s for turn in turns if turn.streams == n and turn.nodes == nodes]
+            for nodes in ("one", "three")
+        )
+        ratios = [b / a for a, b in zip(one, three, strict=True)]
+        spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        found.append(
+            {
+                "streams": n,
+                "one_tokens_per_s": statistics.median(one),
+                "three_tokens_per_s": statistics.median(three),
+                "three_over_one": statistics.median(ratios),
+                "three_over_one_quartiles": [spread[0], spread[2]],
+            }
+        )
+    return found
 
 
 def main(
     model: Annotated[Path | None, typer.Option(help="Default: the demonstration model.")] = None,
     streams: Annotated[str, typer.Option(help="Requests at once, by commas.")] = "1,8,32",
     tokens: Annotated[int, typer.Option(min=8, help="Of each answer.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, max=20)] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Fresh processes each.")] = 2,
+    turns: Annotated[int, typer.Option(min=1, max=50, help="Of each cluster in a round.")] = 6,
+    turn_s: Annotated[float, typer.Option(min=0.1, max=60, help="Of decoding, for each.")] = 2.0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the nodes.")] = "bfloat16",
     out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
 ) -> None:
     """One node and three on the same cores, and what a step costs beside the model."""
-    from bench.pipeline_engine import engine_cost
+    from bench.pipeline_engine import SAMPLINGS, engine_cost
 
     folder = resolve_model(model if model is not None else find_demo_gguf())
     counts = [int(n) for n in streams.split(",")]
@@ -235,14 +291,15 @@ def main(
         "tokens": tokens,
         "rounds": rounds,
     }
+    load = Load(tuple(counts), tokens, rounds, turns, turn_s)
 
     def keep(found: dict[str, object]) -> None:
         if out is not None:
             write_results(out, body | found)
 
     with tempfile.TemporaryDirectory(prefix="helix-mq-pipeline-") as place:
-        found = run_to_its_end(compare(folder, Path(place), counts, tokens, rounds, dtype, keep))
-    found["engine"] = [engine_cost(folder, n, dtype) for n in counts]
+        found = run_to_its_end(compare(folder, Path(place), load, dtype, keep))
+    found["engine"] = [engine_cost(folder, n, dtype, how) for how in SAMPLINGS for n in counts]
     keep(found)
     for rows in (found["rates"], found["costs"], found["engine"]):
         assert isinstance(rows, list)

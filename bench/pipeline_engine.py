@@ -39,10 +39,17 @@ class Stopwatch:
         return timed
 
 
-def engine_cost(model: Path, batch: int, dtype: str) -> dict[str, float]:
+SAMPLINGS: dict[str, dict[str, float]] = {
+    "greedy": {"temperature": 0.0},
+    "temperature 1": {"temperature": 1.0},
+    "temperature 0.8, top-p 0.95": {"temperature": 0.8, "top_p": 0.95},
+}
+
+
+def engine_cost(model: Path, batch: int, dtype: str, sampling: str) -> dict[str, float | str]:
     """Processor microseconds per decode step of `batch` rows: in all, and outside the forward pass
-    or the compiled step (plan, sampling, frames). One thread and the whole model: tokens are
-    sampled, no frame leaves.
+    or the compiled step (plan, frames, and sampling where the compiled step leaves it to others).
+    One thread and the whole model: tokens are sampled, by one of SAMPLINGS, no frame leaves.
     """
     job = {
         "folder": str(model),
@@ -50,6 +57,7 @@ def engine_cost(model: Path, batch: int, dtype: str) -> dict[str, float]:
         "dtype": dtype,
         "threads": 1,
         "batch": batch,
+        "sampling": SAMPLINGS[sampling],
         "context": PROMPT_TOKENS + MANY_TOKENS + 16,
     }
     program, step, forward = Program(job), Stopwatch(), Stopwatch()
@@ -70,6 +78,7 @@ def engine_cost(model: Path, batch: int, dtype: str) -> dict[str, float]:
     run_s, forward_s, steps = (b - a for a, b in zip(totals[1], totals[2], strict=True))
     return {
         "batch": batch,
+        "sampling": sampling,
         "step_us": run_s / steps * 1e6,
         "beside_forward_us": (run_s - forward_s) / steps * 1e6,
     }

@@ -1,5 +1,5 @@
-"""Steps in which every row is the next token of a text: passed on, or, where its route ends, the
-most probable one taken and nothing else wanted of it.
+"""Steps in which every row is the next token of a text: passed on, or, where its route ends,
+chosen from the logits as they are, with nothing else wanted of it.
 
 That is what a node does nearly all the time, and between two passes of compiled code everything
 that is touched comes from memory: a step's weights have driven it out of the caches, and one call
@@ -9,6 +9,7 @@ order, is left to the engine's general way, which comes to the same results or s
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ class PlainSteps:
         layers, taken = first.layers, first.payload.dtype
         ends = first.next_hop == ROUTER
         starts = taken == _TOKENS
-        alike = True
+        alike, drawn = True, False
         if not starts and taken != self._dtype:
             return None
         for work in batch:
@@ -73,8 +74,12 @@ class PlainSteps:
                 return None
             if work.next_hop != first.next_hop or payload.epoch != first.payload.epoch:
                 alike = False
-            if ends and work.position + 1 < self._samplers[work.seq].plain_from:
-                return None
+            if ends:
+                sampler = self._samplers[work.seq]
+                if work.position + 1 < sampler.simple_from:
+                    return None
+                if sampler.plain_from == math.inf:
+                    drawn = True
         works = batch if alike else in_order(batch)
         places = [(w.seq, w.position) for w in works]
         if starts:
@@ -83,7 +88,8 @@ class PlainSteps:
         else:
             given = Given((), [w.payload.data for w in works])
         if ends:
-            found = self._decodes.tokens(places, layers, self._cache, given)
+            choices = [self._samplers[w.seq].choice for w in works] if drawn else ()
+            found = self._decodes.tokens(places, layers, self._cache, given, choices)
             if found is None:
                 return None
             computed_s = time.perf_counter()

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from helix_mq.sampling import SamplingParams
+from nodes.model.native.draws import choice_of
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -78,12 +79,17 @@ class SamplerState:
         self.bias_ids: Ids = np.fromiter(biases, dtype=np.int64)
         self.bias_values: Floats = np.fromiter(biases.values(), dtype=np.float32)
         self.endings: Ids = np.unique(np.array([*eos_ids, *params.stop_token_ids], dtype=np.int64))
-        self.plain_from = self._plain_from()
-        """From this position on a token is the most probable one, and nothing more is wanted."""
+        self.choice = choice_of(params)
+        """How a token is chosen of the logits, as compiled code reads it."""
+        self.simple_from = self._simple_from()
+        """From this position on a token is chosen of the logits as they are, and nothing more is
+        wanted."""
+        self.plain_from = math.inf if params.temperature else self.simple_from
+        """The same, and it is the most probable one."""
 
-    def _plain_from(self) -> float:
+    def _simple_from(self) -> float:
         params = self.params
-        if self.seen is not None or len(self.bias_ids) or params.temperature or params.logprobs:
+        if self.seen is not None or len(self.bias_ids) or params.logprobs:
             return math.inf
         return self.prompt_tokens + params.min_tokens if len(self.endings) else 0
 

@@ -39,6 +39,7 @@ class Program:
         per_page = self.model_slice.page_tokens()
         pages = len(self._layers) * job["batch"] * -(-job["context"] // per_page)
         self.engine = Engine(_NODE, self.model_slice, self.model_slice.new_cache(pages))
+        self._sampling = SamplingParams(**job.get("sampling", {"temperature": 0.0}))
         self._route = Route((Hop(NodeId(_NODE), self._layers),))
         self._blob = pack_route(self._route)
 
@@ -84,7 +85,7 @@ class Program:
             hop=0,
             epoch=1,
             deadline_ms=0,
-            spec=None if position else SampleSpec(SamplingParams(temperature=0.0), prompt, 0),
+            spec=None if position else SampleSpec(self._sampling, prompt, 0),
             history=None,
         )
         seq = SeqKey(RequestId(request), Attempt(0))

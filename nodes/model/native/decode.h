@@ -7,9 +7,9 @@
 
 #pragma once
 
-#include <limits>
 #include <vector>
 
+#include "draw.h"
 #include "layers.h"
 
 namespace helix {
@@ -26,7 +26,8 @@ struct Place {
 // then, else activations [tokens, hidden]; turns: [positions, 2, width], cosines and sines as
 // rotate_store_row() takes them; windows: [layers], 0 for none; x: [tokens, hidden], the result;
 // norm, head, bias, logits [tokens, vocabulary]: nothing where the model goes on elsewhere. best,
-// highest [tokens]: nothing, or each row's most probable token and its logit.
+// highest [tokens]: nothing, or each row's token and its highest logit; choices: [tokens], or nothing
+// where all are the most probable ones.
 template <class T>
 struct Step {
   const Place *places;
@@ -39,37 +40,8 @@ struct Step {
   int64_t vocabulary;
   int64_t *best;
   float *highest;
+  const Choice *choices;
 };
-
-// The first of the highest numbers of a row, and that; no number if there is one that is none.
-inline float highest_of(const float *row, int64_t count, int64_t *at) {
-  const __m512 least = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 highest = least;
-  __mmask16 odd = 0;
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    const __m512 some = _mm512_loadu_ps(row + i);
-    odd |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
-    highest = _mm512_max_ps(highest, some);
-  }
-  const __mmask16 rest = static_cast<__mmask16>((1u << (count - i)) - 1);
-  const __m512 some = _mm512_mask_loadu_ps(least, rest, row + i);
-  odd |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
-  const float found = _mm512_reduce_max_ps(_mm512_max_ps(highest, some));
-  *at = 0;
-  if (odd) return std::numeric_limits<float>::quiet_NaN();
-  const __m512 wanted = _mm512_set1_ps(found);
-  for (i = 0; i + 16 <= count; i += 16) {
-    const __mmask16 same = _mm512_cmp_ps_mask(_mm512_loadu_ps(row + i), wanted, _CMP_EQ_OQ);
-    if (same) {
-      *at = i + __builtin_ctz(same);
-      return found;
-    }
-  }
-  while (row[i] != found) ++i;
-  *at = i;
-  return found;
-}
 
 // Every layer's pages, rows of the cache and first token seen, of one token.
 template <class T>
@@ -135,8 +107,13 @@ int decode(const Layer<T> *layers, Sizes of, const Step<T> &step, float eps, int
     const auto choose = [&](Member &member) {
       if (step.best)
         member.share(tokens, [&](int64_t row) {
+          const float *logits = step.logits + row * step.vocabulary;
+          const Choice choice = step.choices ? step.choices[row] : Choice{};
+          // A token is drawn for the place behind the one that is computed.
+          const double number =
+              choice.temperature > 0.0f ? uniform(choice.seed, step.places[row].position + 1) : 0.0;
           step.highest[row] =
-              highest_of(step.logits + row * step.vocabulary, step.vocabulary, step.best + row);
+              choose_row(logits, step.vocabulary, choice, number, step.best + row);
         });
     };
     product(space, step.head, step.bias, step.logits, tokens, step.vocabulary, hidden, head_threads,

@@ -115,9 +115,21 @@ HELIX_FOR(bfloat, bfloat16)
   }
 
 #if defined(__AVX512F__)
-// By itself for the tests; decode() has it inlined.
+// By themselves for the tests; decode() has them inlined.
 extern "C" float highest_float32(const float *row, int64_t count, int64_t *at) {
   return helix::highest_of(row, count, at);
+}
+extern "C" double uniform_number(uint64_t seed, int64_t position) {
+  return helix::uniform(seed, position);
+}
+
+// Tokens of rows of logits, each by its choice and its number.
+extern "C" void draw_float32(const float *logits, int64_t rows, int64_t count,
+                             const helix::Choice *choices, const double *numbers, int64_t *tokens,
+                             int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1) schedule(dynamic)
+  for (int64_t row = 0; row < rows; ++row)
+    helix::choose_row(logits + row * count, count, choices[row], numbers[row], tokens + row);
 }
 #endif
 

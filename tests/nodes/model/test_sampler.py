@@ -20,6 +20,14 @@ from nodes.model import sampler_draw
 from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState, sample
 from nodes.model.sampler_draw import uniform
 
+
+@pytest.fixture(autouse=True, params=["compiled", "pytorch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens drawn by compiled code where this machine has it, and by PyTorch."""
+    if request.param == "pytorch":
+        monkeypatch.setattr(sampler_draw, "_compiled", lambda: None)
+
+
 VOCAB = 50
 EOS = (2,)
 

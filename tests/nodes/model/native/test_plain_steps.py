@@ -177,13 +177,13 @@ def test_plain_steps_leave_what_the_general_way_leaves(
 @pytest.mark.parametrize(
     "sampling",
     [
-        SamplingParams(temperature=0.8, seed=3),
+        SamplingParams(temperature=0.8, seed=3, frequency_penalty=0.5),
         SamplingParams(temperature=0.0, logprobs=True, top_logprobs=2),
         SamplingParams(temperature=0.0, min_tokens=50, stop_token_ids=(7,)),
         SamplingParams(temperature=0.0, logit_bias=((9, 50.0),)),
     ],
 )
-def test_what_is_not_chosen_by_probability_alone_goes_the_general_way(
+def test_what_is_not_chosen_of_the_logits_as_they_are_goes_the_general_way(
     checkpoint: Checkpoint, taken: list[bool], sampling: SamplingParams
 ) -> None:
     twins = Twins(checkpoint("mistral").folder, "whole", torch.float32)
@@ -191,6 +191,36 @@ def test_what_is_not_chosen_by_probability_alone_goes_the_general_way(
     twins.run([twins.work(0, 9), twins.work(1, 9)])
     twins.run([twins.work(0, 10)])
     assert taken == [False, False, True]
+
+
+@pytest.mark.parametrize("part", ["whole", "last"])
+@pytest.mark.parametrize("dtype", list(NAMES))
+def test_tokens_by_chance_are_those_of_the_general_way(
+    checkpoint: Checkpoint, taken: list[bool], part: str, dtype: torch.dtype
+) -> None:
+    """Beside most probable ones, each by its own parameters, in steps of any rows."""
+    ways = [
+        GREEDY,
+        SamplingParams(temperature=1.0, seed=3),
+        SamplingParams(temperature=0.8, top_p=0.9, seed=2**63 - 1),
+        SamplingParams(temperature=1.3, top_k=5, seed=11),
+        SamplingParams(temperature=2.0, min_p=0.05, top_k=40, top_p=0.99, seed=0),
+        SamplingParams(temperature=1.0, seed=3),
+    ]
+    twins = Twins(checkpoint("mistral").folder, part, dtype)
+    for request, sampling in enumerate(ways):
+        twins.run([twins.work(request, 0, 9, sampling=sampling)])
+    draw = random.Random(7)
+    places = [9] * len(ways)
+    tokens: dict[int, list[int]] = {}
+    for _ in range(40):
+        rows = draw.sample(range(len(ways)), draw.randint(1, len(ways)))
+        result = twins.run([twins.work(request, places[request]) for request in rows])
+        for item in result.tokens:
+            tokens.setdefault(item.request, []).append(item.token)
+            places[item.request] += 1
+    assert taken == [False] * len(ways) + [True] * 40
+    assert all(len(set(found)) > 3 for found in tokens.values())
 
 
 def test_how_a_token_is_chosen_matters_at_the_end_of_a_route_only(
