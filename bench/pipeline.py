@@ -32,6 +32,7 @@ from bench.chaos.cluster import ROUTER, ChaosCluster, Plan
 from bench.ending import run_to_its_end
 from bench.live_run import say
 from bench.planner_common import machine_summary, write_results
+from bench.samplings import SAMPLINGS
 from helix_mq.client import Client
 from helix_mq.models.config import ModelConfig
 from helix_mq.models.resolve import find_demo_gguf, resolve_model
@@ -73,13 +74,14 @@ class Used:
 @dataclass(frozen=True, slots=True)
 class Load:
     """`rounds` with processes of their own each, in them `turns` of either cluster, in which each
-    number of `streams` decodes for `turn_s`, in answers of `tokens`."""
+    number of `streams` decodes for `turn_s`, in answers of `tokens` by one of SAMPLINGS."""
 
     streams: tuple[int, ...]
     tokens: int
     rounds: int
     turns: int
     turn_s: float
+    sampling: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,9 @@ def used_by(cluster: ChaosCluster) -> Used:
     return Used(router_s, loop_s, device_s)
 
 
-async def decode(client: Client, streams: int, tokens: int, seed: int) -> tuple[float, int]:
+async def decode(
+    client: Client, streams: int, tokens: int, seed: int, sampling: str = "greedy"
+) -> tuple[float, int]:
     """Tokens/s of decodes while all streams run, and how many tokens that were: from when the last
     stream has its first token until the first one ends."""
     begun, ended = 0, asyncio.Event()
@@ -122,9 +126,13 @@ async def decode(client: Client, streams: int, tokens: int, seed: int) -> tuple[
         nonlocal begun
         first = True
         prompt = [(seed * 977 + number * 131 + i * 7) % 200 + 5 for i in range(PROMPT_TOKENS)]
-        options = RequestOptions(
-            max_tokens=tokens, temperature=0.0, ignore_eos=True, deadline_s=DEADLINE_S
-        )
+        options: RequestOptions = {
+            **SAMPLINGS[sampling],
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "deadline_s": DEADLINE_S,
+            "seed": seed,
+        }
         async for _ in client.stream(prompt, **options):
             times.append(time.perf_counter())
             if first:
@@ -147,7 +155,7 @@ async def rate_of(client: Client, streams: int, load: Load, seed: int) -> float:
     """Tokens/s of decodes, of as many sets of streams as the time of a turn takes."""
     seconds, count = 0.0, 0
     while seconds < load.turn_s:
-        rate, tokens = await decode(client, streams, load.tokens, seed)
+        rate, tokens = await decode(client, streams, load.tokens, seed, load.sampling)
         seconds, count, seed = seconds + tokens / rate, count + tokens, seed + 1
     return count / seconds
 
@@ -160,7 +168,8 @@ async def steps_cost(client: Client, cluster: ChaosCluster, streams: int, load: 
     before, from_s = used_by(cluster), time.perf_counter()
     rate, sets = 0.0, 0
     while time.perf_counter() - from_s < load.turn_s:
-        rate, _ = await decode(client, streams, load.tokens, seed=streams + sets)
+        seed = streams + sets
+        rate, _ = await decode(client, streams, load.tokens, seed, load.sampling)
         sets += 1
     # Signs of life, probes and figures are paid by the second, whatever is decoded.
     spent = used_by(cluster).since(before).beside(idle, (time.perf_counter() - from_s) / idle_s)
@@ -275,12 +284,17 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Fresh processes each.")] = 2,
     turns: Annotated[int, typer.Option(min=1, max=50, help="Of each cluster in a round.")] = 6,
     turn_s: Annotated[float, typer.Option(min=0.1, max=60, help="Of decoding, for each.")] = 2.0,
+    sampling: Annotated[
+        str, typer.Option(help="greedy; temperature 1; temperature 0.8, top-p 0.95.")
+    ] = "greedy",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the nodes.")] = "bfloat16",
     out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
 ) -> None:
     """One node and three on the same cores, and what a step costs beside the model."""
-    from bench.pipeline_engine import SAMPLINGS, engine_cost
+    from bench.pipeline_engine import engine_cost
 
+    if sampling not in SAMPLINGS:
+        raise typer.BadParameter(f"{sampling!r} is none of: {'; '.join(SAMPLINGS)}")
     folder = resolve_model(model if model is not None else find_demo_gguf())
     counts = [int(n) for n in streams.split(",")]
     body: dict[str, object] = {
@@ -290,8 +304,9 @@ def main(
         "dtype": dtype,
         "tokens": tokens,
         "rounds": rounds,
+        "sampling": sampling,
     }
-    load = Load(tuple(counts), tokens, rounds, turns, turn_s)
+    load = Load(tuple(counts), tokens, rounds, turns, turn_s, sampling)
 
     def keep(found: dict[str, object]) -> None:
         if out is not None:

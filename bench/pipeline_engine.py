@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from bench.engine.peers.with_helix import Program
+from bench.samplings import SAMPLINGS
 
 PROMPT_TOKENS = 32
 FEW_TOKENS, MANY_TOKENS = 2, 66
@@ -37,13 +38,6 @@ class Stopwatch:
                 self.calls += 1
 
         return timed
-
-
-SAMPLINGS: dict[str, dict[str, float]] = {
-    "greedy": {"temperature": 0.0},
-    "temperature 1": {"temperature": 1.0},
-    "temperature 0.8, top-p 0.95": {"temperature": 0.8, "top_p": 0.95},
-}
 
 
 def engine_cost(model: Path, batch: int, dtype: str, sampling: str) -> dict[str, float | str]:
