@@ -1,5 +1,5 @@
 """Steps in which every row is the next token of a text: passed on, or, where its route ends,
-chosen from the logits as they are, with nothing else wanted of it.
+a token chosen, with no probabilities wanted.
 
 That is what a node does nearly all the time, and between two passes of compiled code everything
 that is touched comes from memory: a step's weights have driven it out of the caches, and one call
@@ -9,7 +9,6 @@ order, is left to the engine's general way, which comes to the same results or s
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -56,7 +55,7 @@ class PlainSteps:
         layers, taken = first.layers, first.payload.dtype
         ends = first.next_hop == ROUTER
         starts = taken == _TOKENS
-        alike, drawn = True, False
+        alike, drawn, edited = True, False, False
         if not starts and taken != self._dtype:
             return None
         for work in batch:
@@ -76,10 +75,11 @@ class PlainSteps:
                 alike = False
             if ends:
                 sampler = self._samplers[work.seq]
-                if work.position + 1 < sampler.simple_from:
+                if sampler.params.logprobs:
                     return None
-                if sampler.plain_from == math.inf:
+                if work.position + 1 < sampler.plain_from:
                     drawn = True
+                    edited = edited or work.position + 1 < sampler.simple_from
         works = batch if alike else in_order(batch)
         places = [(w.seq, w.position) for w in works]
         if starts:
@@ -88,11 +88,20 @@ class PlainSteps:
         else:
             given = Given((), [w.payload.data for w in works])
         if ends:
-            choices = [self._samplers[w.seq].choice for w in works] if drawn else ()
-            found = self._decodes.tokens(places, layers, self._cache, given, choices)
+            found = self._decodes.tokens(
+                places,
+                layers,
+                self._cache,
+                given,
+                [self._samplers[w.seq].choice for w in works] if drawn else (),
+                [self._samplers[w.seq].edits_at(w.position + 1) for w in works] if edited else (),
+            )
             if found is None:
                 return None
             computed_s = time.perf_counter()
+            if edited:
+                for work, token in zip(works, found, strict=True):
+                    self._samplers[work.seq].took(token)
             tokens = [
                 TokenItem(w.seq.request, w.seq.attempt, w.position + 1, token)
                 for w, token in zip(works, found, strict=True)

@@ -31,7 +31,10 @@ def sample_endings(logits: torch.Tensor, endings: Sequence[Ending]) -> list[list
 
     logits: float32 [rows and their drafts, vocab], each row's behind each other.
     """
-    if all(e.position >= e.state.plain_from and not e.drafts for e in endings):
+    if all(
+        e.position >= e.state.plain_from and not e.drafts and not e.state.params.logprobs
+        for e in endings
+    ):
         # Most steps, and short: what it touches comes from memory after a step's weights.
         plain = most_probable(logits)
         if plain is not None:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from helix_mq.sampling import SamplingParams
-from nodes.model.native.draws import choice_of
+from nodes.model.native.calls import pointer
+from nodes.model.native.draws import NO_EDITS, Listed, choice_of, edits_of
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -34,6 +35,12 @@ class SeenTokens:
                 np.searchsorted(ids, output), minlength=self._size
             )
         self._slots = {token: slot for slot, token in enumerate(ids.tolist())}
+        self._at = pointer(self._ids), pointer(self._counts)
+
+    @property
+    def listed(self) -> Listed:
+        """Where `ids` and `counts` are in memory, until the next token comes."""
+        return *self._at, self._size
 
     @property
     def ids(self) -> Ids:
@@ -53,6 +60,7 @@ class SeenTokens:
             if slot == len(self._ids):
                 self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
                 self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+                self._at = pointer(self._ids), pointer(self._counts)
             self._ids[slot] = token
             self._size += 1
         self._counts[slot] += 1
@@ -82,16 +90,30 @@ class SamplerState:
         self.choice = choice_of(params)
         """How a token is chosen of the logits, as compiled code reads it."""
         self.simple_from = self._simple_from()
-        """From this position on a token is chosen of the logits as they are, and nothing more is
-        wanted."""
+        """From this position on a token is chosen of the logits as they are."""
         self.plain_from = math.inf if params.temperature else self.simple_from
         """The same, and it is the most probable one."""
+        self._biases: Listed = ()
+        if len(self.bias_ids):
+            self._biases = pointer(self.bias_ids), pointer(self.bias_values), len(self.bias_ids)
 
     def _simple_from(self) -> float:
-        params = self.params
-        if self.seen is not None or len(self.bias_ids) or params.logprobs:
+        if self.seen is not None or len(self.bias_ids):
             return math.inf
-        return self.prompt_tokens + params.min_tokens if len(self.endings) else 0
+        return self.prompt_tokens + self.params.min_tokens if len(self.endings) else 0
+
+    def edits_at(self, position: int) -> bytes:
+        """What the logits for `position` are changed by, as compiled code reads it: with addresses
+        of what is kept here, until the next token comes."""
+        if position >= self.simple_from:
+            return NO_EDITS
+        endings = pointer(self.endings), len(self.endings)
+        return edits_of(
+            self.params,
+            self._biases,
+            self.seen.listed if self.seen is not None else (),
+            endings if self.forbids_endings(position) else (),
+        )
 
     def forbids_endings(self, position: int) -> bool:
         """True while the token at `position` must not end the text (min_tokens)."""

@@ -27,7 +27,7 @@ struct Place {
 // rotate_store_row() takes them; windows: [layers], 0 for none; x: [tokens, hidden], the result;
 // norm, head, bias, logits [tokens, vocabulary]: nothing where the model goes on elsewhere. best,
 // highest [tokens]: nothing, or each row's token and its highest logit; choices: [tokens], or nothing
-// where all are the most probable ones.
+// where all are the most probable ones; edits: [tokens], or nothing where logits stay as they are.
 template <class T>
 struct Step {
   const Place *places;
@@ -41,6 +41,7 @@ struct Step {
   int64_t *best;
   float *highest;
   const Choice *choices;
+  const Edits *edits;
 };
 
 // Every layer's pages, rows of the cache and first token seen, of one token.
@@ -107,7 +108,8 @@ int decode(const Layer<T> *layers, Sizes of, const Step<T> &step, float eps, int
     const auto choose = [&](Member &member) {
       if (step.best)
         member.share(tokens, [&](int64_t row) {
-          const float *logits = step.logits + row * step.vocabulary;
+          float *const logits = step.logits + row * step.vocabulary;
+          if (step.edits) edit_row(logits, step.vocabulary, step.edits[row]);
           const Choice choice = step.choices ? step.choices[row] : Choice{};
           // A token is drawn for the place behind the one that is computed.
           const double number =

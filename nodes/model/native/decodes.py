@@ -43,7 +43,7 @@ KEPT_BYTES = 16 << 20
 """Of logits that are used again. Larger blocks of fresh memory cost more than what is computed into
 them: the kernel clears each page first, a millisecond for 32 rows of 49,152 logits."""
 
-_Step = COUNT * 16
+_Step = COUNT * 17
 """As decode.h lists them."""
 _NOTHING = (0, 0, 0)
 
@@ -69,6 +69,7 @@ class Memory(msgspec.Struct, frozen=True, gc=False):
     best: int = 0
     highest: int = 0
     choices: int = 0
+    edits: int = 0
 
 
 class NativeDecodes:
@@ -102,7 +103,8 @@ class NativeDecodes:
         self._no_logits = self._kept_logits = torch.empty((0, config.vocab_size))
         self._most_kept = KEPT_BYTES // (4 * config.vocab_size)
         self._row_bytes = config.hidden_size * self.dtype.itemsize
-        self._given, self._last, self._choices = Block(0), Block(0), Block(0)
+        self._given, self._last = Block(0), Block(0)
+        self._choices, self._edits = Block(0), Block(0)
         self._ids = _counts(0)()
 
     def run(self, batch: SliceBatch, cache: KvCache, *, brief: bool = False) -> SliceOutput | None:
@@ -155,10 +157,12 @@ class NativeDecodes:
         cache: KvCache,
         given: Given,
         choices: Sequence[bytes] = (),
+        edits: Sequence[bytes] = (),
     ) -> list[int] | None:
         """A token of each row at the model's end: by its choice (`draws.choice_of`), the most
-        probable one where none are given; None as run() gives it. Also None where some logits are
-        no numbers; keys and values are stored then, and may be once more."""
+        probable one where none are given, of its logits after its edits (`draws.edits_of`), where
+        there are any; None as run() gives it. Also None where some logits are no numbers; keys and
+        values are stored then, and may be once more."""
         count = len(places)
         if layers.end != self._config.num_layers or not all(self._ending[:2]):
             return None
@@ -170,22 +174,22 @@ class NativeDecodes:
         best, highest = _counts(count)(), _reals(count)()
         logits = self._logits(count, brief=True)
         found = ctypes.addressof(best), ctypes.addressof(highest)
+        if choices:
+            self._choices = _filled(self._choices, choices)
+        if edits:
+            self._edits = _filled(self._edits, edits)
         where = Memory(
-            ids, source, self._last.at, logits.data_ptr(), *found, self._chosen_by(choices)
+            ids,
+            source,
+            self._last.at,
+            logits.data_ptr(),
+            *found,
+            self._choices.at if choices else 0,
+            self._edits.at if edits else 0,
         )
         if not source or not self._compute(places, layers, cache, where):
             return None
         return best[:] if all(map(math.isfinite, highest)) else None
-
-    def _chosen_by(self, choices: Sequence[bytes]) -> int:
-        """Where they are for compiled code; nowhere for none."""
-        if not choices:
-            return 0
-        joined = b"".join(choices)
-        if len(self._choices.data) < len(joined):
-            self._choices = Block(len(joined))
-        self._choices.view[: len(joined)] = joined
-        return self._choices.at
 
     def _taken(self, given: Given, count: int, *, starts: bool) -> tuple[int, int]:
         """Addresses of token ids and embeddings, or of nothing and activations; of nothing at all
@@ -251,6 +255,7 @@ class NativeDecodes:
             where.best,
             where.highest,
             where.choices,
+            where.edits,
         )
         threads = torch.get_num_threads()
         bad: int = self._run(
@@ -297,6 +302,15 @@ class NativeDecodes:
         if hidden.shape != (count, self._config.hidden_size) or not hidden.is_floating_point():
             return None, None
         return None, hidden.to(self.dtype).contiguous()
+
+
+def _filled(block: Block, pieces: Sequence[bytes]) -> Block:
+    """The block, or a larger one, with these at its beginning."""
+    joined = b"".join(pieces)
+    if len(block.data) < len(joined):
+        block = Block(len(joined))
+    block.view[: len(joined)] = joined
+    return block
 
 
 @functools.lru_cache(maxsize=1024)

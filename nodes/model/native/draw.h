@@ -27,6 +27,47 @@ struct Choice {
   uint64_t seed;
 };
 
+// What a row's logits are changed by before a token is chosen, as draws.py packs it. seen: each token
+// of the text once; counts: how often each is in the output; endings: what must not come yet.
+struct Edits {
+  const int64_t *bias_ids;
+  const float *biases;
+  int64_t bias_count;
+  const int64_t *seen, *counts;
+  int64_t seen_count;
+  double repetition, frequency, presence;
+  const int64_t *endings;
+  int64_t ending_count;
+};
+
+// Not as one operation where the processor has one for it: PyTorch's and numpy's are two.
+#if defined(__GNUC__) && !defined(__clang__)
+__attribute__((optimize("fp-contract=off")))
+#endif
+inline float
+taken_off(const Edits &edits, int64_t count) {
+  const double often = edits.frequency * static_cast<double>(count);
+  const double there = count > 0 ? edits.presence : 0.0;
+  return static_cast<float>(often + there);
+}
+
+// As sampler_edits.py has PyTorch do. Ids come with requests: others than the vocabulary's are passed
+// over.
+inline void edit_row(float *logits, int64_t count, const Edits &edits) {
+  const auto known = [&](int64_t id) { return id >= 0 && id < count; };
+  for (int64_t i = 0; i < edits.bias_count; ++i)
+    if (known(edits.bias_ids[i])) logits[edits.bias_ids[i]] += edits.biases[i];
+  const float factor = static_cast<float>(edits.repetition);
+  for (int64_t i = 0; i < edits.seen_count; ++i) {
+    if (!known(edits.seen[i])) continue;
+    float &logit = logits[edits.seen[i]];
+    const float changed = logit < 0.0f ? logit * factor : logit / factor;
+    logit = changed - taken_off(edits, edits.counts[i]);
+  }
+  for (int64_t i = 0; i < edits.ending_count; ++i)
+    if (known(edits.endings[i])) logits[edits.endings[i]] = -std::numeric_limits<float>::infinity();
+}
+
 // Of numpy's Philox (4x64, 10 rounds) the first number for this key and counter; J. K. Salmon et
 // al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 inline uint64_t philox(uint64_t key, uint64_t domain, uint64_t counter) {

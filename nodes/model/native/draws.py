@@ -17,6 +17,14 @@ from nodes.model.native.calls import COUNT, POINTER, THREADS, pointer
 _CHOICE = struct.Struct("=ffdqQ")
 """Choice, as draw.h has it."""
 CHOICE_BYTES = _CHOICE.size
+_EDITS = struct.Struct("=6q3d2q")
+"""Edits, as draw.h has it."""
+EDITS_BYTES = _EDITS.size
+NO_EDITS = bytes(EDITS_BYTES)
+
+Listed = tuple[int, ...]
+"""Where lists of equal length are in memory, and their length; () for none."""
+
 COLDEST = 1e-30
 """Below it a logit's difference would leave float32; there the best token has it all anyway."""
 
@@ -28,6 +36,19 @@ def choice_of(params: SamplingParams) -> bytes:
     least = math.log(params.min_p) if params.min_p else -math.inf
     temperature = max(params.temperature, COLDEST)
     return _CHOICE.pack(temperature, least, params.top_p, params.top_k, params.seed)
+
+
+def edits_of(params: SamplingParams, biases: Listed, seen: Listed, endings: Listed) -> bytes:
+    """What a row's logits are changed by, as compiled code reads it. `biases`: ids and values;
+    `seen`: ids and their counts in the output; `endings`: ids."""
+    return _EDITS.pack(
+        *(biases or (0, 0, 0)),
+        *(seen or (0, 0, 0)),
+        params.repetition_penalty,
+        params.frequency_penalty,
+        params.presence_penalty,
+        *(endings or (0, 0)),
+    )
 
 
 class Draws:

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from helix_mq.sampling import SamplingParams
 from nodes.model import sampler_draw
 from nodes.model.native import build
-from nodes.model.native.draws import CHOICE_BYTES, Draws, choice_of
+from nodes.model.native.draws import (
+    CHOICE_BYTES,
+    EDITS_BYTES,
+    NO_EDITS,
+    Draws,
+    choice_of,
+    edits_of,
+)
 
 pytestmark = pytest.mark.skipif(
     not hasattr(build.built().library, "draw_float32"),
@@ -157,7 +164,9 @@ def test_logits_that_are_no_numbers_give_some_token_of_the_vocabulary(draws: Dra
 
 
 def test_a_choice_is_as_long_as_compiled_code_reads_it() -> None:
-    assert len(choice_of(SamplingParams(temperature=0.7))) == CHOICE_BYTES == 32
+    params = SamplingParams(temperature=0.7)
+    assert len(choice_of(params)) == CHOICE_BYTES == 32
+    assert len(edits_of(params, (), (), ())) == len(NO_EDITS) == EDITS_BYTES == 88
 
 
 def test_draws_that_differ_from_pytorchs_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

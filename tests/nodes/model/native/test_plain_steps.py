@@ -73,6 +73,7 @@ class Twins:
         dtype: str = "",
         epoch: int = 1,
         prompt: int = 0,
+        history: Sequence[int] = (),
     ) -> Work[Payload]:
         """The tokens of a prompt from position 0; the next one of a text elsewhere."""
         hop = int(self.part == "last")
@@ -83,7 +84,7 @@ class Twins:
             rows = torch.randn((count, self.width), generator=self._generator).to(self.dtype)
             data = rows.view(torch.uint8).numpy().tobytes()
         route = route or ROUTES[self.part]
-        spec = None if position else SampleSpec(sampling, prompt or count, 0)
+        spec = None if position else SampleSpec(sampling, prompt or count, len(history))
         last = hop + 1 == len(route.hops)
         payload = Payload(
             dtype or ("int32" if not hop else NAMES[self.dtype]),
@@ -96,7 +97,7 @@ class Twins:
             epoch,
             request,
             spec,
-            None,
+            np.array(history, np.int32) if history else None,
             direct=request % 2 == 1,
         )
         seq = SeqKey(RequestId(request), Attempt(0))
@@ -174,53 +175,59 @@ def test_plain_steps_leave_what_the_general_way_leaves(
     assert taken == [False] * 6 + [True] * 24
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        SamplingParams(temperature=0.8, seed=3, frequency_penalty=0.5),
-        SamplingParams(temperature=0.0, logprobs=True, top_logprobs=2),
-        SamplingParams(temperature=0.0, min_tokens=50, stop_token_ids=(7,)),
-        SamplingParams(temperature=0.0, logit_bias=((9, 50.0),)),
-    ],
-)
-def test_what_is_not_chosen_of_the_logits_as_they_are_goes_the_general_way(
-    checkpoint: Checkpoint, taken: list[bool], sampling: SamplingParams
+def test_who_wants_probabilities_goes_the_general_way(
+    checkpoint: Checkpoint, taken: list[bool]
 ) -> None:
+    sampling = SamplingParams(temperature=0.0, logprobs=True, top_logprobs=2)
     twins = Twins(checkpoint("mistral").folder, "whole", torch.float32)
     twins.run([twins.work(0, 0, 9), twins.work(1, 0, 9, sampling=sampling)])
-    twins.run([twins.work(0, 9), twins.work(1, 9)])
+    result = twins.run([twins.work(0, 9), twins.work(1, 9)])
+    assert [len(item.top) for item in result.tokens] == [0, 2]
     twins.run([twins.work(0, 10)])
     assert taken == [False, False, True]
 
 
 @pytest.mark.parametrize("part", ["whole", "last"])
 @pytest.mark.parametrize("dtype", list(NAMES))
-def test_tokens_by_chance_are_those_of_the_general_way(
+def test_tokens_are_chosen_as_by_the_general_way(
     checkpoint: Checkpoint, taken: list[bool], part: str, dtype: torch.dtype
 ) -> None:
-    """Beside most probable ones, each by its own parameters, in steps of any rows."""
-    ways = [
-        GREEDY,
-        SamplingParams(temperature=1.0, seed=3),
-        SamplingParams(temperature=0.8, top_p=0.9, seed=2**63 - 1),
-        SamplingParams(temperature=1.3, top_k=5, seed=11),
-        SamplingParams(temperature=2.0, min_p=0.05, top_k=40, top_p=0.99, seed=0),
-        SamplingParams(temperature=1.0, seed=3),
+    """By chance, under penalties and bias, with endings put off: each row by its own parameters,
+    beside most probable ones and in steps of any rows."""
+    history = tuple(random.Random(1).choices(range(151), k=70))
+    ways: list[tuple[SamplingParams, tuple[int, ...]]] = [
+        (GREEDY, ()),
+        (SamplingParams(temperature=1.0, seed=3), ()),
+        (SamplingParams(temperature=0.8, top_p=0.9, seed=2**63 - 1), ()),
+        (SamplingParams(temperature=1.3, top_k=5, seed=11), ()),
+        (SamplingParams(temperature=2.0, min_p=0.05, top_k=40, top_p=0.99), ()),
+        (SamplingParams(temperature=1.0, seed=3), ()),
+        (SamplingParams(temperature=0.0, repetition_penalty=1.3), history),
+        (SamplingParams(temperature=0.7, frequency_penalty=0.7, presence_penalty=-0.3), history),
+        (SamplingParams(temperature=0.0, frequency_penalty=1.1, repetition_penalty=0.9), ()),
+        (SamplingParams(temperature=0.0, logit_bias=((9, 3.0), (150, -100.0), (9, 0.5))), ()),
+        # Of no token of the vocabulary.
+        (SamplingParams(temperature=1.0, logit_bias=((151, 50.0), (10**6, 50.0))), (151, 10**6)),
+        (SamplingParams(temperature=1.0, min_tokens=30, stop_token_ids=(7, 8, 10**6)), ()),
+        (SamplingParams(temperature=0.0, min_tokens=20, stop_token_ids=tuple(range(140))), ()),
     ]
     twins = Twins(checkpoint("mistral").folder, part, dtype)
-    for request, sampling in enumerate(ways):
-        twins.run([twins.work(request, 0, 9, sampling=sampling)])
+    for request, (sampling, seen) in enumerate(ways):
+        twins.run([twins.work(request, 0, 9, sampling=sampling, history=seen)])
     draw = random.Random(7)
     places = [9] * len(ways)
     tokens: dict[int, list[int]] = {}
-    for _ in range(40):
+    for _ in range(80):
         rows = draw.sample(range(len(ways)), draw.randint(1, len(ways)))
         result = twins.run([twins.work(request, places[request]) for request in rows])
         for item in result.tokens:
             tokens.setdefault(item.request, []).append(item.token)
             places[item.request] += 1
-    assert taken == [False] * len(ways) + [True] * 40
+    assert taken == [False] * len(ways) + [True] * 80
     assert all(len(set(found)) > 3 for found in tokens.values())
+    assert min(tokens[12][:19]) >= 140 > min(tokens[12])
+    # Of requests that count their tokens, the arrays have grown meanwhile.
+    assert len(tokens[8]) > 30
 
 
 def test_how_a_token_is_chosen_matters_at_the_end_of_a_route_only(
