@@ -3,7 +3,8 @@
 `python -m bench.engine.loop_lag --out FILE`. A task sleeps for a millisecond at a time and notes
 how much later it woke. On a machine with other work that is mostly waiting for a processor, which
 looks the same: so beside that stands, by the kernel's books, what is left without the time for
-which the loop's thread was ready and another had its processor, and for how long all threads were.
+which the loop's thread was ready and another had its processor, for how long all threads were,
+and for how long the machine's host had taken the processors away.
 Loop and engine have slices of a processor as in a node.
 
 Not ahead of other programs by `chrt`: of each second in which such a process would leave them
@@ -22,6 +23,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
+import psutil
 import typer
 
 from helix_mq.time_slices import answer_soon, compute_long
@@ -90,6 +92,12 @@ def _without_processor_s() -> float:
     return total / 1e9
 
 
+def _stolen_s() -> float:
+    """Seconds that the host of this machine has taken from its processors, so far; 0 where it is no
+    guest. Whoever stands still for it is neither waiting nor held up by anything of ours."""
+    return float(getattr(psutil.cpu_times(), "steal", 0.0))
+
+
 def ahead_of_others() -> bool:
     """Whether this process runs before others whatever they need (`chrt -r`, `chrt -f`)."""
     real = {getattr(os, name, None) for name in ("SCHED_RR", "SCHED_FIFO")}
@@ -128,7 +136,7 @@ def main(
     for case in cases:
         prompts = prompts_of(job.folder, case)
         program.generate(prompts, 2)
-        waited_s, began_s = _without_processor_s(), perf_counter()
+        waited_s, began_s, stolen_s = _without_processor_s(), perf_counter(), _stolen_s()
         lags = asyncio.run(
             lags_of(lambda: program.generate(prompts, case.new_tokens))  # noqa: B023
         )
@@ -138,6 +146,7 @@ def main(
             "lag_ms": quantiles_ms(lags.late_s),
             "held_ms": quantiles_ms(lags.held_s),
             "without_processor_s": _without_processor_s() - waited_s,
+            "stolen_s": _stolen_s() - stolen_s,
             "seconds": perf_counter() - began_s,
         }
         found.append(entry)

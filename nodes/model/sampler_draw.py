@@ -46,11 +46,12 @@ def draw(
     logits: float32 [rows, vocab]; maxima: [rows], each row's largest logit. All temperatures are
     above 0. A row with logits that are no numbers gets some token of the vocabulary.
     """
-    numbers = [uniform(p.seed, at) for p, at in zip(params, positions, strict=True)]
+    compiled = _compiled() if logits.device.type == "cpu" else None
+    number = compiled.uniform if compiled is not None else uniform
+    numbers = [number(p.seed, at) for p, at in zip(params, positions, strict=True)]
+    if compiled is not None:
+        return compiled.draw(logits, params, numbers)
     if logits.device.type == "cpu":
-        compiled = _compiled()
-        if compiled is not None:
-            return compiled.draw(logits, params, numbers)
         # Row by row the intermediate results stay in the cache.
         pieces = [slice(i, i + 1) for i in range(len(params))]
     else:

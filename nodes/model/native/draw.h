@@ -160,12 +160,11 @@ inline double weight_of_all(const float *scaled, int64_t count) {
 }
 
 // The least of the highest of `count` scaled logits, one at least, whose weights reach `wanted`: of
-// those that have less than that before them. Puts them in another order. `reached`: whether they
-// do.
-inline float reaching(float *scaled, int64_t count, double wanted, bool *reached) {
+// those that have less than that before them; the least of all if they do not. Puts them in another
+// order.
+inline float reaching(float *scaled, int64_t count, double wanted) {
   double before = 0.0;
   float least = -std::numeric_limits<float>::infinity();
-  *reached = true;
   while (count > 0) {
     // Each round leaves what is above or below one of them, mostly half.
     const float a = scaled[0], b = scaled[count / 2], c = scaled[count - 1];
@@ -184,19 +183,68 @@ inline float reaching(float *scaled, int64_t count, double wanted, bool *reached
     scaled = below;
     count = end - below;
   }
-  *reached = before >= wanted;
   return least;
 }
 
-// The scaled logits above `cut`, into row.best; how many.
-inline int64_t gather_above(float cut, Drawn &row) {
+// Of the tokens above a scaled logit: how many, and what their weights come to.
+struct Above {
+  int64_t count;
+  double weight;
+};
+
+inline Above above(float cut, const Drawn &row) {
+  const __m512 than = _mm512_set1_ps(cut);
+  Above found{0, 0.0};
+  for (size_t i = 0; i < row.scaled.size(); i += 16) {
+    const __mmask16 in =
+        _mm512_cmp_ps_mask(_mm512_loadu_ps(row.scaled.data() + i), than, _CMP_GT_OQ);
+    if (!in) continue;
+    found.count += __builtin_popcount(in);
+    found.weight += in == 0xffff ? row.sums[i / 16]
+                                 : sum_of(_mm512_maskz_loadu_ps(in, row.weights.data() + i));
+  }
+  return found;
+}
+
+// Puts the scaled logits between the highest that are not `enough` and the lowest that are into
+// row.best, some hundred mostly; `before`: those above them. How many they are.
+template <class Enough>
+int64_t narrow(Drawn &row, Above *before, Enough enough) {
+  const float nothing = -std::numeric_limits<float>::infinity();
+  float low = nothing, high = 0.0f;
+  Above upto{0, 0.0};
+  *before = upto;
+  // What is beyond e^-128 of the best token has no weight.
+  for (float cut = -8.0f; cut >= -128.0f && low == nothing; cut *= 2.0f) {
+    const Above found = above(cut, row);
+    if (enough(found)) {
+      low = cut;
+      upto = found;
+    } else {
+      high = cut;
+      *before = found;
+    }
+  }
+  while (low > nothing && upto.count - before->count > 256) {
+    const float cut = 0.5f * (low + high);
+    if (!(cut > low && cut < high)) break;
+    const Above found = above(cut, row);
+    if (enough(found)) {
+      low = cut;
+      upto = found;
+    } else {
+      high = cut;
+      *before = found;
+    }
+  }
   const int64_t padded = static_cast<int64_t>(row.scaled.size());
   row.best.resize(padded + 16);
-  const __m512 above = _mm512_set1_ps(cut);
+  const __m512 from = _mm512_set1_ps(low), to = _mm512_set1_ps(high);
   int64_t found = 0;
   for (int64_t i = 0; i < padded; i += 16) {
     const __m512 scaled = _mm512_loadu_ps(row.scaled.data() + i);
-    const __mmask16 in = _mm512_cmp_ps_mask(scaled, above, _CMP_GT_OQ);
+    const __mmask16 in = _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(scaled, from, _CMP_GT_OQ),
+                                                 scaled, to, _CMP_LE_OQ);
     if (!in) continue;
     _mm512_storeu_ps(row.best.data() + found, _mm512_maskz_compress_ps(in, scaled));
     found += __builtin_popcount(in);
@@ -218,24 +266,26 @@ inline double weight_from(float least, const Drawn &row) {
 
 // The least scaled logit that top-k and top-p leave. `total`: of all weights.
 inline float least_of(const Choice &choice, Drawn &row, double total) {
-  const float nothing = -std::numeric_limits<float>::infinity();
-  // Nearly always enough lies within e^-8 of the best token: some hundred tokens.
-  for (const float cut : {-8.0f, nothing}) {
-    const int64_t found = gather_above(cut, row);
+  float least = -std::numeric_limits<float>::infinity();
+  Above before;
+  if (choice.top_k > 0) {
+    const int64_t found =
+        narrow(row, &before, [&](const Above &some) { return some.count >= choice.top_k; });
+    const int64_t rank = choice.top_k - before.count;
     float *const best = row.best.data();
-    if (choice.top_k > found && cut > nothing) continue;
-    float least = nothing;
-    if (choice.top_k > 0 && choice.top_k <= found) {
-      std::nth_element(best, best + choice.top_k - 1, best + found, std::greater<float>());
-      least = best[choice.top_k - 1];
+    if (rank <= found) {
+      std::nth_element(best, best + rank - 1, best + found, std::greater<float>());
+      least = best[rank - 1];
       if (choice.top_p < 1.0) total = weight_from(least, row);
     }
-    if (choice.top_p >= 1.0) return least;
-    bool reached;
-    const float reaches = reaching(best, found, choice.top_p * total, &reached);
-    if (reached || cut == nothing) return std::max(least, reaches);
   }
-  return nothing;
+  if (choice.top_p < 1.0) {
+    const double wanted = choice.top_p * total;
+    const int64_t found =
+        narrow(row, &before, [&](const Above &some) { return some.weight >= wanted; });
+    least = std::max(least, reaching(row.best.data(), found, wanted - before.weight));
+  }
+  return least;
 }
 
 // The token that `number`, in [0, 1), decides on. `highest`: of the row's logits, finite.

@@ -57,6 +57,14 @@ class Draws:
         self._draw = library.draw_float32
         self._draw.argtypes = [POINTER, *[COUNT] * 2, *[POINTER] * 3, THREADS]
         self._draw.restype = None
+        self._uniform = library.uniform_number
+        self._uniform.argtypes = [ctypes.c_uint64, COUNT]
+        self._uniform.restype = ctypes.c_double
+
+    def uniform(self, seed: int, position: int) -> float:
+        """As sampler_draw.uniform() has numpy do in 14 us."""
+        number: float = self._uniform(seed, position)
+        return number
 
     def draw(
         self,

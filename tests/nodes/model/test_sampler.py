@@ -17,6 +17,7 @@ from transformers.generation import logits_process as hf
 
 from helix_mq.sampling import SamplingParams
 from nodes.model import sampler_draw
+from nodes.model.native.draws import Draws
 from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState, sample
 from nodes.model.sampler_draw import uniform
 
@@ -181,6 +182,7 @@ def test_the_ends_of_the_range_draw_tokens_that_have_a_probability(
     monkeypatch: pytest.MonkeyPatch, number: float
 ) -> None:
     monkeypatch.setattr(sampler_draw, "uniform", lambda seed, position: number)
+    monkeypatch.setattr(Draws, "uniform", lambda self, seed, position: number)
     logits = torch.full((1, VOCAB), -200.0)
     logits[0, 10:20] = 1.0
     assert one(logits, SamplingParams()).token == (10 if number == 0.0 else 19)
