@@ -22,6 +22,7 @@ from nodes.frame_making import frames_of, in_order
 from nodes.kv_cache import KvCache
 from nodes.model.native.decodes import Given, NativeDecodes
 from nodes.model.sampler import SamplerState
+from nodes.model.sampler_draw import compiled_draws
 from nodes.steps import Batch, OutFrame, StepResult
 from nodes.wire_format import WIRE_NAMES, WireFormats, to_wire
 
@@ -46,6 +47,7 @@ class PlainSteps:
         self._formats = formats
         self._dtype = WIRE_NAMES[decodes.dtype]
         self._width = decodes.width
+        self._draws = compiled_draws() is not None
 
     def run(self, batch: Batch) -> StepResult | None:
         """As Engine.run(); None where the step is none of these, or must be done again to say what
@@ -78,6 +80,8 @@ class PlainSteps:
                 if sampler.params.logprobs:
                     return None
                 if work.position + 1 < sampler.plain_from:
+                    if not self._draws and sampler.params.temperature:
+                        return None
                     drawn = True
                     edited = edited or work.position + 1 < sampler.simple_from
         works = batch if alike else in_order(batch)

@@ -46,7 +46,7 @@ def draw(
     logits: float32 [rows, vocab]; maxima: [rows], each row's largest logit. All temperatures are
     above 0. A row with logits that are no numbers gets some token of the vocabulary.
     """
-    compiled = _compiled() if logits.device.type == "cpu" else None
+    compiled = compiled_draws() if logits.device.type == "cpu" else None
     number = compiled.uniform if compiled is not None else uniform
     numbers = [number(p.seed, at) for p, at in zip(params, positions, strict=True)]
     if compiled is not None:
@@ -60,7 +60,7 @@ def draw(
 
 
 @functools.cache
-def _compiled() -> Draws | None:
+def compiled_draws() -> Draws | None:
     """None where there is none, or where it draws otherwise than PyTorch here."""
     library = built().library
     if library is None or not hasattr(library, "draw_float32"):

@@ -26,7 +26,7 @@ from nodes.model.sampler_draw import uniform
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens drawn by compiled code where this machine has it, and by PyTorch."""
     if request.param == "pytorch":
-        monkeypatch.setattr(sampler_draw, "_compiled", lambda: None)
+        monkeypatch.setattr(sampler_draw, "compiled_draws", lambda: None)
 
 
 VOCAB = 50

@@ -167,10 +167,10 @@ def test_a_choice_is_as_long_as_compiled_code_reads_it() -> None:
 
 def test_draws_that_differ_from_pytorchs_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Draws, "draw", lambda self, logits, params, numbers: torch.zeros(1).long())
-    sampler_draw._compiled.cache_clear()
+    sampler_draw.compiled_draws.cache_clear()
     try:
-        assert sampler_draw._compiled() is None
+        assert sampler_draw.compiled_draws() is None
     finally:
         monkeypatch.undo()
-        sampler_draw._compiled.cache_clear()
-    assert sampler_draw._compiled() is not None
+        sampler_draw.compiled_draws.cache_clear()
+    assert sampler_draw.compiled_draws() is not None

@@ -15,9 +15,11 @@ from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import SampleSpec
 from helix_mq.sampling import SamplingParams
+from nodes import plain_steps
 from nodes.batching import SeqKey, Work
 from nodes.engine import Engine
 from nodes.inbox import FrameUse, Payload
+from nodes.model import sampler_draw
 from nodes.model.native import build
 from nodes.model.native.calls import COUNT, POINTER, REAL
 from nodes.model.native.decodes import Given
@@ -228,6 +230,21 @@ def test_tokens_are_chosen_as_by_the_general_way(
     assert min(tokens[12][:19]) >= 140 > min(tokens[12])
     # Of requests that count their tokens, the arrays have grown meanwhile.
     assert len(tokens[8]) > 30
+
+
+def test_where_pytorch_draws_it_draws_for_all(
+    checkpoint: Checkpoint, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where compiled draws differ from its own."""
+    monkeypatch.setattr(plain_steps, "compiled_draws", lambda: None)
+    monkeypatch.setattr(sampler_draw, "compiled_draws", lambda: None)
+    twins = Twins(checkpoint("mistral").folder, "whole", torch.float32)
+    ways = [SamplingParams(temperature=0.8), SamplingParams(temperature=0.0, presence_penalty=1.0)]
+    for request, sampling in enumerate(ways):
+        twins.run([twins.work(request, 0, 9, sampling=sampling)])
+    twins.run([twins.work(0, 9)])
+    twins.run([twins.work(1, 9)])
+    assert taken == [False, False, False, True]
 
 
 def test_how_a_token_is_chosen_matters_at_the_end_of_a_route_only(
