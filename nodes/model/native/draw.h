@@ -214,28 +214,18 @@ int64_t narrow(Drawn &row, Above *before, Enough enough) {
   float low = nothing, high = 0.0f;
   Above upto{0, 0.0};
   *before = upto;
-  // What is beyond e^-128 of the best token has no weight.
-  for (float cut = -8.0f; cut >= -128.0f && low == nothing; cut *= 2.0f) {
+  const auto look = [&](float cut) {
     const Above found = above(cut, row);
-    if (enough(found)) {
-      low = cut;
-      upto = found;
-    } else {
-      high = cut;
-      *before = found;
-    }
-  }
+    const bool suffices = enough(found);
+    (suffices ? low : high) = cut;
+    (suffices ? upto : *before) = found;
+  };
+  // What is beyond e^-128 of the best token has no weight.
+  for (float cut = -8.0f; cut >= -128.0f && low == nothing; cut *= 2.0f) look(cut);
   while (low > nothing && upto.count - before->count > 256) {
     const float cut = 0.5f * (low + high);
     if (!(cut > low && cut < high)) break;
-    const Above found = above(cut, row);
-    if (enough(found)) {
-      low = cut;
-      upto = found;
-    } else {
-      high = cut;
-      *before = found;
-    }
+    look(cut);
   }
   const int64_t padded = static_cast<int64_t>(row.scaled.size());
   row.best.resize(padded + 16);
