@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import sys
@@ -30,6 +31,10 @@ NODE_SHARES = {"alpha": 0.40, "beta": 0.40, "gamma": 0.33}
 _ROUTER = "router"
 _STOP_GRACE_S = 15.0
 
+_FIRST_PORT = 20_000
+_TRIES = 20
+"""Ports that are looked at for each that is wanted."""
+
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
@@ -49,17 +54,39 @@ class DemoPlan:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports free at this moment on loopback; all held open together, so they differ."""
-    sockets = []
+    """Ports free at this moment on loopback; all held open together, so they differ. Of those that
+    the system gives nobody by itself, as far as there are any: another's outgoing connection, or
+    whoever asks for any port, would else have one before it is bound again."""
+    # Not the seeded generator, which would give two processes the same.
+    chance = random.SystemRandom()
+    kept = _kept_ports()
+    wanted = chance.sample(kept, min(len(kept), _TRIES * count))
+    sockets: list[socket.socket] = []
     try:
-        for _ in range(count):
+        while len(sockets) < count:
             s = socket.socket()
-            s.bind(("127.0.0.1", 0))
             sockets.append(s)
+            port = wanted.pop() if wanted else 0
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                if not port:
+                    raise
+                sockets.pop().close()
         return [s.getsockname()[1] for s in sockets]
     finally:
         for s in sockets:
             s.close()
+
+
+def _kept_ports() -> range:
+    """Ports above the well-known services' that no socket gets unasked; none where the system does
+    not say which those are."""
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, IndexError, ValueError):
+        return range(0)
+    return range(_FIRST_PORT, max(_FIRST_PORT, lowest))
 
 
 def slices_of(num_layers: int) -> dict[str, tuple[int, int]]:

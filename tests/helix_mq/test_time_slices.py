@@ -23,14 +23,14 @@ from nodes.device import DeviceThread
 
 before = slice_s()
 
+def threads():
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
+
 async def main(stop):
+    others = threads()
     transport = ZmqTransport()
     listener = await transport.listen("tcp://127.0.0.1:0", print)
-    zmq = {
-        task.name: slice_s(int(task.name))
-        for task in Path("/proc/self/task").iterdir()
-        if (task / "comm").read_text().startswith("ZMQ")
-    }
+    zmq = {thread: slice_s(thread) for thread in threads() - others}
     device = DeviceThread(SystemClock())
     found = {
         "before": before,
