@@ -23,6 +23,8 @@ _CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}
 _ATTRIBUTES = struct.Struct("IIQiIQQQ")
 """size, policy, flags, nice, priority, runtime in ns, deadline, period: the first form of the
 kernel's `sched_attr`."""
+_RESET_ON_FORK = 1
+"""Of its flags. Who has set it may not be let to take it back."""
 _FAIR = (os.SCHED_OTHER, os.SCHED_BATCH) if sys.platform == "linux" else ()
 
 
@@ -48,8 +50,9 @@ def _set_slice(slice_ns: int) -> bool:
     found = _get()
     if found is None or found[1] not in _FAIR:
         return False
-    size, policy, _, nice, _, _, _, _ = found
-    new = _ATTRIBUTES.pack(size, policy, 0, nice, 0, slice_ns, 0, 0)
+    _, policy, flags, nice, *_ = found
+    kept = flags & _RESET_ON_FORK
+    new = _ATTRIBUTES.pack(_ATTRIBUTES.size, policy, kept, nice, 0, slice_ns, 0, 0)
     return _call(0, 0, new, 0) == 0
 
 
@@ -62,10 +65,13 @@ def _get(thread: int = 0) -> tuple[int, ...] | None:
 
 
 def _call(which: int, thread: int, attributes: object, *rest: int) -> int:
+    """As the C library's `syscall` gives it; -1 where there is no such call."""
     numbers = _CALLS.get(platform.machine())
     if sys.platform != "linux" or numbers is None:
         return -1
     try:
-        return int(ctypes.CDLL(None).syscall(numbers[which], thread, attributes, *rest))
+        # Whole registers: what a plain int leaves of one is up to the processor's conventions.
+        whole = [ctypes.c_long(number) for number in (numbers[which], thread, *rest)]
+        return int(ctypes.CDLL(None).syscall(*whole[:2], attributes, *whole[2:]))
     except (AttributeError, OSError):
         return -1

@@ -20,6 +20,7 @@ from helix_mq.process import run
 from helix_mq.time_slices import slice_s
 from helix_mq.transport import ZmqTransport
 from nodes.device import DeviceThread
+from router.apart import Apart
 
 before = slice_s()
 
@@ -40,6 +41,9 @@ async def main(stop):
         "executor": await asyncio.to_thread(slice_s),
     }
     device.shutdown()
+    apart = Apart("what a search has")
+    found["search"] = await apart.run(slice_s, 0, 60.0)
+    apart.close()
     await listener.close()
     await transport.close()
     print(json.dumps(found), flush=True)
@@ -60,7 +64,7 @@ def test_a_process_answers_soon_and_computes_long() -> None:
     assert found["loop"] == SHORT_S < found["before"]
     assert found["zmq"]
     assert set(found["zmq"]) == {SHORT_S}
-    assert found["device"] == found["executor"] == found["before"]
+    assert found["device"] == found["executor"] == found["search"] == found["before"]
 
 
 def test_what_somebody_has_chosen_for_a_process_stays() -> None:
