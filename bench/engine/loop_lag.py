@@ -59,16 +59,6 @@ async def lags_of(work: Callable[[], object]) -> Lags:
     return found
 
 
-def _ready_s() -> float:
-    """Seconds for which the calling thread was ready to run and did not, so far; 0 where the system
-    does not say."""
-    try:
-        books = (_THREADS / str(threading.get_native_id()) / "schedstat").read_text()
-        return int(books.split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0
-
-
 def quantiles_ms(lags: list[float]) -> dict[str, float]:
     """p50, p99, p999 and the longest, in milliseconds; `lags` has at least one."""
     ordered = sorted(lags)
@@ -80,16 +70,19 @@ def quantiles_ms(lags: list[float]) -> dict[str, float]:
 _QUANTILES = {"50": 0.5, "99": 0.99, "999": 0.999}
 
 
-def _without_processor_s() -> float:
-    """Seconds that threads of this process were ready to run and did not, so far; 0 where the
-    system does not say."""
-    total = 0
+def _ready_s(thread: Path | None = None) -> float:
+    """Seconds for which a thread of this process, else the calling one, was ready to run and did
+    not, so far; 0 where the system does not say."""
     try:
-        for thread in _THREADS.iterdir():
-            total += int((thread / "schedstat").read_text().split()[1])
+        thread = thread or _THREADS / str(threading.get_native_id())
+        return int((thread / "schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
-        pass
-    return total / 1e9
+        return 0.0
+
+
+def _without_processor_s() -> float:
+    """The same of all threads of this process."""
+    return sum(map(_ready_s, _THREADS.iterdir())) if _THREADS.exists() else 0.0
 
 
 def _stolen_s() -> float:
