@@ -115,7 +115,7 @@ HELIX_FOR(bfloat, bfloat16)
   }
 
 #if defined(__AVX512F__)
-// By themselves for the tests; decode() has them inlined.
+// By themselves for draws.py and the tests; decode() has them inlined.
 extern "C" float highest_float32(const float *row, int64_t count, int64_t *at) {
   return helix::highest_of(row, count, at);
 }
