@@ -19,6 +19,7 @@ from bench.overload_report import Objectives, Samples, phase_report
 from bench.overload_types import SERVED, Job, LoadResult, Sender
 from helix_mq.errors import LocalError
 from helix_mq.models.config import ModelConfig
+from solver.objective import StepTimes
 
 LAYOUT = {"alpha": (0.0, 1 / 2), "beta": (1 / 2, 1.0), "gamma": (0.0, 1.0)}
 SENDERS = (
@@ -41,7 +42,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class OverloadOptions:
     """`seconds`: of each phase. `factors`: of the capacity, a phase each. `at_once`: requests under
-    way while the capacity is measured. `node_memory` bounds how many run."""
+    way while the capacity is measured. `node_memory` bounds how many run. `held`: nodes compute no
+    faster than this, so that the capacity is theirs and not the machine's."""
 
     model: Path
     folder: Path
@@ -56,6 +58,7 @@ class OverloadOptions:
     output_tokens: tuple[int, int] = (16, 48)
     objectives: Objectives = field(default_factory=lambda: Objectives(8.0, 0.3))
     seed: int = 1
+    held: StepTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +96,14 @@ def overload_plan(options: OverloadOptions) -> Plan:
         node_memory=options.node_memory,
         settings=(
             f"[admission]\nmax_wait_s = {options.max_wait_s}\nmax_waiting = {options.max_waiting}\n"
-            f"expected_output_tokens = {longest}"
+            f"expected_output_tokens = {longest}\n"
+            # Tables of step times know no drafts.
+            f"[speculation]\nenabled = {'true' if options.held is None else 'false'}"
         ),
         http=f"api_keys = {digests}",
         gates=False,
         log_level="warning",
+        held=options.held,
     )
 
 

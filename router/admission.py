@@ -88,6 +88,10 @@ class WaitingQueue:
         """Waiting of this owner and class, what had begun left out."""
         return self._classes[priority].tokens_of(owner)
 
+    def mean_tokens_of(self, owner: str, priority: int) -> int:
+        """The same a request, rounded up."""
+        return self._classes[priority].mean_tokens_of(owner)
+
     def tokens_before(self, owner: str, priority: int, cost_tokens: int) -> int:
         """Tokens that will be admitted before a new request of this owner, if no more owners come.
 

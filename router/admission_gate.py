@@ -106,7 +106,9 @@ class AdmissionGate:
         before = self._queue.tokens_before(wish.owner, wish.priority, wish.cost_tokens)
         line = (wish.owner, wish.priority)
         own = self._queue.tokens_of(*line)
-        return max(before / rate, self._paces.wait_s(line, own, wish.cost_tokens, load.now_s))
+        # The next to start is one of the line's: who asks may not have said its size yet.
+        next_tokens = max(wish.cost_tokens, self._queue.mean_tokens_of(*line))
+        return max(before / rate, self._paces.wait_s(line, own, next_tokens, load.now_s))
 
     def _check_wait(self, wish: Wish, load: Load) -> None:
         longest_s = self._settings.max_wait_s
@@ -147,10 +149,12 @@ class AdmissionGate:
 
     def _state(self, load: Load) -> str:
         rate = self._meter.tokens_per_s(load.flow_tokens_per_s)
+        waiting = len(self._queue)
         return (
-            f"{len(self._queue)} requests are waiting already with {self._queue.tokens} tokens "
-            f"behind {load.running} running with {load.running_tokens}, served at about "
-            f"{rate:.0f} tokens/s of a max flow of {load.flow_tokens_per_s:.0f}"
+            f"{waiting} request{' is' if waiting == 1 else 's are'} waiting already with "
+            f"{self._queue.tokens} tokens behind {load.running} running with "
+            f"{load.running_tokens}, served at about {rate:.0f} tokens/s of a max flow of "
+            f"{load.flow_tokens_per_s:.0f}"
         )
 
 

@@ -139,6 +139,11 @@ class FairLines:
         line = self._lines.get(owner)
         return line.tokens if line is not None else 0
 
+    def mean_tokens_of(self, owner: str) -> int:
+        """A request's in its line, rounded up; 0 of an empty one."""
+        line = self._lines.get(owner)
+        return -(-line.tokens // line.live) if line is not None else 0
+
     def tokens_before(self, owner: str, cost_tokens: int) -> int:
         """Tokens that go before a new request of this owner: its own, and of every other owner's
         what is served meanwhile."""

@@ -54,8 +54,9 @@ class LinePaces:
     def emptied(self, line: Line) -> None:
         self._paces.pop(line, None)
 
-    def wait_s(self, line: Line, tokens_before: int, cost_tokens: int, now_s: float) -> float:
-        """Of a request behind so many tokens of its own line; 0 while the pace is not known."""
+    def wait_s(self, line: Line, tokens_before: int, next_tokens: int, now_s: float) -> float:
+        """Of a request behind so many tokens of its own line; 0 while the pace is not known.
+        `next_tokens`: what the next of the line to start is taken to cost."""
         pace = self._paces.get(line)
         if pace is None:
             return 0.0
@@ -63,4 +64,4 @@ class LinePaces:
         if pace.seen_s < KNOWN_S:
             return 0.0
         # As if the next were starting just now: large requests start seldom.
-        return tokens_before * pace.seen_s / (pace.taken_tokens + cost_tokens)
+        return tokens_before * pace.seen_s / (pace.taken_tokens + next_tokens)

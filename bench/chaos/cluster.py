@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import msgspec
 
 from bench.chaos.gates import Gate
 from bench.chaos.picture import Picture, read_picture
 from bench.chaos.processes import Child
+from bench.cluster.node import NodeSpec
 from helix_mq.demo import free_ports
 from helix_mq.errors import LocalError
+from solver.objective import StepTimes
 
 ROUTER = "router"
 POLL_S = 0.05
@@ -54,7 +57,8 @@ class Plan:
     """What is started. `settings`: further lines of router.toml, before its sections; `http`: of
     its section of that name. With a `journal` the router may be killed, too. Without `gates`
     processes reach each other directly, and no way between them can be cut. `environment`: of the
-    nodes, beside that of this process."""
+    nodes, beside that of this process. `held`: the nodes compute no faster than this; it knows no
+    drafts, which are to be switched off then."""
 
     model: Path
     slices: Mapping[str, str]
@@ -67,6 +71,7 @@ class Plan:
     environment: Mapping[str, str] = field(default_factory=dict)
     node_threads: int = 1
     node_dtype: str = "float32"
+    held: StepTimes | None = None
 
 
 @dataclass(slots=True)
@@ -129,11 +134,21 @@ class ChaosCluster:
             ROUTER, ("router", "--config", path), self._folder / "router.log"
         )
         for name in self.names:
-            path = self._write(name, self._node_toml(name))
-            arguments, log = ("node", "--config", path), self._folder / f"{name}.log"
-            self.children[name] = Child(name, arguments, log, self.plan.environment)
+            self.children[name] = self._node(name)
         for child in self.children.values():
             await child.start()
+
+    def _node(self, name: str) -> Child:
+        settings, held = self._write(name, self._node_toml(name)), self.plan.held
+        log, environment = self._folder / f"{name}.log", self.plan.environment
+        if held is None:
+            return Child(name, ("node", "--config", settings), log, environment)
+        steps = str(self._folder / f"{name}.steps.json")
+        spec = self._folder / f"{name}.json"
+        spec.write_bytes(
+            msgspec.json.encode(NodeSpec(settings, held.prefill, held.decode, {}, steps))
+        )
+        return Child(name, (str(spec),), log, environment, module="bench.cluster.node")
 
     def _write(self, name: str, text: str) -> str:
         path = self._folder / f"{name}.toml"

@@ -26,7 +26,8 @@ class Holds:
 
 
 class Child:
-    """`helix-mq` with some arguments. Its words go to `log`, of all its lives one after another."""
+    """`helix-mq`, or another module of ours, with some arguments. Its words go to `log`, of all its
+    lives one after another."""
 
     def __init__(
         self,
@@ -34,9 +35,11 @@ class Child:
         arguments: tuple[str, ...],
         log: Path,
         environment: Mapping[str, str] | None = None,
+        module: str = "helix_mq",
     ) -> None:
         """`environment`: beside that of this process."""
         self.name = name
+        self._module = module
         self.log = log
         self._environment = environment or {}
         self.lives = 0
@@ -49,7 +52,7 @@ class Child:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "helix_mq",
+                self._module,
                 *self._arguments,
                 stdout=log,
                 stderr=log,

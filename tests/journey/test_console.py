@@ -127,7 +127,10 @@ def test_a_chat_streams_and_its_request_is_seen(browser: Browser) -> None:
         page.get_by_label("Most tokens").fill("15000")
         page.get_by_label("Message").fill("Hello!")
         with held_steps(cluster) as held:
-            page.keyboard.press("Enter")
+            # Routes are taken while this thread waits for the page, not while it waits for others:
+            # the request has to be past them first.
+            with page.expect_response("**/v1/chat/completions"):
+                page.keyboard.press("Enter")
             browser.world.run(lambda: answering(held))
             request = page.locator("#request-rows tr").first
             expect(request).to_contain_text("alpha")

@@ -157,8 +157,9 @@ async def test_twenty_kills_lose_and_repeat_nothing(tmp_path: Path, tiny_folder:
             async with httpx.AsyncClient(base_url=cluster.url, timeout=240) as http:
                 with contextlib.suppress(httpx.TransportError):
                     async with http.stream("POST", "/v1/completions", json=body) as answer:
-                        name = answer.headers["x-request-id"]
                         begun.set()
+                        assert answer.status_code == 200, await answer.aread()
+                        name = answer.headers["x-request-id"]
                         async for line in answer.aiter_lines():
                             if line.startswith("data: {"):
                                 chunk = httpx.Response(200, text=line[6:]).json()

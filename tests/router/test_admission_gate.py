@@ -118,6 +118,21 @@ def test_a_line_that_is_served_slower_than_its_share_is_believed() -> None:
     gate({"ada": 20}, settings, paces=paces).check(background, late)
 
 
+def test_a_line_that_has_stood_for_a_moment_refuses_nobody() -> None:
+    """Who asks before its text is tokenised says a cost of one token, and nothing of the line has
+    started: it does not wait for as many times that moment as the line has tokens."""
+    paces, settings = LinePaces(), AdmissionSettings(max_wait_s=4.0)
+    paces.waits(("ada", INTERACTIVE), 0.0)
+    asking = dataclasses.replace(WISH, cost_tokens=1)
+    soon = dataclasses.replace(LOAD, now_s=2 * KNOWN_S)
+    assert gate({"ada": 1}, settings, paces=paces).wait_s(asking, soon) == pytest.approx(1.0)
+    gate({"ada": 1}, settings, paces=paces).check(asking, soon)
+    with pytest.raises(ClusterFull, match=r"10 requests are .* wait for about 10 s"):
+        gate({"ada": 10}, settings, paces=paces).check(asking, soon)
+    with pytest.raises(ClusterFull, match=r"^1 request is waiting"):
+        gate({"ada": 1}, settings, paces=paces).check(asking, dataclasses.replace(LOAD, now_s=9.0))
+
+
 def test_a_line_that_was_empty_is_judged_anew() -> None:
     paces, line = LinePaces(), ("ada", INTERACTIVE)
     paces.waits(line, 0.0)
