@@ -3,7 +3,9 @@
 Two questions, on one machine with real processes. How much of the tokens/s of one node do three
 reach that share the same cores and the same layers, each with as many threads as there are cores,
 as by default? Both clusters stand side by side and decode in turns of seconds, streams all open at
-once: what else a machine does changes by the minute, so rates are compared turn by turn.
+once: what else a machine does changes by the minute, so rates are compared turn by turn. Beside
+them one process and three that only compute and pass on (`bench.pipeline_bare`) say how much of
+that any pipeline in these processes would lose.
 And what do router and nodes compute per decode step apart from the device's thread: the processor
 time of their event loops and of ZeroMQ's threads, by the kernel's books of each thread, less what
 they take while nothing is decoded.
@@ -19,8 +21,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +34,7 @@ import typer
 from bench.chaos.cluster import ROUTER, ChaosCluster, Plan
 from bench.ending import run_to_its_end
 from bench.live_run import say
+from bench.pipeline_bare import BarePipeline
 from bench.planner_common import machine_summary, write_results
 from bench.samplings import SAMPLINGS
 from helix_mq.client import Client
@@ -44,6 +48,8 @@ PROMPT_TOKENS = 32
 START_S = 240.0
 DEADLINE_S = 600.0
 IDLE_S = 5.0
+BARE = {"bare one": 1, "bare three": NODES}
+"""Stages of the pipelines that stand for the least it could cost; they draw no tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +157,11 @@ async def decode(
     return count / (ended_s - started_s), count
 
 
-async def rate_of(client: Client, streams: int, load: Load, seed: int) -> float:
+async def bare_rate(bare: BarePipeline, load: Load, streams: int, _seed: int) -> float:
+    return await bare.rate(streams, load.turn_s)
+
+
+async def rate_of(client: Client, load: Load, streams: int, seed: int) -> float:
     """Tokens/s of decodes, of as many sets of streams as the time of a turn takes."""
     seconds, count = 0.0, 0
     while seconds < load.turn_s:
@@ -225,6 +235,7 @@ async def compare(
     costs: list[object] = []
     for number in range(load.rounds):
         async with contextlib.AsyncExitStack() as stack:
+            runs: dict[str, Callable[[int, int], Awaitable[float]]] = {}
             clusters = {
                 name: await stack.enter_async_context(
                     ChaosCluster(plan, folder / f"{name}{number}")
@@ -236,11 +247,19 @@ async def compare(
                 await cluster.whole(START_S)
                 clients[name] = await stack.enter_async_context(Client(cluster.clients))
                 await decode(clients[name], 2, 8, seed=99)
+                runs[name] = partial(rate_of, clients[name], load)
+            for name, stages in BARE.items() if load.sampling == "greedy" else ():
+                bare = BarePipeline(
+                    *(model, stages, max(load.streams), load.tokens, cores, dtype),
+                    folder / f"{name}{number}.log",
+                )
+                await stack.enter_async_context(bare)
+                runs[name] = partial(bare_rate, bare, load)
             for turn in range(load.turns):
                 # Now one goes first, now the other.
-                for name in plans if turn % 2 == 0 else reversed(plans):
+                for name in runs if turn % 2 == 0 else reversed(runs):
                     for n in load.streams:
-                        rate = await rate_of(clients[name], n, load, seed=turn)
+                        rate = await runs[name](n, turn)
                         turns.append(Turn(number, turn, n, name, rate))
                         say(f"round {number + 1}.{turn + 1}, {name}, {n} streams: {rate:.1f}/s")
             if number == load.rounds - 1:
@@ -248,6 +267,7 @@ async def compare(
                 costs = [await steps_cost(*three, n, load) for n in load.streams]
         found: dict[str, object] = {
             "rates": rates_of(turns, load.streams),
+            "bare": rates_of(turns, load.streams, tuple(BARE)),
             "costs": costs,
             "turns": [asdict(turn) for turn in turns],
         }
@@ -255,14 +275,19 @@ async def compare(
     return found
 
 
-def rates_of(turns: Sequence[Turn], streams: Sequence[int]) -> list[dict[str, object]]:
-    """Medians over the turns, and quartiles of what three had of one's rate in each."""
+def rates_of(
+    turns: Sequence[Turn], streams: Sequence[int], names: tuple[str, ...] = ("one", "three")
+) -> list[dict[str, object]]:
+    """Medians over the turns, and quartiles of what the second of `names` had of the first's rate
+    in each. Nothing of those that had no turn."""
     found: list[dict[str, object]] = []
     for n in streams:
         one, three = (
             [turn.tokens_per_s for turn in turns if turn.streams == n and turn.nodes == nodes]
-            for nodes in ("one", "three")
+            for nodes in names
         )
+        if not one:
+            continue
         ratios = [b / a for a, b in zip(one, three, strict=True)]
         spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         found.append(
@@ -316,7 +341,7 @@ def main(
         found = run_to_its_end(compare(folder, Path(place), load, dtype, keep))
     found["engine"] = [engine_cost(folder, n, dtype, how) for how in SAMPLINGS for n in counts]
     keep(found)
-    for rows in (found["rates"], found["costs"], found["engine"]):
+    for rows in (found["rates"], found["bare"], found["costs"], found["engine"]):
         assert isinstance(rows, list)
         for row in rows:
             print(row)
