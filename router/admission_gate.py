@@ -106,9 +106,9 @@ class AdmissionGate:
         before = self._queue.tokens_before(wish.owner, wish.priority, wish.cost_tokens)
         line = (wish.owner, wish.priority)
         own = self._queue.tokens_of(*line)
-        # The next to start is one of the line's: who asks may not have said its size yet.
-        next_tokens = max(wish.cost_tokens, self._queue.mean_tokens_of(*line))
-        return max(before / rate, self._paces.wait_s(line, own, next_tokens, load.now_s))
+        # Whoever asks, the next to start is one of the line's.
+        mean = self._queue.mean_tokens_of(*line)
+        return max(before / rate, self._paces.wait_s(line, own, mean, load.now_s))
 
     def _check_wait(self, wish: Wish, load: Load) -> None:
         longest_s = self._settings.max_wait_s

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helix_mq.errors import ClusterFull, QueueFull
 from helix_mq.ids import RequestId
@@ -131,6 +133,34 @@ def test_a_line_that_has_stood_for_a_moment_refuses_nobody() -> None:
         gate({"ada": 10}, settings, paces=paces).check(asking, soon)
     with pytest.raises(ClusterFull, match=r"^1 request is waiting"):
         gate({"ada": 1}, settings, paces=paces).check(asking, dataclasses.replace(LOAD, now_s=9.0))
+
+
+@given(
+    costs=st.lists(st.integers(1, 400), min_size=1, max_size=12),
+    others=st.lists(st.integers(1, 400), max_size=12),
+    taken=st.integers(0, 500),
+    stood_s=st.floats(0.0, 100.0),
+    cost=st.integers(1, 5000),
+    priority=st.sampled_from([INTERACTIVE, BACKGROUND]),
+)
+def test_who_has_not_said_its_size_is_refused_only_where_any_would_be(
+    costs: list[int], others: list[int], taken: int, stood_s: float, cost: int, priority: int
+) -> None:
+    """Refusals before a text is tokenised: no request of any size is let in where they stand."""
+    queue, paces = WaitingQueue(), LinePaces()
+    owners = ["ada"] * len(costs) + ["bob"] * len(others)
+    for number, (owner, tokens) in enumerate(zip(owners, [*costs, *others], strict=True)):
+        queue.push(Waiting(RequestId(number), owner, priority, float(number), tokens))
+    paces.waits(("ada", priority), 0.0)
+    paces.took(("ada", priority), taken, 0.0)
+    judge = AdmissionGate(AdmissionSettings(), 100, queue, busy_meter(), paces)
+    load = dataclasses.replace(LOAD, now_s=stood_s)
+    sized = dataclasses.replace(WISH, cost_tokens=cost, priority=priority)
+    before = judge.wait_s(dataclasses.replace(sized, cost_tokens=1), load)
+    after = judge.wait_s(sized, load)
+    assert before is not None
+    assert after is not None
+    assert before <= after
 
 
 def test_a_line_that_was_empty_is_judged_anew() -> None:
