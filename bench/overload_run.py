@@ -96,9 +96,7 @@ def overload_plan(options: OverloadOptions) -> Plan:
         node_memory=options.node_memory,
         settings=(
             f"[admission]\nmax_wait_s = {options.max_wait_s}\nmax_waiting = {options.max_waiting}\n"
-            f"expected_output_tokens = {longest}\n"
-            # Tables of step times know no drafts.
-            f"[speculation]\nenabled = {'true' if options.held is None else 'false'}"
+            f"expected_output_tokens = {longest}"
         ),
         http=f"api_keys = {digests}",
         gates=False,

@@ -118,7 +118,7 @@ class BarePipeline:
             for at, (a, b) in enumerate(pairwise(cuts))
         ]
         self._threads, self._log = threads, log
-        self._children: list[asyncio.subprocess.Process] = []
+        self.children: list[asyncio.subprocess.Process] = []
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._back = context.socket(zmq.PULL)
         self._in = context.socket(zmq.PUSH)
@@ -134,7 +134,7 @@ class BarePipeline:
                 for at, spec in enumerate(self._specs):
                     path = self._log.with_suffix(f".{at}.json")
                     path.write_bytes(msgspec.json.encode(spec))
-                    self._children.append(
+                    self.children.append(
                         await asyncio.create_subprocess_exec(
                             *(sys.executable, "-m", "bench.pipeline_bare", str(path)),
                             stderr=log,
@@ -148,7 +148,7 @@ class BarePipeline:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for child in self._children:
+        for child in self.children:
             if child.returncode is None:
                 child.kill()
             await child.wait()
@@ -176,7 +176,7 @@ class BarePipeline:
             try:
                 return self._back.recv()
             except zmq.Again:
-                if any(child.returncode is not None for child in self._children):
+                if any(child.returncode is not None for child in self.children):
                     break
         raise LocalError(f"a stage ended or hangs: {self._log.read_text()[-1000:]}")
 

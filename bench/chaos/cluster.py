@@ -19,7 +19,7 @@ import msgspec
 from bench.chaos.gates import Gate
 from bench.chaos.picture import Picture, read_picture
 from bench.chaos.processes import Child
-from bench.cluster.node import NodeSpec
+from bench.node_spec import HELD_NODE, NodeSpec
 from helix_mq.demo import free_ports
 from helix_mq.errors import LocalError
 from solver.objective import StepTimes
@@ -57,8 +57,7 @@ class Plan:
     """What is started. `settings`: further lines of router.toml, before its sections; `http`: of
     its section of that name. With a `journal` the router may be killed, too. Without `gates`
     processes reach each other directly, and no way between them can be cut. `environment`: of the
-    nodes, beside that of this process. `held`: the nodes compute no faster than this; it knows no
-    drafts, which are to be switched off then."""
+    nodes, beside that of this process. `held`: the nodes compute no faster than this."""
 
     model: Path
     slices: Mapping[str, str]
@@ -148,7 +147,7 @@ class ChaosCluster:
         spec.write_bytes(
             msgspec.json.encode(NodeSpec(settings, held.prefill, held.decode, {}, steps))
         )
-        return Child(name, (str(spec),), log, environment, module="bench.cluster.node")
+        return Child(name, (str(spec),), log, environment, module=HELD_NODE)
 
     def _write(self, name: str, text: str) -> str:
         path = self._folder / f"{name}.toml"

@@ -15,11 +15,11 @@ import msgspec
 import psutil
 
 from bench.chaos.picture import Picture, read_picture
-from bench.cluster.node import NodeSpec
 from bench.cluster.paced import NodeLog, table_of
 from bench.cluster.stand_in import memory_for, write_stand_in
 from bench.cluster.subject import Subject
 from bench.cluster.ways import ShaperLog, ShaperSpec, WaySpec, machine_links
+from bench.node_spec import HELD_NODE, NodeSpec
 from helix_mq.demo import free_ports
 from helix_mq.errors import LocalError
 from helix_mq.ids import ROUTER, NodeId
@@ -141,7 +141,7 @@ class LiveCluster:
         settings = self._write("router.toml", self._router_toml(model))
         self._add(ROUTER, "helix_mq", ("router", "--config", settings))
         for name in self._names:
-            self._add(name, "bench.cluster.node", (self._node_spec(name, model),))
+            self._add(name, HELD_NODE, (self._node_spec(name, model),))
         for process in self.processes.values():
             await process.start()
         await self._until_whole()

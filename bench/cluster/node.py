@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from bench.cluster.paced import NodeLog, Pace, paced_load, table_of
+from bench.node_spec import NodeSpec
 from bench.routed import RoutedTransport
 from helix_mq.clock import SystemClock
 from helix_mq.models.resolve import resolve_model
@@ -27,18 +28,7 @@ from nodes.running import run_until
 from nodes.security import NodeSecurity
 from nodes.settings import NodeSettings
 from nodes.tuning import tune_process
-from solver.objective import Points, StepTimes
-
-
-class NodeSpec(msgspec.Struct, frozen=True):
-    """`settings`: its node.toml. `ways`: endpoint as the cluster knows it -> where this node dials
-    instead. `log`: where a NodeLog is written at the end."""
-
-    settings: str
-    prefill: Points
-    decode: Points
-    ways: dict[str, str]
-    log: str
+from solver.objective import StepTimes
 
 
 async def serve(spec: NodeSpec, settings: NodeSettings, stop: asyncio.Event) -> None:

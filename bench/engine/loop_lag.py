@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
 import typer
@@ -70,7 +70,8 @@ def hashing(seconds: float) -> None:
         hashlib.sha256(data)
 
 
-def measured(work: Callable[[], object]) -> dict[str, object]:
+def measured(work: Callable[[], object]) -> dict[str, Any]:
+    """What a result file says of a loop beside `work`."""
     waited_s, began_s, stolen_s = _without_processor_s(), perf_counter(), _stolen_s()
     lags = asyncio.run(lags_of(work))
     return {

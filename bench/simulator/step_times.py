@@ -42,30 +42,39 @@ class ChunkCost:
 
 
 class StepTable:
-    """Seconds of one layer: `prefill_s[tokens]`, `decode_s[rows]`, for all sizes a step may have.
+    """Seconds of one layer: `prefill_s[tokens]`, `decode_s[rows]`, for all sizes that the limits of
+    a step let it have. Rows with drafts count as prefill and may come to more, which is worked out
+    each time.
 
     `both_s` is what a layer with prefill and decodes takes less than their sum.
     """
 
-    __slots__ = ("both_s", "decode_s", "limits", "prefill_s")
+    __slots__ = ("_cost", "_pass_s", "_times", "both_s", "decode_s", "limits", "prefill_s")
 
     def __init__(self, times: StepTimes, limits: BatchLimits, cost: ChunkCost) -> None:
         self.limits = limits
-        pass_s = one_token_pass_s(times)
-        floor_s = pass_s if cost.floor else 0.0
-        self.decode_s = [0.0] + [
-            max(pass_s, interpolated(times.decode, rows)) for rows in range(1, limits.max_rows + 1)
-        ]
-        self.prefill_s = [0.0] + [
-            max(floor_s, interpolated(times.prefill, tokens)) + cost.per_chunk_s
-            for tokens in range(1, limits.prefill_tokens + 1)
-        ]
-        self.both_s = pass_s if cost.shared_weights else 0.0
+        self._times, self._cost = times, cost
+        self._pass_s = one_token_pass_s(times)
+        self.decode_s = [self._decodes_s(rows) for rows in range(limits.max_rows + 1)]
+        self.prefill_s = [self._prefills_s(tokens) for tokens in range(limits.prefill_tokens + 1)]
+        self.both_s = self._pass_s if cost.shared_weights else 0.0
 
     def layer_s(self, prefill_tokens: int, decode_rows: int) -> float:
         """Seconds of one layer with so many prefill tokens and so many decodes."""
-        together_s = self.prefill_s[prefill_tokens] + self.decode_s[decode_rows]
+        try:
+            together_s = self.prefill_s[prefill_tokens] + self.decode_s[decode_rows]
+        except IndexError:
+            together_s = self._prefills_s(prefill_tokens) + self._decodes_s(decode_rows)
         return together_s - self.both_s if prefill_tokens and decode_rows else together_s
+
+    def _prefills_s(self, tokens: int) -> float:
+        if not tokens:
+            return 0.0
+        floor_s = self._pass_s if self._cost.floor else 0.0
+        return max(floor_s, interpolated(self._times.prefill, tokens)) + self._cost.per_chunk_s
+
+    def _decodes_s(self, rows: int) -> float:
+        return max(self._pass_s, interpolated(self._times.decode, rows)) if rows else 0.0
 
     def pieces_s(self, pieces: Mapping[LayerRange, Sequence[int]]) -> float:
         """Seconds of a step whose rows run different layers: range -> (prefill tokens, decodes)."""

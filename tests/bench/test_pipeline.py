@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import pytest
+
 from bench.pipeline import Turn, rates_of
 
 
@@ -29,3 +34,10 @@ def test_ratios_are_of_each_turn_and_not_of_medians() -> None:
 def test_one_turn_is_its_own_spread() -> None:
     (found,) = rates_of(turns([50.0], [45.0], 1), [1])
     assert found["three_over_one_quartiles"] == [0.9, 0.9]
+
+
+@pytest.mark.parametrize("driver", ["bench.pipeline", "bench.overload_run", "bench.chaos.run"])
+def test_who_drives_a_cluster_loads_no_torch(driver: str) -> None:
+    """It shares the cores that are measured, and starts two seconds sooner."""
+    code = f"import sys, {driver}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

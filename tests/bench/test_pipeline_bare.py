@@ -53,7 +53,7 @@ async def test_tokens_go_round_until_a_process_ends(model: Path, tmp_path: Path)
     way = (model, 3, ROWS, TOKENS, 1, "float32", tmp_path / "bare.log")
     async with BarePipeline(*way) as bare:
         assert await bare.rate(ROWS, 0.05) > 0
-        bare._children[1].kill()
+        bare.children[1].kill()
         with pytest.raises(LocalError, match="a stage ended"):
             await bare.rate(1, 60.0)
 

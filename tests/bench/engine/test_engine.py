@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bench.chaos.tiny_model import write_tiny_model
 from bench.engine.figures import decode_ratio, figures, ratio, roofline, same_answers, step_bytes
-from bench.engine.loop_lag import lags_of, quantiles_ms
+from bench.engine.loop_lag import hashing, lags_of, measured, quantiles_ms
 from bench.engine.options import job_of, systems_of
 from bench.engine.peer import Peer, PeerFailed
 from bench.engine.report import body_of, table_of
@@ -123,6 +123,14 @@ async def test_a_loop_that_is_held_up_shows() -> None:
     assert all(held <= late for held, late in zip(found.held_s, found.late_s, strict=True))
     quantiles = quantiles_ms([0.001, 0.002, 0.003, 0.004])
     assert quantiles == {"p50": 3.0, "p99": 4.0, "p999": 4.0, "max": 4.0}
+
+
+def test_a_loop_beside_a_thread_that_hashes_is_measured_all_the_while() -> None:
+    found = measured(lambda: hashing(0.1))
+    assert found["seconds"] >= 0.1
+    assert found["wakes"] > 1
+    lag_ms, held_ms = found["lag_ms"], found["held_ms"]
+    assert held_ms.keys() == lag_ms.keys() == {"p50", "p99", "p999", "max"}
 
 
 def test_two_programs_give_the_same_answers(tmp_path: Path) -> None:

@@ -96,6 +96,9 @@ def test_a_chunk_is_never_cheaper_than_a_pass_over_the_weights() -> None:
     assert shared.layer_s(50, 0) == pytest.approx(0.05)
     dear = StepTable(TIMES, limits, ChunkCost(per_chunk_s=0.002))
     assert dear.layer_s(50, 1) == pytest.approx(0.062)
+    # Drafts make steps larger than prompts may.
+    assert dear.layer_s(250, 1) == pytest.approx(0.262)
+    assert dear.layer_s(0, limits.max_rows + 100) == pytest.approx(interpolated(TIMES.decode, 356))
     assert interpolated(TIMES.decode, 51) == pytest.approx(0.06)
     assert interpolated(TIMES.decode, 202) == pytest.approx(0.22)
 
