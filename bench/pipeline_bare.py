@@ -118,6 +118,7 @@ class BarePipeline:
             for at, (a, b) in enumerate(pairwise(cuts))
         ]
         self._threads, self._log = threads, log
+        self._turn: asyncio.Future[float] | None = None
         self.children: list[asyncio.subprocess.Process] = []
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._back = context.socket(zmq.PULL)
@@ -152,12 +153,16 @@ class BarePipeline:
             if child.returncode is None:
                 child.kill()
             await child.wait()
+        if self._turn is not None:
+            # Sockets are one thread's: a turn that was cancelled still waits for its message.
+            await asyncio.gather(self._turn, return_exceptions=True)
         for socket in (self._back, self._in):
             socket.close()
 
     async def rate(self, streams: int, seconds: float) -> float:
         """Tokens/s of so many rows, in one step more than take so long."""
-        return await asyncio.to_thread(self._rate, streams, seconds)
+        self._turn = asyncio.ensure_future(asyncio.to_thread(self._rate, streams, seconds))
+        return await asyncio.shield(self._turn)
 
     def _rate(self, streams: int, seconds: float) -> float:
         ids = struct.pack(f"{streams}i", *range(5, 5 + streams))

@@ -32,7 +32,8 @@ from router.service import Service
 log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
-"""As long as Linux lets it be (net.core.somaxconn): one more is reset without a word."""
+"""As long as Linux lets it be (net.core.somaxconn): connections past it are dropped or reset, and
+nobody is told why."""
 _ACCEPTS_PER_TURN = 16
 """The event loop takes one connection from a listening socket per turn (libuv since 1.47). Under
 ten times the load a turn takes some 5 ms: of 340 connections/s less than half came in, refusals

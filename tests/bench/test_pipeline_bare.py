@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -56,6 +57,18 @@ async def test_tokens_go_round_until_a_process_ends(model: Path, tmp_path: Path)
         bare.children[1].kill()
         with pytest.raises(LocalError, match="a stage ended"):
             await bare.rate(1, 60.0)
+
+
+async def test_a_turn_that_is_cancelled_ends_before_its_sockets_do(
+    model: Path, tmp_path: Path
+) -> None:
+    async with BarePipeline(model, 1, ROWS, TOKENS, 1, "float32", tmp_path / "bare.log") as bare:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await bare.rate(ROWS, 3600.0)
+    assert all(child.returncode is not None for child in bare.children)
+    assert bare._turn is not None
+    assert bare._turn.done()
 
 
 async def test_what_a_process_says_as_it_ends_is_told(model: Path, tmp_path: Path) -> None:
