@@ -94,14 +94,14 @@ class Stage:
         places = [(sequence, position) for sequence in self._sequences[:count]]
         self._steps += 1
         if not self._last:
-            leaving = self._decodes.hidden(places, self._layers, self._cache, given)
-            if leaving is None:
-                raise LocalError("the compiled step refused a row")
-            return leaving
-        tokens = self._decodes.tokens(places, self._layers, self._cache, given)
-        if tokens is None:
+            ready = self._decodes.hidden(places, self._layers, self._cache, given)
+        else:
+            ready = self._decodes.tokens(places, self._layers, self._cache, given)
+        if ready is None or not self._decodes.now(ready):
             raise LocalError("the compiled step refused a row")
-        return struct.pack(f"{count}i", *tokens)
+        if ready.leaving is not None:
+            return ready.leaving.view
+        return struct.pack(f"{count}i", *(ready.best or ()))
 
 
 class BarePipeline:

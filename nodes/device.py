@@ -30,8 +30,11 @@ class DeviceThread(Executor):
     """Begins with its first job and ends with shutdown()."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._since_s: float | None = None
+        self.clock = clock
+        self.since_s: float | None = None
+        """When its present job began; None between jobs."""
+        self.elsewhere_since_s: float | None = None
+        """The same of what the device computes without this thread, for who has it do so to set."""
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: Thread | None = None
         self._lock = Lock()
@@ -60,8 +63,8 @@ class DeviceThread(Executor):
 
     def busy_s(self) -> float:
         """Seconds that the present job has been running; 0 between jobs."""
-        since_s = self._since_s
-        return self._clock.now_s() - since_s if since_s is not None else 0.0
+        began_s = [s for s in (self.since_s, self.elsewhere_since_s) if s is not None]
+        return self.clock.now_s() - min(began_s) if began_s else 0.0
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See Executor.shutdown."""
@@ -92,9 +95,9 @@ class DeviceThread(Executor):
         compute_long()
         jobs = self._jobs
         while (job := jobs.get()) is not None:
-            self._since_s = self._clock.now_s()
+            self.since_s = self.clock.now_s()
             job()
-            self._since_s = None
+            self.since_s = None
             # What it holds is not to be kept until the next one comes.
             del job
 
@@ -132,6 +135,8 @@ class Errand(Generic[A, T]):
             self._value = job(self._given)  # type: ignore[arg-type]
         except BaseException as e:
             self._error = e
+        # Before the loop hears of it, which may have the next job at once.
+        self._device.since_s = None
         try:
             loop.call_soon_threadsafe(self._return)
         except RuntimeError:

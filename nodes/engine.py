@@ -137,6 +137,8 @@ class Engine:
 
     def close(self) -> None:
         """After the last step. Blocks until what the model started has ended."""
+        if self._plain is not None:
+            self._plain.close()
         self._model.close()
 
     def grow(self, total_pages: int) -> None:
@@ -150,6 +152,15 @@ class Engine:
         used = self._pool.total_pages - self._pool.free_pages
         wanted = max(1, least_pages, KEPT_PER_USED_PAGE * used)
         self._cache.shrink(min(self._pool.total_pages, wanted))
+
+    def begin(self, batch: Batch) -> int | None:
+        """See StepEngine.begin()."""
+        return self._plain.begin(batch) if self._plain is not None else None
+
+    def end(self) -> StepResult | None:
+        """See StepEngine.end()."""
+        assert self._plain is not None
+        return self._plain.end()
 
     def run(self, batch: Batch) -> StepResult:
         """One pass over the slice's layers for all rows, then sampling for those that end here."""

@@ -43,15 +43,16 @@ def frames_of(node: str, works: Batch, width: int, wire: Wire) -> list[OutFrame]
             end += 1
         if peer != ROUTER:
             rows = works if end - start == len(works) else works[start:end]
-            frames.append(_frame(node, rows, width, *wire(at, at + count, peer)))
+            frames.append(frame_of(node, rows, width, *wire(at, at + count, peer)))
             at += count
         start = end
     return frames
 
 
-def _frame(
+def frame_of(
     node: str, works: Sequence[Work[Payload]], width: int, dtype: str, payload_bytes: memoryview
 ) -> OutFrame:
+    """Of works that go to one peer under one epoch."""
     routes: dict[bytes, int] = {}
     rows: list[Row] = []
     histories: list[memoryview] = []

@@ -5,22 +5,29 @@ That is what a node does nearly all the time, and between two passes of compiled
 that is touched comes from memory: a step's weights have driven it out of the caches, and one call
 of PyTorch's costs 60 to 80 us there. So no tensor is made here. What is no such step, or not in
 order, is left to the engine's general way, which comes to the same results or says what is wrong.
+
+Where the system has what it takes (native/crew.py), such a step needs no thread of Python's: the
+event loop makes it ready and takes its results, compiled threads compute it in between.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
 
+import msgspec
 import torch
 
+from helix_mq.errors import LocalError
 from helix_mq.ids import ROUTER
 from helix_mq.messages.data import TokenItem
 from nodes.batching import SeqKey
-from nodes.frame_making import frames_of, in_order
+from nodes.frame_making import frame_of, frames_of, in_order
 from nodes.kv_cache import KvCache
-from nodes.model.native.decodes import Given, NativeDecodes
+from nodes.model.native.crew import Crew, NoCrew
+from nodes.model.native.decodes import Given, NativeDecodes, Ready
 from nodes.model.sampler import SamplerState
 from nodes.model.sampler_draw import compiled_draws
 from nodes.steps import Batch, OutFrame, StepResult
@@ -28,9 +35,23 @@ from nodes.wire_format import WIRE_NAMES, WireFormats, to_wire
 
 _TOKENS = "int32"
 
+MOST_OWN_ROWS = 64
+"""Of a step that the event loop makes ready itself: a few microseconds for each."""
+
+
+class _Step(msgspec.Struct, frozen=True, gc=False):
+    """Rows in the order in which they are computed. `alike`: they leave as one frame. `edited`:
+    their samplers want to be told of the tokens."""
+
+    works: Batch
+    ready: Ready
+    alike: bool
+    edited: bool
+    started_s: float
+
 
 class PlainSteps:
-    """Of one engine, whose pages and samplers these are; device thread."""
+    """Of one engine, whose pages and samplers these are; one thread at a time."""
 
     def __init__(
         self,
@@ -48,10 +69,65 @@ class PlainSteps:
         self._dtype = WIRE_NAMES[decodes.dtype]
         self._width = decodes.width
         self._draws = compiled_draws() is not None
+        self._crew: Crew | None = None
+        self._no_crew = False
+        self._begun: _Step | None = None
+        """What the crew computes, since when."""
+        self._posted_s = 0.0
 
     def run(self, batch: Batch) -> StepResult | None:
         """As Engine.run(); None where the step is none of these, or must be done again to say what
         is wrong. No row has blocks, so there is nothing that others could go on from."""
+        step = self._step(batch, edits=True)
+        if step is None or not self._decodes.now(step.ready):
+            return None
+        return self._result(step, time.perf_counter(), 0.0)
+
+    def begin(self, batch: Batch) -> int | None:
+        """See StepEngine.begin()."""
+        if len(batch) > MOST_OWN_ROWS or self._no_crew:
+            return None
+        # What samplers make of their texts may take long.
+        step = self._step(batch, edits=False)
+        if step is None:
+            return None
+        crew = self._crew or self._hire()
+        if crew is None:
+            return None
+        self._begun, self._posted_s = step, time.perf_counter()
+        self._decodes.begin(step.ready, crew)
+        return crew.bell
+
+    def end(self) -> StepResult | None:
+        """See StepEngine.end()."""
+        step, crew = self._begun, self._crew
+        assert step is not None
+        assert crew is not None
+        bad, began_s, ended_s = crew.took()
+        if bad < 0:
+            raise LocalError("the compiled threads rang before their step was over")
+        self._begun = None
+        if bad:
+            return None
+        idle_s = time.perf_counter() - self._posted_s - (ended_s - began_s)
+        return self._result(step, ended_s, idle_s)
+
+    def _hire(self) -> Crew | None:
+        try:
+            self._crew = Crew(torch.get_num_threads())
+        except NoCrew:
+            self._no_crew = True
+        return self._crew
+
+    def close(self) -> None:
+        """Returns after the step in progress; there is none afterwards."""
+        self._no_crew = True
+        if self._crew is not None:
+            self._crew.close()
+
+    def _step(self, batch: Batch, *, edits: bool) -> _Step | None:
+        """None where the batch is none of these steps, or not in order, or has logits to edit where
+        that is not wanted."""
         started_s = time.perf_counter()
         first = batch[0]
         layers, taken = first.layers, first.payload.dtype
@@ -84,6 +160,8 @@ class PlainSteps:
                         return None
                     drawn = True
                     edited = edited or work.position + 1 < sampler.simple_from
+        if edited and not edits:
+            return None
         works = batch if alike else in_order(batch)
         places = [(w.seq, w.position) for w in works]
         if starts:
@@ -91,30 +169,52 @@ class PlainSteps:
             given = Given([int.from_bytes(w.payload.data, order, signed=True) for w in works])
         else:
             given = Given((), [w.payload.data for w in works])
+        decodes, cache = self._decodes, self._cache
         if ends:
-            found = self._decodes.tokens(
+            ready = decodes.tokens(
                 places,
                 layers,
-                self._cache,
+                cache,
                 given,
                 [self._samplers[w.seq].choice for w in works] if drawn else (),
                 [self._samplers[w.seq].edits_at(w.position + 1) for w in works] if edited else (),
             )
-            if found is None:
-                return None
-            computed_s = time.perf_counter()
-            if edited:
+        else:
+            ready = decodes.hidden(places, layers, cache, given)
+        return _Step(works, ready, alike, edited, started_s) if ready is not None else None
+
+    def _result(self, step: _Step, computed_s: float, idle_s: float) -> StepResult | None:
+        """Of a step that has been computed; None where some logits are no numbers: keys and values
+        are stored then, and may be once more. `idle_s`: of the time since it was begun, what
+        nothing was done for it in."""
+        works, ready = step.works, step.ready
+        frames: list[OutFrame] = []
+        tokens: list[TokenItem] = []
+        if ready.leaving is not None:
+            peer = works[0].next_hop
+            if step.alike and not self._formats.of(peer):
+                leaving = ready.leaving.view
+                frames = [frame_of(self._node, works, self._width, self._dtype, leaving)]
+            else:
+                frames = self._frames(works, ready.leaving.view)
+        elif ready.best is None or not all(map(math.isfinite, ready.highest or ())):
+            return None
+        else:
+            found = ready.best[:]
+            if step.edited:
                 for work, token in zip(works, found, strict=True):
                     self._samplers[work.seq].took(token)
             tokens = [
                 TokenItem(w.seq.request, w.seq.attempt, w.position + 1, token)
                 for w, token in zip(works, found, strict=True)
             ]
-            return _result([], tokens, works, started_s, computed_s)
-        leaving = self._decodes.hidden(places, layers, self._cache, given)
-        if leaving is None:
-            return None
-        computed_s = time.perf_counter()
+        count, started_s = len(works), step.started_s
+        seconds = time.perf_counter() - started_s - idle_s
+        layers = works[0].layers
+        layer_tokens = count * (layers.end - layers.first)
+        return StepResult(frames, tokens, seconds, count, layer_tokens, (), started_s, computed_s)
+
+    def _frames(self, works: Batch, leaving: memoryview) -> list[OutFrame]:
         size = len(leaving) // len(works)
 
         def wire(start: int, end: int, peer: str) -> tuple[str, memoryview]:
@@ -124,17 +224,4 @@ class PlainSteps:
             numbers = torch.frombuffer(rows, dtype=self._decodes.dtype)
             return to_wire(numbers.view(-1, self._width), form)
 
-        frames = frames_of(self._node, works, self._width, wire)
-        return _result(frames, [], works, started_s, computed_s)
-
-
-def _result(
-    frames: list[OutFrame],
-    tokens: list[TokenItem],
-    works: Batch,
-    started_s: float,
-    computed_s: float,
-) -> StepResult:
-    count, seconds = len(works), time.perf_counter() - started_s
-    layer_tokens = count * len(works[0].layers)
-    return StepResult(frames, tokens, seconds, count, layer_tokens, (), started_s, computed_s)
+        return frames_of(self._node, works, self._width, wire)

@@ -45,6 +45,11 @@ class StepLoop:
         """While run() does, too: no circle is to keep a slice's weights when it is gone."""
         self._steps = Errand[Batch, StepResult](device, self._back)
         self._jobs = Errand[Job, None](device, self._chore_back)
+        self._device = device
+        self._begun: Batch = []
+        """The step that the engine's own threads run."""
+        self._bell: int | None = None
+        """What the loop listens to for its end."""
         self._broken: asyncio.Future[None] | None = None
         """Ends run() with what nobody has foreseen."""
         self._rested: asyncio.Future[None] | None = None
@@ -76,12 +81,24 @@ class StepLoop:
         finally:
             self._calls = None
             self.chores.give_up()
+            if self._bell is not None:
+                loop.remove_reader(self._bell)
+                self._bell = None
+            if self._begun:
+                # Nobody waits for it any more.
+                self._begun = []
+                self._device.elsewhere_since_s = None
 
     def ring(self) -> None:
         """There may be something to do. In the loop's next turn, as more may come in this one."""
         if not self._turn_due and not self.busy and self.loop is not None:
             self._turn_due = True
             self.loop.call_soon(self._turn)
+
+    def now(self) -> None:
+        """As ring(), when nothing more can come: that saves a turn."""
+        if not self.busy:
+            self._turn()
 
     def _turn(self) -> None:
         self._turn_due = False
@@ -96,7 +113,13 @@ class StepLoop:
                 self.busy = True
                 if self._stall is not None:
                     self._unstall()
-                self._steps.go(calls.engine.run, batch, loop)
+                device = self._device
+                if (
+                    device.since_s is not None
+                    or device.elsewhere_since_s is not None
+                    or not self._runs_by_itself(calls.engine, batch, loop)
+                ):
+                    self._steps.go(calls.engine.run, batch, loop)
             elif (stall_s := calls.stall_s()) is None:
                 self._unstall()
             elif self._stall is None:
@@ -107,6 +130,42 @@ class StepLoop:
             # What the device did not take is not waited for.
             self.busy = False
             self._break(e)
+
+    def _runs_by_itself(
+        self, engine: StepEngine, batch: Batch, loop: asyncio.AbstractEventLoop
+    ) -> bool:
+        """False where the step is for the device's thread, also to say what is wrong with it."""
+        try:
+            bell = engine.begin(batch)
+        except Exception:
+            return False
+        if bell is None:
+            return False
+        self._begun = batch
+        self._device.elsewhere_since_s = self._device.clock.now_s()
+        if bell != self._bell:
+            if self._bell is not None:
+                loop.remove_reader(self._bell)
+            self._bell = bell
+            loop.add_reader(bell, self._rung)
+        return True
+
+    def _rung(self) -> None:
+        batch, self._begun = self._begun, []
+        calls, loop = self._calls, self.loop
+        if not batch or calls is None:
+            return
+        self._device.elsewhere_since_s = None
+        error: BaseException | None = None
+        result: StepResult | None = None
+        try:
+            result = calls.engine.end()
+        except BaseException as e:
+            error = e
+        if result is None and error is None and loop is not None:
+            self._steps.go(calls.engine.run, batch, loop)
+        else:
+            self._back(batch, result, error)
 
     def _unstall(self) -> None:
         if self._stall is not None:

@@ -59,6 +59,15 @@ class StepEngine(Protocol):
         """Runs one step. Device thread."""
         ...
 
+    def begin(self, batch: Batch) -> int | None:
+        """Has threads of its own run it, where it can: gives a file that can be read when they have
+        ended, until end(). None where it is for run(). Loop thread, device idle."""
+        ...
+
+    def end(self) -> StepResult | None:
+        """What came of it; None where run() must do it again, to say what is wrong. Loop thread."""
+        ...
+
     def free(self, seq: SeqKey) -> None: ...
 
     def check(self) -> None:

@@ -50,7 +50,6 @@ STALL_GRACE_S = 1.0
 MAX_WAITING_ROWS = 131_072
 """Credit counts bytes, but a row of one token takes some 2 KiB here and a few bytes on the wire."""
 
-
 _KNOWN_STEPS = 1024
 
 
@@ -151,8 +150,12 @@ class Worker:
         for seq in accepted.superseded:
             self._close(seq)
         if accepted.refused:
-            self._refuse(accepted.refused)
-        self._loop.ring()
+            self._teller.refuse(self.epoch, accepted.refused)
+        all_here = self._batcher.waiting_rows >= len(self._ledger.opened)
+        if all_here and not self._batcher.prompts_wait:
+            self._loop.now()
+        else:
+            self._loop.ring()
         return accepted.strange
 
     def on_release(self, release: Release) -> None:
@@ -201,6 +204,7 @@ class Worker:
         """See StepCalls."""
         try:
             if result is not None:
+                self._forward(result)
                 expectation = self._expectation
                 if expectation is None:
                     pass
@@ -213,7 +217,6 @@ class Worker:
                     self._expected_s += expected_s
                 else:
                     self._expected_s += expectation.seconds(batch)
-                self._forward(result)
                 if result.began_s:
                     self.tracer.stepped(batch, result.began_s, result.computed_s, perf_counter())
             elif isinstance(error, HelixError):
@@ -344,10 +347,7 @@ class Worker:
         refused = [RefusedItem(s.request, s.attempt, code, reason) for s in sequences]
         for seq in sequences:
             self._close(seq)
-        self._refuse(refused)
-
-    def _refuse(self, items: list[RefusedItem]) -> None:
-        self._teller.refuse(self.epoch, items)
+        self._teller.refuse(self.epoch, refused)
 
     def _close(self, seq: SeqKey) -> None:
         for work in self._batcher.remove(seq):

@@ -104,6 +104,10 @@ class PacedEngine(Engine):
         super().__init__(node, model, cache)
         self._pace = pace
 
+    def begin(self, batch: Batch) -> int | None:
+        """None: a step is waited out on the device thread."""
+        return None
+
     def run(self, batch: Batch) -> StepResult:
         began_s = self._pace.now_s()
         result = super().run(batch)

@@ -1,4 +1,4 @@
-"""How long an event loop is held up while the engine runs batches in a thread beside it.
+"""How long an event loop is held up while the engine runs batches that a step loop on it begins.
 
 `python -m bench.engine.loop_lag --out FILE`. A task sleeps for a millisecond at a time and notes
 how much later it woke. On a machine with other work that is mostly waiting for a processor, which
@@ -18,15 +18,17 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
 import psutil
 import typer
+import uvloop
 
 from helix_mq.time_slices import answer_soon, compute_long
 
@@ -45,22 +47,27 @@ class Lags:
     held_s: list[float] = field(default_factory=list)
 
 
-async def lags_of(work: Callable[[], object]) -> Lags:
-    """How late wakes are while `work` runs in a thread."""
+async def lags_of(work: Callable[[], Awaitable[object]]) -> Lags:
+    """How late wakes are until `work` on the same loop has ended."""
     found = Lags()
     # From wake to wake, so that what holds the loop up between naps counts, too.
     woke_s, waited_s = perf_counter(), _ready_s()
-    with ThreadPoolExecutor(1, initializer=compute_long) as executor:
-        running = asyncio.get_running_loop().run_in_executor(executor, work)
-        while not (found.late_s and running.done()):
-            await asyncio.sleep(_NAP_S)
-            now_s, waiting_s = perf_counter(), _ready_s()
-            late_s = max(0.0, now_s - woke_s - _NAP_S)
-            found.late_s.append(late_s)
-            found.held_s.append(max(0.0, late_s - (waiting_s - waited_s)))
-            woke_s, waited_s = now_s, waiting_s
-        await running
+    running = asyncio.ensure_future(work())
+    while not (found.late_s and running.done()):
+        await asyncio.sleep(_NAP_S)
+        now_s, waiting_s = perf_counter(), _ready_s()
+        late_s = max(0.0, now_s - woke_s - _NAP_S)
+        found.late_s.append(late_s)
+        found.held_s.append(max(0.0, late_s - (waiting_s - waited_s)))
+        woke_s, waited_s = now_s, waiting_s
+    await running
     return found
+
+
+async def in_a_thread(work: Callable[[], object]) -> None:
+    """Has it done by one that computes."""
+    with ThreadPoolExecutor(1, initializer=compute_long) as executor:
+        await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
 def hashing(seconds: float) -> None:
@@ -70,10 +77,10 @@ def hashing(seconds: float) -> None:
         hashlib.sha256(data)
 
 
-def measured(work: Callable[[], object]) -> dict[str, Any]:
+def measured(work: Callable[[], Awaitable[object]]) -> dict[str, Any]:
     """What a result file says of a loop beside `work`."""
     waited_s, began_s, stolen_s = _without_processor_s(), perf_counter(), _stolen_s()
-    lags = asyncio.run(lags_of(work))
+    lags = uvloop.run(lags_of(work))
     return {
         "wakes": len(lags.late_s),
         "lag_ms": quantiles_ms(lags.late_s),
@@ -134,6 +141,8 @@ def main(
     from bench.engine.prompts import prompts_of
     from bench.engine.types import Case
     from bench.planner_common import machine_summary, write_results
+    from helix_mq.clock import SystemClock
+    from nodes.device import DeviceThread
 
     cases = [Case(int(batch), 64, 64) for batch in batches.split(",")]
     job = job_of(None, cases, "cpu", threads)
@@ -151,16 +160,15 @@ def main(
         typer.echo("run by chrt, so that lags of 50 ms are the system's own", err=True)
     found = []
     answer_soon()
-    for case in cases:
-        prompts = prompts_of(job.folder, case)
-        program.generate(prompts, 2)
-        entry = {
-            "batch": case.batch,
-            **measured(lambda: program.generate(prompts, case.new_tokens)),  # noqa: B023
-        }
-        found.append(entry)
-        typer.echo(str(entry))
-    beside = measured(lambda: hashing(_HASH_S))
+    with DeviceThread(SystemClock()) as device:
+        for case in cases:
+            prompts = prompts_of(job.folder, case)
+            program.generate(prompts, 2)
+            work = partial(program.generate_beside, device, prompts, case.new_tokens)
+            entry = {"batch": case.batch, **measured(work)}
+            found.append(entry)
+            typer.echo(str(entry))
+    beside = measured(partial(in_a_thread, partial(hashing, _HASH_S)))
     typer.echo(f"hashing: {beside}")
     if out is not None:
         machine = machine_summary(("numpy", "torch"))

@@ -20,6 +20,7 @@ from helix_mq.process import run
 from helix_mq.time_slices import slice_s
 from helix_mq.transport import ZmqTransport
 from nodes.device import DeviceThread
+from nodes.model.native.crew import Crew, NoCrew
 from router.apart import Apart
 
 before = slice_s()
@@ -41,6 +42,13 @@ async def main(stop):
         "executor": await asyncio.to_thread(slice_s),
     }
     device.shutdown()
+    others = threads()
+    try:
+        crew = Crew(2)
+        found["crew"] = sorted(map(slice_s, threads() - others))
+        crew.close()
+    except NoCrew:
+        found["crew"] = [before, before]
     apart = Apart("what a search has")
     found["search"] = await apart.run(slice_s, 0, 60.0)
     apart.close()
@@ -64,6 +72,7 @@ def test_a_process_answers_soon_and_computes_long() -> None:
     assert found["loop"] == SHORT_S < found["before"]
     assert found["zmq"]
     assert set(found["zmq"]) == {SHORT_S}
+    assert found["crew"] == [found["before"]] * 2
     assert found["device"] == found["executor"] == found["search"] == found["before"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from typing import Any, cast
 
 import pytest
@@ -77,3 +79,181 @@ async def test_a_stall_is_told_unless_a_step_begins_before() -> None:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     device.shutdown()
+
+
+class ByItself:
+    """An engine whose steps end when a test rings their bell. `begins`, `ends`: what these come to;
+    an exception is raised."""
+
+    def __init__(self) -> None:
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self.begins: Any = self.bell
+        self.ends: Any = "result"
+        self.calls: list[str] = []
+        self.began = asyncio.Event()
+        self.threads: list[threading.Thread] = []
+
+    def begin(self, batch: Any) -> Any:
+        self.calls.append(f"begin {batch}")
+        self.began.set()
+        return _or_raise(self.begins)
+
+    def ring(self) -> None:
+        os.eventfd_write(self.bell, 1)
+
+    def end(self) -> Any:
+        self.calls.append("end")
+        os.eventfd_read(self.bell)
+        return _or_raise(self.ends)
+
+    def run(self, batch: Any) -> Any:
+        self.calls.append(f"run {batch}")
+        self.threads.append(threading.current_thread())
+        return "run"
+
+
+def _or_raise(what: Any) -> Any:
+    if isinstance(what, BaseException):
+        raise what
+    return what
+
+
+class Steps:
+    """A loop over an engine that computes by itself, and what came back: one batch at a time."""
+
+    def __init__(self, engine: ByItself, device: DeviceThread) -> None:
+        self.engine, self.device = engine, device
+        self.loop = StepLoop(device)
+        self.batches: list[Any] = []
+        self.over: list[tuple[Any, Any, Any]] = []
+        self._came = asyncio.Event()
+        self.running = asyncio.create_task(
+            self.loop.run(
+                calls(engine=engine, choose=self._choose, over=self._over, idle=lambda: None)
+            )
+        )
+
+    def _choose(self) -> Any:
+        return self.batches.pop(0) if self.batches else []
+
+    def _over(self, batch: Any, result: Any, error: Any) -> bool:
+        self.loop.busy = False
+        self.over.append((batch, result, error))
+        self._came.set()
+        return bool(self.batches)
+
+    async def step(self, batch: Any) -> None:
+        self.engine.began.clear()
+        self.batches.append(batch)
+        self.loop.ring()
+        await self.engine.began.wait()
+
+    async def came(self) -> tuple[Any, Any, Any]:
+        while not self.over:
+            self._came.clear()
+            await self._came.wait()
+        return self.over.pop(0)
+
+
+@pytest.fixture
+async def steps() -> Any:
+    device, engine = DeviceThread(SystemClock()), ByItself()
+    found = Steps(engine, device)
+    async with asyncio.timeout(240):
+        yield found
+        found.running.cancel()
+        engine.ring()
+        await asyncio.gather(found.running, return_exceptions=True)
+    assert device.busy_s() == 0
+    device.shutdown()
+    os.close(engine.bell)
+
+
+async def test_what_the_engine_computes_by_itself_needs_no_thread_here(steps: Steps) -> None:
+    for number in range(3):
+        await steps.step([number])
+        assert steps.loop.busy
+        assert steps.device.busy_s() > 0, "the watchdog sees it"
+        steps.engine.ring()
+        assert await steps.came() == ([number], "result", None)
+        assert not steps.loop.busy
+        assert steps.device.busy_s() == 0
+    assert steps.engine.calls == [
+        f"begin [{n}]" if not e else "end" for n in range(3) for e in (0, 1)
+    ]
+    assert steps.device.submit(lambda: 7).result(240) == 7
+
+
+@pytest.mark.parametrize("begins", [None, ZeroDivisionError("of begin")])
+async def test_what_it_does_not_begin_the_device_runs(steps: Steps, begins: Any) -> None:
+    steps.engine.begins = begins
+    await steps.step([1])
+    assert await steps.came() == ([1], "run", None)
+    assert steps.engine.calls == ["begin [1]", "run [1]"]
+    assert steps.engine.threads != [threading.current_thread()]
+
+
+async def test_what_it_comes_to_no_result_with_the_device_runs_again(steps: Steps) -> None:
+    steps.engine.ends = None
+    await steps.step([1])
+    steps.engine.ring()
+    assert await steps.came() == ([1], "run", None)
+    assert steps.engine.calls == ["begin [1]", "end", "run [1]"]
+
+
+async def test_what_its_end_raises_is_told(steps: Steps) -> None:
+    steps.engine.ends = fault = ZeroDivisionError("of end")
+    await steps.step([1])
+    steps.engine.ring()
+    assert await steps.came() == ([1], None, fault)
+
+
+async def test_beside_a_job_of_another_slice_it_waits_for_the_device(steps: Steps) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def job() -> None:
+        started.set()
+        assert go_on.wait(240)
+
+    other = steps.device.submit(job)
+    assert await asyncio.to_thread(started.wait, 240)
+    steps.batches.append([1])
+    steps.loop.ring()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert steps.engine.calls == []
+    go_on.set()
+    assert await steps.came() == ([1], "run", None)
+    assert other.done()
+
+
+async def test_who_is_cancelled_waits_for_what_computes_by_itself(steps: Steps) -> None:
+    await steps.step([1])
+    steps.running.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not steps.running.done(), "what it reads and writes must stay as it is"
+    steps.engine.ring()
+    with pytest.raises(asyncio.CancelledError):
+        await steps.running
+    assert await steps.came() == ([1], None, None), "nobody is to hear of it"
+    # Nobody listens any more.
+    steps.engine.ring()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert steps.engine.calls == ["begin [1]", "end"]
+
+
+async def test_what_is_rung_for_now_begins_in_the_same_turn(steps: Steps) -> None:
+    steps.batches.append([1])
+    await asyncio.sleep(0)
+    steps.loop.now()
+    assert steps.engine.calls == ["begin [1]"]
+    steps.batches.append([2])
+    steps.loop.now()
+    assert steps.engine.calls == ["begin [1]"], "one at a time"
+    steps.engine.ring()
+    assert await steps.came() == ([1], "result", None)
+    await steps.engine.began.wait()
+    steps.engine.ring()
+    assert await steps.came() == ([2], "result", None)

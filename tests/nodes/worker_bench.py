@@ -71,6 +71,12 @@ class FakeEngine:
     def cached_pages(self) -> int:
         return 0
 
+    def begin(self, batch: Batch) -> int | None:
+        return None
+
+    def end(self) -> StepResult | None:
+        raise AssertionError("nothing was begun")
+
     def draft_room(self, work: Work[Payload]) -> int:
         room = self.free_pages - (work.position + 1 - self.held[work.seq])
         return max(0, min(len(work.drafts), room))

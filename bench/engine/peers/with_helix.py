@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import SampleSpec
 from helix_mq.sampling import SamplingParams
 from nodes.batching import Batcher, BatchLimits, SeqKey, Work
+from nodes.device import DeviceThread
 from nodes.engine import Engine
 from nodes.inbox import FrameUse, Payload, cut_payload
 from nodes.model.slice import ModelSlice
+from nodes.step_loop import StepCalls, StepLoop
+from nodes.steps import Batch, StepResult
 from nodes.tuning import tune_process
 
 _NODE = "bench"
@@ -51,30 +55,39 @@ class Program:
         }
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
-        limits = BatchLimits(prefill_tokens=_PREFILL_TOKENS)
-        batcher: Batcher[Payload] = Batcher(cut_payload, limits)
-        answers: list[list[int]] = [[] for _ in prompts]
-        for request, prompt in enumerate(prompts):
-            batcher.add(self._work(request, 0, prompt, len(prompt)))
-        while batch := batcher.next_batch(open_requests=len(prompts), depth=1):
-            for work in batch:
-                refusal = self.engine.admit(work)
-                if refusal is not None:
-                    raise SystemExit(f"the engine refused a row: {refusal.reason}")
-            result = self.engine.run(batch)
-            if result.refused:
-                raise SystemExit(f"the engine refused a row: {result.refused[0].reason}")
-            for item in result.tokens:
-                answer = answers[item.request]
-                answer.append(item.token)
-                if len(answer) < new_tokens:
-                    length = len(prompts[item.request])
-                    batcher.add(self._work(item.request, item.position, [item.token], length))
-        for request in range(len(prompts)):
-            self.engine.free(SeqKey(RequestId(request), Attempt(0)))
-        return answers
+        texts = _Texts(self, prompts, new_tokens)
+        while batch := texts.choose():
+            texts.took(self.engine.run(batch))
+        return texts.end()
 
-    def _work(self, request: int, position: int, ids: list[int], prompt: int) -> Work[Payload]:
+    async def generate_beside(
+        self, device: DeviceThread, prompts: list[list[int]], new_tokens: int
+    ) -> list[list[int]]:
+        """The same by a node's step loop on the running event loop: what compiled threads compute
+        by themselves begins and ends there, the rest is the device thread's."""
+        texts = _Texts(self, prompts, new_tokens)
+        steps = StepLoop(device)
+
+        def over(batch: Batch, result: StepResult | None, error: BaseException | None) -> bool:
+            steps.busy = False
+            if error is not None:
+                raise error
+            if result is not None:
+                texts.took(result)
+            if not texts.left:
+                running.cancel()
+            return bool(texts.left)
+
+        calls = StepCalls(
+            self.engine, texts.choose, over, idle=_nothing, stall_s=_never, stalled=_nothing
+        )
+        running = asyncio.create_task(steps.run(calls))
+        await asyncio.gather(running, return_exceptions=True)
+        if not running.cancelled():
+            running.result()
+        return texts.end()
+
+    def work(self, request: int, position: int, ids: list[int], prompt: int) -> Work[Payload]:
         payload = Payload(
             dtype="int32",
             width=1,
@@ -90,6 +103,54 @@ class Program:
         )
         seq = SeqKey(RequestId(request), Attempt(0))
         return Work(seq, position, len(ids), self._layers, ROUTER, True, payload)
+
+
+class _Texts:
+    """Prompts and what has come of them, `new_tokens` each at the end."""
+
+    def __init__(self, program: Program, prompts: list[list[int]], new_tokens: int) -> None:
+        self._program = program
+        self._prompts = prompts
+        self._new_tokens = new_tokens
+        self.left = len(prompts)
+        self._answers: list[list[int]] = [[] for _ in prompts]
+        self._batcher: Batcher[Payload] = Batcher(
+            cut_payload, BatchLimits(prefill_tokens=_PREFILL_TOKENS)
+        )
+        for request, prompt in enumerate(prompts):
+            self._batcher.add(program.work(request, 0, prompt, len(prompt)))
+
+    def choose(self) -> Batch:
+        """The next step; empty at the end."""
+        batch = self._batcher.next_batch(open_requests=len(self._prompts), depth=1)
+        for work in batch:
+            refusal = self._program.engine.admit(work)
+            if refusal is not None:
+                raise SystemExit(f"the engine refused a row: {refusal.reason}")
+        return batch
+
+    def took(self, result: StepResult) -> None:
+        if result.refused:
+            raise SystemExit(f"the engine refused a row: {result.refused[0].reason}")
+        for item in result.tokens:
+            answer = self._answers[item.request]
+            answer.append(item.token)
+            if len(answer) < self._new_tokens:
+                length = len(self._prompts[item.request])
+                work = self._program.work(item.request, item.position, [item.token], length)
+                self._batcher.add(work)
+            else:
+                self.left -= 1
+
+    def end(self) -> list[list[int]]:
+        """The answers; nothing of them is left in the engine."""
+        for request in range(len(self._prompts)):
+            self._program.engine.free(SeqKey(RequestId(request), Attempt(0)))
+        return self._answers
+
+
+def _never() -> None:
+    """No step waits for anything here."""
 
 
 def _nothing() -> None:

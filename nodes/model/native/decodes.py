@@ -10,6 +10,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,6 +31,7 @@ from nodes.model.native.calls import (
     function_of,
     pointer,
 )
+from nodes.model.native.crew import Crew, crew_function
 from nodes.model.native.layers import NativeLayers
 from nodes.model.native.products import NativeLinear
 from nodes.model.rope import inverse_frequencies, rotation
@@ -42,6 +44,8 @@ FIRST_TURNS, MOST_TURNS = 1024, 1 << 16
 KEPT_BYTES = 16 << 20
 """Of logits that are used again. Larger blocks of fresh memory cost more than what is computed into
 them: the kernel clears each page first, a millisecond for 32 rows of 49,152 logits."""
+
+_KNOWN_SIZES = 1024
 
 _Step = COUNT * 17
 """As decode.h lists them."""
@@ -72,6 +76,19 @@ class Memory(msgspec.Struct, frozen=True, gc=False):
     edits: int = 0
 
 
+class Ready(msgspec.Struct, frozen=True, gc=False):
+    """A step to be computed, and what must stay in memory until then. `leaving`: where activations
+    go; `best`, `highest`: where tokens and their logits do."""
+
+    layers_at: int
+    sizes: object
+    step: object
+    held: object
+    leaving: Block | None = None
+    best: ctypes.Array[ctypes.c_int64] | None = None
+    highest: ctypes.Array[ctypes.c_float] | None = None
+
+
 class NativeDecodes:
     """Of one slice; one thread, as the slice. `native` and `weights` are the slice's."""
 
@@ -84,10 +101,16 @@ class NativeDecodes:
         self._native = native
         self._layers = layers
         self._weights = weights
+        self._eps = config.rms_eps
+        self._wide = native.worth_threads
+        self._layers_at = [native.address_of(n) for n in range(len(layers))]
+        self._sizes: dict[tuple[int, int, int], object] = {}
+        """Of so many layers, rows, and tokens of a page."""
         library = built().library
         assert library is not None
         arguments = [*[POINTER] * 3, REAL, THREADS, THREADS]
         self._run = function_of(library, "decode", self.dtype, arguments, THREADS)
+        self._post = crew_function("decode", self.dtype, arguments)
         windows = [config.window_of(n) or 0 for n in range(layers.first, layers.end)]
         self._windows = np.array(windows, np.int64)
         self._windows_at = pointer(self._windows)
@@ -101,6 +124,7 @@ class NativeDecodes:
         self._embedding_at = address(weights.embedding) or 0
         self._no_hidden = torch.empty((0, config.hidden_size), dtype=self.dtype)
         self._no_logits = self._kept_logits = torch.empty((0, config.vocab_size))
+        self._kept_at = 0
         self._most_kept = KEPT_BYTES // (4 * config.vocab_size)
         self._row_bytes = config.hidden_size * self.dtype.itemsize
         self._given, self._last = Block(0), Block(0)
@@ -131,24 +155,24 @@ class NativeDecodes:
             x.data_ptr(),
             logits.data_ptr(),
         )
-        if not self._compute([(row.seq, row.position) for row in rows], layers, cache, where):
+        places = [(row.seq, row.position) for row in rows]
+        if not self.now(self._ready(places, layers, cache, where)):
             return None
         return SliceOutput(self._no_hidden if whole else x, logits)
 
     def hidden(
         self, places: Sequence[Place], layers: LayerRange, cache: KvCache, given: Given
-    ) -> memoryview | None:
-        """Bytes of the activations [rows, hidden] that leave `layers`, in the compute dtype; None
-        as run() gives it. Without a tensor: each call of PyTorch's costs 60 to 80 us when a step's
-        weights have driven it out of the caches, and all of ours as much as one."""
+    ) -> Ready | None:
+        """A step whose `leaving` become bytes of the activations [rows, hidden] that leave
+        `layers`, in the compute dtype; None as run() gives it. Without a tensor: each call of
+        PyTorch's costs 60 to 80 us when a step's weights have driven it out of the caches, and all
+        of ours as much as one."""
         if layers.end == self._config.num_layers:
             return None
         ids, source = self._taken(given, len(places), starts=layers.first == 0)
         leaving = Block(len(places) * self._row_bytes)
         where = Memory(ids, source, leaving.at, 0)
-        if not source or not self._compute(places, layers, cache, where):
-            return None
-        return leaving.view
+        return self._ready(places, layers, cache, where, leaving=leaving) if source else None
 
     def tokens(
         self,
@@ -158,11 +182,10 @@ class NativeDecodes:
         given: Given,
         choices: Sequence[bytes] = (),
         edits: Sequence[bytes] = (),
-    ) -> list[int] | None:
-        """A token of each row at the model's end: by its choice (`draws.choice_of`), the most
-        probable one where none are given, of its logits after its edits (`draws.edits_of`), where
-        there are any; None as run() gives it. Also None where some logits are no numbers; keys and
-        values are stored then, and may be once more."""
+    ) -> Ready | None:
+        """A step whose `best` become a token of each row at the model's end: by its choice
+        (`draws.choice_of`), the most probable one where none are given, of its logits after its
+        edits (`draws.edits_of`), where there are any; None as run() gives it."""
         count = len(places)
         if layers.end != self._config.num_layers or not all(self._ending[:2]):
             return None
@@ -172,7 +195,8 @@ class NativeDecodes:
         if len(self._last.data) < count * self._row_bytes:
             self._last = Block(count * self._row_bytes)
         best, highest = _counts(count)(), _reals(count)()
-        logits = self._logits(count, brief=True)
+        if count > self._kept:
+            self._logits(count, brief=True)
         found = ctypes.addressof(best), ctypes.addressof(highest)
         if choices:
             self._choices = _filled(self._choices, choices)
@@ -182,14 +206,32 @@ class NativeDecodes:
             ids,
             source,
             self._last.at,
-            logits.data_ptr(),
+            self._kept_at,
             *found,
             self._choices.at if choices else 0,
             self._edits.at if edits else 0,
         )
-        if not source or not self._compute(places, layers, cache, where):
+        if not source:
             return None
-        return best[:] if all(map(math.isfinite, highest)) else None
+        return self._ready(places, layers, cache, where, best=best, highest=highest)
+
+    def now(self, step: Ready | None) -> bool:
+        """Computes it on this thread. False, having done nothing, where there is none or it names
+        tokens that the model has not."""
+        if step is None:
+            return False
+        threads = torch.get_num_threads()
+        layer_threads, eps = threads if self._wide else 1, self._eps
+        bad: int = self._run(step.layers_at, step.sizes, step.step, eps, layer_threads, threads)
+        return not bad
+
+    def begin(self, step: Ready, crew: Crew) -> None:
+        """Has it computed by a crew, whose took() gives 0 where now() gives True."""
+        assert self._post is not None, "where there is a crew, there is what posts to it"
+        threads = crew.threads
+        layer_threads, eps = threads if self._wide else 1, self._eps
+        crew.held[0] = self, step
+        self._post(crew.at, step.layers_at, step.sizes, step.step, eps, layer_threads, threads)
 
     def _taken(self, given: Given, count: int, *, starts: bool) -> tuple[int, int]:
         """Addresses of token ids and embeddings, or of nothing and activations; of nothing at all
@@ -211,34 +253,44 @@ class NativeDecodes:
             at += size
         return 0, self._given.at if at else 0
 
-    def _compute(
-        self, places: Sequence[Place], layers: LayerRange, cache: KvCache, where: Memory
-    ) -> bool:
-        """False, having done nothing, where something is not in order."""
+    def _ready(
+        self,
+        places: Sequence[Place],
+        layers: LayerRange,
+        cache: KvCache,
+        where: Memory,
+        **leaving: Any,
+    ) -> Ready | None:
+        """`leaving`: of Ready. None where something is not in order."""
         config, count = self._config, len(places)
         first, end = layers.first, layers.end
         if cache.layout is not KvLayout.HEAD_MAJOR:
-            return False
+            return None
         if first < self._layers.first or end > self._layers.end:
-            return False
+            return None
         find, last = cache.pool.place, 0
         held: list[int] = []
         for seq, position in places:
             place = find(seq, layers, position)
             if place is None:
-                return False
+                return None
             held += place
             held.append(position)
             if position > last:
                 last = position
         if not (last < self._known or self._knows(last)):
-            return False
+            return None
         if count > 1 and len({seq for seq, _ in places}) < count:
-            return False
+            return None
         # Few calls on purpose: a step's weights drive all that they touch out of the caches.
         skipped = first - self._layers.first
-        # How many pages the longest row has is seen there.
-        sizes = self._native.sizes(end - first, count, cache, 0)
+        of = end - first, count, cache.pool.page_tokens
+        sizes = self._sizes.get(of)
+        if sizes is None:
+            if len(self._sizes) >= _KNOWN_SIZES:
+                self._sizes.clear()
+            # How many pages the longest row has is seen there.
+            sizes = self._sizes[of] = self._native.sizes(*of[:2], cache, 0)
         numbers = _counts(3 * count)(*held)
         step = _Step(
             ctypes.addressof(numbers),
@@ -257,16 +309,8 @@ class NativeDecodes:
             where.choices,
             where.edits,
         )
-        threads = torch.get_num_threads()
-        bad: int = self._run(
-            self._native.address_of(skipped),
-            sizes,
-            step,
-            config.rms_eps,
-            threads if self._native.worth_threads else 1,
-            threads,
-        )
-        return not bad
+        read = (numbers, cache.keys, cache.values, self._turns)
+        return Ready(self._layers_at[skipped], sizes, step, read, **leaving)
 
     def _logits(self, count: int, brief: bool) -> torch.Tensor:
         if not brief or count > self._most_kept:
@@ -274,6 +318,7 @@ class NativeDecodes:
         if count > self._kept:
             self._kept = min(self._most_kept, max(count, 2 * self._kept))
             self._kept_logits = torch.empty((self._kept, self._config.vocab_size))
+            self._kept_at = self._kept_logits.data_ptr()
         return self._kept_logits[:count]
 
     def _knows(self, position: int) -> bool:

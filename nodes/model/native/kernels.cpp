@@ -51,13 +51,10 @@ void attend_rows(const T *query, int64_t query_stride, const T *keys, const T *v
                  const int32_t *ends, T *out, int64_t rows, int64_t heads, int64_t kv_heads,
                  int64_t width, int64_t page_tokens, int threads) {
   const Seen<T> seen{query, query_stride, tables, table_stride, firsts, ends};
-  Team team;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    Member member(team, threads);
+  together(threads, true, [&](Member &member) {
     attend(seen, Pages<T>{keys, values, page_tokens, 0}, out, rows, heads, kv_heads, width,
            member);
-  }
+  });
 }
 
 }  // namespace
@@ -112,7 +109,33 @@ HELIX_FOR(bfloat, bfloat16)
                                  const helix::Step<T> *step, float eps, int threads,             \
                                  int head_threads) {                                             \
     return helix::decode(layers, *sizes, *step, eps, threads, head_threads);                     \
+  }                                                                                              \
+  HELIX_CREW_DECODE(T, SUFFIX)
+
+#if defined(__linux__)
+#define HELIX_CREW_DECODE(T, SUFFIX)                                                             \
+  extern "C" void crew_decode_##SUFFIX(helix::Crew *crew, const helix::Layer<T> *layers,         \
+                                       const helix::Sizes *sizes, const helix::Step<T> *step,    \
+                                       float eps, int threads, int head_threads) {               \
+    crew->post([=, of = *sizes, step = *step] {                                                  \
+      return helix::decode(layers, of, step, eps, threads, head_threads);                        \
+    });                                                                                          \
   }
+
+// Nothing where no thread starts.
+extern "C" helix::Crew *crew_start(int threads, int bell) {
+  try {
+    return new helix::Crew(threads, bell);
+  } catch (...) {
+    return nullptr;
+  }
+}
+extern "C" int crew_took(helix::Crew *crew, double *times) { return crew->took(times); }
+// Returns after the job in progress.
+extern "C" void crew_stop(helix::Crew *crew) { delete crew; }
+#else
+#define HELIX_CREW_DECODE(T, SUFFIX)
+#endif
 
 #if defined(__AVX512F__)
 // By themselves for draws.py and the tests; decode() has them inlined.

@@ -59,7 +59,6 @@ void run_layers(const Layer<T> *layers, const Sizes &of, const Pass<T> &pass, fl
   const int64_t query_width = of.heads * of.width;
   T *const normed = pass.space, *const qkv = normed + tokens * hidden;
   T *const attended = qkv + tokens * each, *const act = attended + tokens * query_width;
-  Team team;
   const auto run = [&](int64_t at, Member &member) {
     const Layer<T> &layer = layers[at];
     member.share(tokens, [&](int64_t row) {
@@ -99,11 +98,9 @@ void run_layers(const Layer<T> *layers, const Sizes &of, const Pass<T> &pass, fl
     add_product(Weight<T>{layer.down, layer.down_bias, hidden, of.inner}, act, pass.x, tokens,
                 member);
   };
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    Member member(team, threads);
+  together(threads, true, [&](Member &member) {
     for (int64_t at = 0; at < of.layers; ++at) run(at, member);
-  }
+  });
 }
 #endif
 

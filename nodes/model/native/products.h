@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "common.h"
-#include "team.h"
+#include "crew.h"
 
 namespace helix {
 
@@ -181,14 +181,11 @@ void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows,
         put_some(to, output_of(weight, sums, i, group, sixteen, some), some);
     }
   };
-  Team team;
-#pragma omp parallel num_threads(threads) if (threads > 1 && outputs * inputs > 8 * kWorthThreads)
-  {
-    Member member(team, threads);
+  together(threads, outputs * inputs > 8 * kWorthThreads, [&](Member &member) {
     if (order) order_rows(given, inputs, ordered, member);
     multiply(weight, order ? Rows<T>{ordered, rows, true} : given, member, store);
     after(member);
-  }
+  });
 }
 
 template <class T, class Out>

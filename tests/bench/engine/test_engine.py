@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from bench.chaos.tiny_model import write_tiny_model
 from bench.engine.figures import decode_ratio, figures, ratio, roofline, same_answers, step_bytes
-from bench.engine.loop_lag import hashing, lags_of, measured, quantiles_ms
+from bench.engine.loop_lag import hashing, in_a_thread, lags_of, measured, quantiles_ms
 from bench.engine.options import job_of, systems_of
 from bench.engine.peer import Peer, PeerFailed
 from bench.engine.report import body_of, table_of
@@ -117,7 +118,7 @@ async def test_a_loop_that_is_held_up_shows() -> None:
         sum(range(10_000_000))
         stop.set()
 
-    found = await lags_of(hold)
+    found = await lags_of(partial(in_a_thread, hold))
     assert stop.is_set()
     assert max(found.held_s) > 0.002
     assert all(held <= late for held, late in zip(found.held_s, found.late_s, strict=True))
@@ -126,7 +127,7 @@ async def test_a_loop_that_is_held_up_shows() -> None:
 
 
 def test_a_loop_beside_a_thread_that_hashes_is_measured_all_the_while() -> None:
-    found = measured(lambda: hashing(0.1))
+    found = measured(partial(in_a_thread, partial(hashing, 0.1)))
     assert found["seconds"] >= 0.1
     assert found["wakes"] > 1
     lag_ms, held_ms = found["lag_ms"], found["held_ms"]

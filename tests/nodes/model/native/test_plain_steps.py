@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import select
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from nodes.batching import SeqKey, Work
 from nodes.engine import Engine
 from nodes.inbox import FrameUse, Payload
 from nodes.model import sampler_draw
-from nodes.model.native import build
+from nodes.model.native import build, crew
 from nodes.model.native.calls import COUNT, POINTER, REAL
 from nodes.model.native.decodes import Given
 from nodes.model.native.products import products_for
@@ -29,6 +31,7 @@ from nodes.plain_steps import PlainSteps
 from nodes.steps import Batch, StepResult
 
 CPU = torch.device("cpu")
+WAIT_S = 240.0
 WHOLE = LayerRange(0, 4)
 PARTS = {"whole": WHOLE, "first": LayerRange(0, 2), "last": LayerRange(2, 4)}
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -50,12 +53,15 @@ pytestmark = pytest.mark.skipif(
 
 
 class Twins:
-    """Two engines of the same weights: one with plain steps, one without."""
+    """Three engines of the same weights: with plain steps on the calling thread, without, and with
+    those that compiled threads compute by themselves."""
 
     def __init__(self, folder: Any, part: str, dtype: torch.dtype) -> None:
         self.part, self.layers, self.dtype = part, PARTS[part], dtype
         self.engines: list[Engine] = []
-        for _ in range(2):
+        self.begun: list[bool] = []
+        """Whether each batch was one that the third needed nobody for."""
+        for _ in range(3):
             model = ModelSlice.load(folder, WHOLE, device=CPU, dtype=dtype)
             self.engines.append(Engine("me", model, model.new_cache(600)))
         assert self.engines[0]._plain is not None
@@ -107,23 +113,47 @@ class Twins:
         return Work(seq, position, count, self.layers, next_hop, True, payload)
 
     def run(self, batch: Sequence[Work[Payload]]) -> StepResult:
-        """What both come to, and their caches."""
-        fast, plain = [_ran(engine, list(batch)) for engine in self.engines]
-        assert fast.tokens == plain.tokens
-        assert list(fast.refused) == list(plain.refused)
-        assert fast.began_s <= fast.computed_s <= fast.began_s + fast.seconds
-        assert [f.peer for f in fast.frames] == [f.peer for f in plain.frames]
-        for one, other in zip(fast.frames, plain.frames, strict=True):
-            assert one.header == other.header
-            assert [bytes(b) for b in one.buffers] == [bytes(b) for b in other.buffers]
-            assert one.sequences == other.sequences
-        assert (fast.num_tokens, fast.layer_tokens) == (plain.num_tokens, plain.layer_tokens)
-        assert 0 < fast.began_s <= fast.computed_s
+        """What all come to, and their caches."""
+        first, plain, by_itself = self.engines
+        results = [_ran(engine, list(batch)) for engine in (first, plain)]
+        results.append(self._by_itself(by_itself, list(batch)))
+        for fast in (results[0], results[2]):
+            _compare(fast, results[1])
         caches = [engine._cache for engine in self.engines]
         for name in ("keys", "values"):
-            mine, others = (getattr(cache, name).view(torch.uint8) for cache in caches)
-            assert torch.equal(mine, others)
-        return fast
+            mine, *others = (getattr(cache, name).view(torch.uint8) for cache in caches)
+            assert all(torch.equal(mine, other) for other in others)
+        return results[0]
+
+    def _by_itself(self, engine: Engine, batch: Batch) -> StepResult:
+        for work in batch:
+            assert engine.admit(work) is None
+        bell = engine.begin(batch)
+        self.begun.append(bell is not None)
+        if bell is not None:
+            assert select.select([bell], [], [], WAIT_S)[0], "nobody rang"
+            result = engine.end()
+            assert not select.select([bell], [], [], 0)[0], "it rings for the next one, too"
+            if result is not None:
+                return result
+        plain, engine._plain = engine._plain, None
+        try:
+            return engine.run(batch)
+        finally:
+            engine._plain = plain
+
+
+def _compare(fast: StepResult, plain: StepResult) -> None:
+    assert fast.tokens == plain.tokens
+    assert list(fast.refused) == list(plain.refused)
+    assert [f.peer for f in fast.frames] == [f.peer for f in plain.frames]
+    for one, other in zip(fast.frames, plain.frames, strict=True):
+        assert one.header == other.header
+        assert [bytes(b) for b in one.buffers] == [bytes(b) for b in other.buffers]
+        assert one.sequences == other.sequences
+    assert (fast.num_tokens, fast.layer_tokens) == (plain.num_tokens, plain.layer_tokens)
+    assert 0 < fast.began_s <= fast.computed_s
+    assert fast.seconds > 0
 
 
 def _ran(engine: Engine, batch: Batch) -> StepResult:
@@ -175,6 +205,7 @@ def test_plain_steps_leave_what_the_general_way_leaves(
         result = twins.run(batch)
         assert len(result.tokens) == (0 if part == "first" else len(batch))
     assert taken == [False] * 6 + [True] * 24
+    assert twins.begun == taken
 
 
 def test_who_wants_probabilities_goes_the_general_way(
@@ -226,6 +257,9 @@ def test_tokens_are_chosen_as_by_the_general_way(
             tokens.setdefault(item.request, []).append(item.token)
             places[item.request] += 1
     assert taken == [False] * len(ways) + [True] * 80
+    # Those of rows 6 to 9 and of some others have logits to edit.
+    assert not any(twins.begun[: len(ways)])
+    assert 0 < sum(twins.begun) < 80
     assert all(len(set(found)) > 3 for found in tokens.values())
     assert min(tokens[12][:19]) >= 140 > min(tokens[12])
     # Of requests that count their tokens, the arrays have grown meanwhile.
@@ -272,6 +306,8 @@ def test_what_is_not_in_order_goes_the_general_way(
     same = twins.work(0, 11)
     assert twins.engines[0]._plain.run([same, same]) is None
     assert twins.engines[0]._plain.run([twins.work(0, 500)]) is None
+    for bad in ([short], [same, same], [twins.work(0, 500)]):
+        assert twins.engines[2].begin(bad) is None
 
 
 def test_what_does_not_end_where_the_model_does_is_not_taken(checkpoint: Checkpoint) -> None:
@@ -295,6 +331,42 @@ def test_logits_that_are_no_numbers_are_refused(checkpoint: Checkpoint, taken: l
     result = twins.run([twins.work(0, 5, data=odd), twins.work(1, 5)])
     assert [item.code for item in result.refused] == ["logits_not_finite"]
     assert [item.request for item in result.tokens] == [1]
+    assert twins.begun[-1], "only its end shows it"
+
+
+def test_a_token_that_there_is_not_is_left_to_who_says_so(checkpoint: Checkpoint) -> None:
+    twins = Twins(checkpoint("mistral").folder, "first", torch.float32)
+    twins.run([twins.work(0, 0, 5)])
+    engine = twins.engines[2]
+    for number in (-1, 151):
+        work = twins.work(0, 5, data=number.to_bytes(4, sys.byteorder, signed=True))
+        bell = engine.begin([work])
+        assert bell is not None
+        assert select.select([bell], [], [], WAIT_S)[0]
+        assert engine.end() is None
+
+
+def test_where_there_are_no_such_threads_nothing_is_begun(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twins = Twins(checkpoint("mistral").folder, "whole", torch.float32)
+    twins.run([twins.work(0, 0, 5)])
+    monkeypatch.setattr(crew, "_calls", lambda: None)
+    twins.run([twins.work(0, 5)])
+    twins.run([twins.work(0, 6)])
+    assert twins.begun == [False] * 3
+
+
+def test_many_rows_are_not_made_ready_on_the_loop(
+    checkpoint: Checkpoint, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_steps, "MOST_OWN_ROWS", 2)
+    twins = Twins(checkpoint("mistral").folder, "whole", torch.float32)
+    twins.run([twins.work(n, 0, 5) for n in range(3)])
+    twins.run([twins.work(n, 5) for n in range(3)])
+    twins.run([twins.work(n, 6) for n in range(2)])
+    assert taken == [False, True, True]
+    assert twins.begun == [False, False, True]
 
 
 def test_what_left_stays_while_the_next_step_runs(checkpoint: Checkpoint) -> None:
