@@ -26,14 +26,13 @@ namespace helix {
 #if defined(__linux__)
 class Crew {
  public:
-  // The crew whose leader the calling thread is; nothing for other threads.
+  // The crew whose job the calling thread leads; nothing for other threads.
   static inline thread_local Crew *own = nullptr;
 
   // bell: an eventfd, written to after each job. Throws std::system_error where no thread starts.
   Crew(int threads, int bell) : bell_(bell) {
     try {
-      threads_.emplace_back([this] { lead(); });
-      while (static_cast<int>(threads_.size()) < threads) threads_.emplace_back([this] { help(); });
+      while (static_cast<int>(threads_.size()) < threads) threads_.emplace_back([this] { work(); });
     } catch (...) {
       end();
       throw;
@@ -46,6 +45,7 @@ class Crew {
   // Not before the last job is over.
   void post(std::function<int()> job) {
     job_ = std::move(job);
+    taken_.store(false, std::memory_order_relaxed);
     working_.store(true, std::memory_order_release);
     wake();
   }
@@ -96,45 +96,53 @@ class Crew {
     return !over_.load(std::memory_order_acquire);
   }
 
+  // Whoever wakes first leads: the others may wait for a processor.
+  void work() {
+    for (uint32_t seen = 0; wait(seen);) {
+      if (!taken_.exchange(true, std::memory_order_acq_rel))
+        lead();
+      else
+        help();
+    }
+  }
+
   void lead() {
     own = this;
-    for (uint32_t seen = 0; wait(seen);) {
-      began_s_ = now_s();
-      try {
-        result_ = job_();
-      } catch (...) {
-        // No memory, say: whoever posted it may try otherwise.
-        result_ = 1;
-      }
-      ended_s_ = now_s();
-      working_.store(false, std::memory_order_release);
-      const uint64_t once = 1;
-      [[maybe_unused]] const ssize_t rung = write(bell_, &once, sizeof once);
+    began_s_ = now_s();
+    try {
+      result_ = job_();
+    } catch (...) {
+      // No memory, say: whoever posted it may try otherwise.
+      result_ = 1;
     }
-    // Of a job that is not begun any more.
+    ended_s_ = now_s();
+    own = nullptr;
     working_.store(false, std::memory_order_release);
+    const uint64_t once = 1;
+    [[maybe_unused]] const ssize_t rung = write(bell_, &once, sizeof once);
   }
 
   void help() {
-    for (uint32_t seen = 0; wait(seen);) {
-      uint64_t joined = 0;
-      for (int looks = 0; working_.load(std::memory_order_acquire);) {
-        uint64_t region = region_.load(std::memory_order_acquire);
-        if (!(region & kOpen) || region >> 32 == joined) {
-          relax(++looks);
-          continue;
-        }
-        if (!region_.compare_exchange_weak(region, region + 1, std::memory_order_acq_rel)) continue;
-        body_(of_);
-        joined = region >> 32;
-        region_.fetch_sub(1, std::memory_order_acq_rel);
-        looks = 0;
+    uint64_t joined = 0;
+    for (int looks = 0; working_.load(std::memory_order_acquire);) {
+      uint64_t region = region_.load(std::memory_order_acquire);
+      if (!(region & kOpen) || region >> 32 == joined) {
+        relax(++looks);
+        continue;
       }
+      if (!region_.compare_exchange_weak(region, region + 1, std::memory_order_acq_rel)) continue;
+      body_(of_);
+      joined = region >> 32;
+      region_.fetch_sub(1, std::memory_order_acq_rel);
+      looks = 0;
     }
   }
 
   void end() {
     over_.store(true, std::memory_order_release);
+    // A job that nobody has begun is not begun any more.
+    if (!taken_.exchange(true, std::memory_order_acq_rel))
+      working_.store(false, std::memory_order_release);
     wake();
     for (std::thread &thread : threads_) thread.join();
     threads_.clear();
@@ -148,7 +156,7 @@ class Crew {
   double began_s_ = 0, ended_s_ = 0;
   std::atomic<bool> over_{false};
   alignas(64) std::atomic<uint32_t> ticket_{0};
-  std::atomic<bool> working_{false};
+  std::atomic<bool> taken_{true}, working_{false};
   // How many there have been in the upper half, whether one may enter, and how many are inside.
   alignas(64) std::atomic<uint64_t> region_{0};
   std::vector<std::thread> threads_;
