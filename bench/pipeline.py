@@ -6,11 +6,12 @@ as by default? Both clusters stand side by side and decode in turns of seconds, 
 once: what else a machine does changes by the minute, so rates are compared turn by turn. Beside
 them one process and three that only compute and pass on (`bench.pipeline_bare`) say how much of
 that any pipeline in these processes would lose.
-And what do router and nodes compute per decode step apart from the device's thread: the processor
-time of their event loops and of ZeroMQ's threads, by the kernel's books of each thread, less what
-they take while nothing is decoded.
-The device's thread does more than the model; what that is per step is measured in this process, as
-processor time of Engine.run less that of the model's forward pass.
+And what do router and nodes compute per decode step apart from the threads that compute layers: the
+processor time of their event loops, which make plain steps ready and frames of what comes of them,
+and of ZeroMQ's threads, by the kernel's books of each thread, less what they take while nothing is
+decoded.
+Where the device's thread has a step it does more than the model; what that is per step is measured
+in this process, as processor time of Engine.run less that of the model's forward pass.
 """
 
 from __future__ import annotations

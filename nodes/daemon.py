@@ -2,7 +2,8 @@
 
 Registers with the router, again after every reconnect; hands its orders to `nodes.slices`, and
 frames to the slice that serves their epoch; sends heartbeats; on SIGTERM asks to be let go, and
-waits for that. Everything that computes runs on one device thread.
+waits for that. Everything that computes runs on one device thread, or on compiled threads that take
+turns with it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One loaded slice with its KV cache: runs batches of Work, makes frames and tokens of the results.
 
 `run` is called on the device thread, everything else on the loop thread while the device is idle;
-the worker keeps to that. Activations go from received buffers into one batch (the only copy) and
-from the result to the wire as views.
+the worker keeps to that. Between `begin` and `end` compiled threads read and write what is here.
+Activations go from received buffers into one batch (the only copy) and from the result to the wire
+as views.
 """
 
 from __future__ import annotations

@@ -69,6 +69,9 @@ class PlainSteps:
         self._dtype = WIRE_NAMES[decodes.dtype]
         self._width = decodes.width
         self._draws = compiled_draws() is not None
+        self._threads = 0
+        """As many as the device's thread has, once it had a step. PyTorch's number is each thread's
+        own, and the event loop's another while a slice is loaded beside."""
         self._crew: Crew | None = None
         self._no_crew = False
         self._begun: _Step | None = None
@@ -78,6 +81,8 @@ class PlainSteps:
     def run(self, batch: Batch) -> StepResult | None:
         """As Engine.run(); None where the step is none of these, or must be done again to say what
         is wrong. No row has blocks, so there is nothing that others could go on from."""
+        if not self._threads:
+            self._threads = torch.get_num_threads()
         step = self._step(batch, edits=True)
         if step is None or not self._decodes.now(step.ready):
             return None
@@ -85,7 +90,7 @@ class PlainSteps:
 
     def begin(self, batch: Batch) -> int | None:
         """See StepEngine.begin()."""
-        if len(batch) > MOST_OWN_ROWS or self._no_crew:
+        if len(batch) > MOST_OWN_ROWS or not self._threads or self._no_crew:
             return None
         # What samplers make of their texts may take long.
         step = self._step(batch, edits=False)
@@ -114,7 +119,7 @@ class PlainSteps:
 
     def _hire(self) -> Crew | None:
         try:
-            self._crew = Crew(torch.get_num_threads())
+            self._crew = Crew(self._threads)
         except NoCrew:
             self._no_crew = True
         return self._crew

@@ -1,5 +1,8 @@
 """When a worker's device gets its next job: steps, and between them chores. Decides nothing else.
 
+A step that the engine can have computed without a thread of Python's begins and ends right here.
+All else goes to the device's thread, also where the device has something of another slice's.
+
 Callbacks where a task with futures would be: `choose` gives the next step when the device has no
 job, `over` takes what came of it. A task took some ten Python calls more per step and a turn of the
 event loop more, and each call costs some 3 us when a step's weights have driven it out of the

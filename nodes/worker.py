@@ -3,7 +3,7 @@
 Owns the ledger, the batcher and one engine; no sockets (it is given `send`) and no membership.
 While a step runs nothing touches the KV pages: frees wait in `_frees` until the device is idle.
 A worker may serve several epochs of the placement; what comes of a row leaves under the row's.
-The event loop only books and forwards; all tensor work happens on the device thread.
+The event loop only books and forwards; tensors are worked on by the device thread or engine's own.
 
 What a decode takes here is counted in Python calls: each costs some 3 us when a step's weights have
 driven it out of the processor's caches. So there are callbacks where tasks and futures would be

@@ -45,7 +45,8 @@ async def main(stop):
     others = threads()
     try:
         crew = Crew(2)
-        found["crew"] = sorted(map(slice_s, threads() - others))
+        # Who started them, as a thread that computes, may still be there, too.
+        found["crew"] = [s for s in map(slice_s, threads() - others) if s is not None]
         crew.close()
     except NoCrew:
         found["crew"] = [before, before]
@@ -72,7 +73,8 @@ def test_a_process_answers_soon_and_computes_long() -> None:
     assert found["loop"] == SHORT_S < found["before"]
     assert found["zmq"]
     assert set(found["zmq"]) == {SHORT_S}
-    assert found["crew"] == [found["before"]] * 2
+    assert len(found["crew"]) >= 2
+    assert set(found["crew"]) == {found["before"]}
     assert found["device"] == found["executor"] == found["search"] == found["before"]
 
 

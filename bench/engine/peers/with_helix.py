@@ -55,17 +55,14 @@ class Program:
         }
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
-        texts = _Texts(self, prompts, new_tokens)
+        texts = Texts(self, prompts, new_tokens)
         while batch := texts.choose():
             texts.took(self.engine.run(batch))
         return texts.end()
 
-    async def generate_beside(
-        self, device: DeviceThread, prompts: list[list[int]], new_tokens: int
-    ) -> list[list[int]]:
+    async def generate_beside(self, device: DeviceThread, texts: Texts) -> None:
         """The same by a node's step loop on the running event loop: what compiled threads compute
         by themselves begins and ends there, the rest is the device thread's."""
-        texts = _Texts(self, prompts, new_tokens)
         steps = StepLoop(device)
 
         def over(batch: Batch, result: StepResult | None, error: BaseException | None) -> bool:
@@ -85,7 +82,6 @@ class Program:
         await asyncio.gather(running, return_exceptions=True)
         if not running.cancelled():
             running.result()
-        return texts.end()
 
     def work(self, request: int, position: int, ids: list[int], prompt: int) -> Work[Payload]:
         payload = Payload(
@@ -105,7 +101,7 @@ class Program:
         return Work(seq, position, len(ids), self._layers, ROUTER, True, payload)
 
 
-class _Texts:
+class Texts:
     """Prompts and what has come of them, `new_tokens` each at the end."""
 
     def __init__(self, program: Program, prompts: list[list[int]], new_tokens: int) -> None:

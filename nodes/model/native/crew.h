@@ -45,8 +45,9 @@ class Crew {
   // Not before the last job is over.
   void post(std::function<int()> job) {
     job_ = std::move(job);
-    taken_.store(false, std::memory_order_relaxed);
     working_.store(true, std::memory_order_release);
+    // At last: one that still wakes for the job before may take it at once.
+    taken_.store(false, std::memory_order_release);
     wake();
   }
 

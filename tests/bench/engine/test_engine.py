@@ -16,11 +16,15 @@ from bench.engine.figures import decode_ratio, figures, ratio, roofline, same_an
 from bench.engine.loop_lag import hashing, in_a_thread, lags_of, measured, quantiles_ms
 from bench.engine.options import job_of, systems_of
 from bench.engine.peer import Peer, PeerFailed
+from bench.engine.peers import with_helix
+from bench.engine.prompts import prompts_of
 from bench.engine.report import body_of, table_of
 from bench.engine.run import Measured
 from bench.engine.types import Case, System, Times
 from helix_mq.cli import build_app
+from helix_mq.clock import SystemClock
 from helix_mq.models.config import ModelConfig
+from nodes.device import DeviceThread
 
 CASE = Case(batch=4, context=100, new_tokens=11)
 
@@ -167,3 +171,19 @@ def test_bad_options_are_refused_in_words(options: list[str], words: str) -> Non
     result = CliRunner().invoke(build_app(), ["bench", "engine", *options])
     assert result.exit_code != 0
     assert words in str(result.output) + str(result.exception)
+
+
+async def test_an_engine_beside_the_loop_gives_the_same_answers(tmp_path: Path) -> None:
+    """By the step loop of a node: prompts on the device thread, decodes begun on this loop."""
+    job = job_of(write_tiny_model(tmp_path / "model"), [CASE], "cpu", 2)
+    settings = {"folder": str(job.folder), "device": "cpu", "threads": 2, "dtype": "float32"}
+    program = with_helix.load({**settings, "batch": job.batch, "context": job.context})
+    prompts = prompts_of(job.folder, CASE)
+    answers = program.generate(prompts, CASE.new_tokens)
+    texts = with_helix.Texts(program, prompts, CASE.new_tokens)
+    with DeviceThread(SystemClock()) as device:
+        await program.generate_beside(device, texts)
+    assert texts.end() == answers
+    assert {len(answer) for answer in answers} == {CASE.new_tokens}
+    program.engine.check()
+    program.engine.close()

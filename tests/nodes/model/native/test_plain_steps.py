@@ -6,6 +6,7 @@ import random
 import select
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ class Twins:
             self.engines.append(Engine("me", model, model.new_cache(600)))
         assert self.engines[0]._plain is not None
         self.engines[1]._plain = None
+        assert self.engines[2]._plain is not None
+        self.engines[2]._plain._threads = 2
         self.width = self.engines[0]._model.config.hidden_size
         self._generator = torch.Generator().manual_seed(1)
 
@@ -355,6 +358,28 @@ def test_where_there_are_no_such_threads_nothing_is_begun(
     twins.run([twins.work(0, 5)])
     twins.run([twins.work(0, 6)])
     assert twins.begun == [False] * 3
+
+
+def test_the_first_step_says_how_many_threads_there_are(checkpoint: Checkpoint) -> None:
+    """What the event loop's thread has for its own says nothing."""
+    twins = Twins(checkpoint("mistral").folder, "whole", torch.float32)
+    engine, prompt = twins.engines[0], [twins.work(0, 0, 5)]
+    assert engine._plain is not None
+    _ran(engine, prompt)
+    assert engine._plain._threads == torch.get_num_threads()
+    engine._plain._threads = 0
+    assert engine.begin([twins.work(0, 5)]) is None
+    with ThreadPoolExecutor(1) as device:
+        device.submit(torch.set_num_threads, 3).result()
+        assert device.submit(engine.run, [twins.work(0, 5)]).result().tokens
+        # Threads that come later start with what was set last.
+        device.submit(torch.set_num_threads, torch.get_num_threads()).result()
+    bell = engine.begin([twins.work(0, 6)])
+    assert bell is not None
+    assert engine._plain._crew is not None
+    assert engine._plain._crew.threads == 3
+    assert select.select([bell], [], [], WAIT_S)[0]
+    assert engine.end() is not None
 
 
 def test_many_rows_are_not_made_ready_on_the_loop(
