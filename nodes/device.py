@@ -15,7 +15,7 @@ import atexit
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Generic, ParamSpec, TypeVar
 
 from helix_mq.clock import Clock
@@ -34,7 +34,9 @@ class DeviceThread(Executor):
         self.since_s: float | None = None
         """When its present job began; None between jobs."""
         self.elsewhere_since_s: float | None = None
-        """The same of what the device computes without this thread, for who has it do so to set."""
+        """The same of what the device computes without this thread. Who has it do so, while nothing
+        runs here, sets it, and calls rested() when it is over: jobs wait for that."""
+        self._rest = Event()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: Thread | None = None
         self._lock = Lock()
@@ -66,6 +68,12 @@ class DeviceThread(Executor):
         began_s = [s for s in (self.since_s, self.elsewhere_since_s) if s is not None]
         return self.clock.now_s() - min(began_s) if began_s else 0.0
 
+    def rested(self) -> None:
+        """What the device computed without this thread is over. Loop thread."""
+        self.elsewhere_since_s = None
+        if self.since_s is not None:
+            self._rest.set()
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See Executor.shutdown."""
         with self._lock:
@@ -95,7 +103,12 @@ class DeviceThread(Executor):
         compute_long()
         jobs = self._jobs
         while (job := jobs.get()) is not None:
+            # First of all: from now on nobody begins anything elsewhere.
             self.since_s = self.clock.now_s()
+            if self.elsewhere_since_s is not None:
+                self._rest.clear()
+                if self.elsewhere_since_s is not None:
+                    self._rest.wait()
             job()
             self.since_s = None
             # What it holds is not to be kept until the next one comes.

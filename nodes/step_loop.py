@@ -1,7 +1,8 @@
 """When a worker's device gets its next job: steps, and between them chores. Decides nothing else.
 
 A step that the engine can have computed without a thread of Python's begins and ends right here.
-All else goes to the device's thread, also where the device has something of another slice's.
+All else goes to the device's thread, also where the device has something of another slice's: both
+take turns.
 
 Callbacks where a task with futures would be: `choose` gives the next step when the device has no
 job, `over` takes what came of it. A task took some ten Python calls more per step and a turn of the
@@ -90,7 +91,7 @@ class StepLoop:
             if self._begun:
                 # Nobody waits for it any more.
                 self._begun = []
-                self._device.elsewhere_since_s = None
+                self._device.rested()
 
     def ring(self) -> None:
         """There may be something to do. In the loop's next turn, as more may come in this one."""
@@ -158,7 +159,7 @@ class StepLoop:
         calls, loop = self._calls, self.loop
         if not batch or calls is None:
             return
-        self._device.elsewhere_since_s = None
+        self._device.rested()
         error: BaseException | None = None
         result: StepResult | None = None
         try:

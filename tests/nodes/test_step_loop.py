@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from typing import Any, cast
 
 import pytest
@@ -118,6 +119,14 @@ def _or_raise(what: Any) -> Any:
     return what
 
 
+def _claimed(device: DeviceThread) -> None:
+    """Returns when a job has come to it, whether it waits or not."""
+    until_s = time.monotonic() + 240
+    while device.since_s is None:
+        assert time.monotonic() < until_s
+        os.sched_yield()
+
+
 class Steps:
     """A loop over an engine that computes by itself, and what came back: one batch at a time."""
 
@@ -225,6 +234,29 @@ async def test_beside_a_job_of_another_slice_it_waits_for_the_device(steps: Step
     go_on.set()
     assert await steps.came() == ([1], "run", None)
     assert other.done()
+
+
+async def test_a_job_of_another_slice_waits_for_what_computes_by_itself(steps: Steps) -> None:
+    """And what comes then waits for that job, or there would be no end of it."""
+    for number in range(0, 20, 2):
+        await steps.step([number])
+        go_on = threading.Event()
+
+        def job(go_on: threading.Event = go_on) -> list[str]:
+            seen = list(steps.engine.calls)
+            assert go_on.wait(240)
+            return seen
+
+        other = steps.device.submit(job)
+        steps.batches.append([number + 1])
+        await asyncio.to_thread(_claimed, steps.device)
+        assert not other.done()
+        steps.engine.ring()
+        assert await steps.came() == ([number], "result", None)
+        go_on.set()
+        assert await steps.came() == ([number + 1], "run", None)
+        assert other.result(0) == [f"begin [{number}]", "end"]
+        steps.engine.calls.clear()
 
 
 async def test_who_is_cancelled_waits_for_what_computes_by_itself(steps: Steps) -> None:
