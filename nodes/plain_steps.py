@@ -73,7 +73,9 @@ class PlainSteps:
         """As many as the device's thread has, once it had a step. PyTorch's number is each thread's
         own, and the event loop's another while a slice is loaded beside."""
         self._crew: Crew | None = None
-        self._no_crew = False
+        # A slice that one thread computes has more to do on its event loop than beside it. Steps
+        # made ready there would say less of how slow the node has become.
+        self._no_crew = not decodes.worth_threads
         self._begun: _Step | None = None
         """What the crew computes, since when."""
         self._posted_s = 0.0

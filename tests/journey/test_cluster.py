@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 import torch
 import transformers
 
+from nodes.model.native import build
+from nodes.model.native import layers as native_layers
+from nodes.model.native.products import products_for
+from nodes.plain_steps import PlainSteps
 from tests.cluster import cluster, greedy
 
 PLACEMENTS = {
@@ -52,6 +57,37 @@ async def test_greedy_tokens_equal_transformers(
         assert result.token_ids == reference(tiny_folder, prompt, 64)
         assert result.finish.finish_reason == "length"
         assert result.finish.output_tokens == 64
+
+
+@pytest.mark.skipif(
+    products_for(torch.float32) is None or not hasattr(os, "eventfd"),
+    reason=f"no compiled threads: {build.built().reason}",
+)
+@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS.keys())
+async def test_slices_that_compute_by_themselves_give_the_same_tokens(
+    tiny_folder: Path, placement: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As large ones do; these are small. Requests join and leave meanwhile."""
+    monkeypatch.setattr(native_layers, "WORTH_THREADS_BYTES", 0)
+    ended: list[object] = []
+    end = PlainSteps.end
+
+    def noted(self: PlainSteps) -> Any:
+        result = end(self)
+        ended.append(result)
+        return result
+
+    monkeypatch.setattr(PlainSteps, "end", noted)
+    prompts = [tuple(range(3 + n, 3 + 2 * n + 1)) for n in range(1, 40, 5)]
+    async with cluster(tiny_folder, placement, zmq=True) as c:
+        lengths = [16 + 5 * n for n in range(len(prompts))]
+        asked = (c.run(greedy(p, n)) for p, n in zip(prompts, lengths, strict=True))
+        results = await asyncio.gather(*asked)
+        await c.quiet()
+    for prompt, length, result in zip(prompts, lengths, results, strict=True):
+        assert result.token_ids == reference(tiny_folder, prompt, length)
+    assert len(ended) > max(lengths) / 2
+    assert None not in ended
 
 
 async def test_without_a_placement_layers_are_split_by_memory(tiny_folder: Path) -> None:

@@ -123,4 +123,7 @@ inline float total_of(wide v) {
 // Elements that are worth a second thread's waking up.
 constexpr int64_t kWorthThreads = 16384;
 
+// A product with so many weights.
+inline bool worth_threads(int64_t weights) { return weights > 8 * kWorthThreads; }
+
 }  // namespace helix

@@ -42,13 +42,13 @@ class Crew {
   Crew(const Crew &) = delete;
   Crew &operator=(const Crew &) = delete;
 
-  // Not before the last job is over.
-  void post(std::function<int()> job) {
+  // Not before the last job is over. hands: as many as it has work for; the others sleep on.
+  void post(std::function<int()> job, int hands) {
     job_ = std::move(job);
     working_.store(true, std::memory_order_release);
     // At last: one that still wakes for the job before may take it at once.
     taken_.store(false, std::memory_order_release);
-    wake();
+    wake(hands);
   }
 
   // What the last job gave, and when it began and ended on the system's monotonic clock; -1 while
@@ -83,9 +83,9 @@ class Crew {
     return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
   }
 
-  void wake() {
+  void wake(int hands) {
     ticket_.fetch_add(1, std::memory_order_release);
-    syscall(SYS_futex, &ticket_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+    syscall(SYS_futex, &ticket_, FUTEX_WAKE_PRIVATE, hands, nullptr, nullptr, 0);
   }
 
   // Until there is a new ticket; false when no more will come.
@@ -144,7 +144,7 @@ class Crew {
     // A job that nobody has begun is not begun any more.
     if (!taken_.exchange(true, std::memory_order_acq_rel))
       working_.store(false, std::memory_order_release);
-    wake();
+    wake(INT_MAX);
     for (std::thread &thread : threads_) thread.join();
     threads_.clear();
   }

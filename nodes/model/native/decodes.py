@@ -102,7 +102,7 @@ class NativeDecodes:
         self._layers = layers
         self._weights = weights
         self._eps = config.rms_eps
-        self._wide = native.worth_threads
+        self.worth_threads = native.worth_threads
         self._layers_at = [native.address_of(n) for n in range(len(layers))]
         self._sizes: dict[tuple[int, int, int], object] = {}
         """Of so many layers, rows, and tokens of a page."""
@@ -221,7 +221,7 @@ class NativeDecodes:
         if step is None:
             return False
         threads = torch.get_num_threads()
-        layer_threads, eps = threads if self._wide else 1, self._eps
+        layer_threads, eps = threads if self.worth_threads else 1, self._eps
         bad: int = self._run(step.layers_at, step.sizes, step.step, eps, layer_threads, threads)
         return not bad
 
@@ -229,7 +229,7 @@ class NativeDecodes:
         """Has it computed by a crew, whose took() gives 0 where now() gives True."""
         assert self._post is not None, "where there is a crew, there is what posts to it"
         threads = crew.threads
-        layer_threads, eps = threads if self._wide else 1, self._eps
+        layer_threads, eps = threads if self.worth_threads else 1, self._eps
         crew.held[0] = self, step
         self._post(crew.at, step.layers_at, step.sizes, step.step, eps, layer_threads, threads)
 

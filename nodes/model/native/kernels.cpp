@@ -117,9 +117,12 @@ HELIX_FOR(bfloat, bfloat16)
   extern "C" void crew_decode_##SUFFIX(helix::Crew *crew, const helix::Layer<T> *layers,         \
                                        const helix::Sizes *sizes, const helix::Step<T> *step,    \
                                        float eps, int threads, int head_threads) {               \
-    crew->post([=, of = *sizes, step = *step] {                                                  \
-      return helix::decode(layers, of, step, eps, threads, head_threads);                        \
-    });                                                                                          \
+    const bool wide_end = step->head && helix::worth_threads(step->vocabulary * sizes->hidden);  \
+    crew->post(                                                                                  \
+        [=, of = *sizes, step = *step] {                                                         \
+          return helix::decode(layers, of, step, eps, threads, head_threads);                    \
+        },                                                                                       \
+        wide_end ? head_threads : threads);                                                      \
   }
 
 // Nothing where no thread starts.

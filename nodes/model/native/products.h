@@ -181,7 +181,7 @@ void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows,
         put_some(to, output_of(weight, sums, i, group, sixteen, some), some);
     }
   };
-  together(threads, outputs * inputs > 8 * kWorthThreads, [&](Member &member) {
+  together(threads, worth_threads(outputs * inputs), [&](Member &member) {
     if (order) order_rows(given, inputs, ordered, member);
     multiply(weight, order ? Rows<T>{ordered, rows, true} : given, member, store);
     after(member);

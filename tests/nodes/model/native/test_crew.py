@@ -60,7 +60,7 @@ def decodes(checkpoint: Callable[[str], Any]) -> tuple[NativeDecodes, ModelSlice
         cache.pool.open(key(number), LAYERS)
         cache.pool.ensure(key(number), 60)
     # Small as they are, their products are shared, too.
-    found._wide = True
+    found.worth_threads = True
     return found, model, cache
 
 

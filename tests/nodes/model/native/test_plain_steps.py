@@ -69,6 +69,8 @@ class Twins:
         self.engines[1]._plain = None
         assert self.engines[2]._plain is not None
         self.engines[2]._plain._threads = 2
+        # Small as they are.
+        self.engines[2]._plain._no_crew = False
         self.width = self.engines[0]._model.config.hidden_size
         self._generator = torch.Generator().manual_seed(1)
 
@@ -349,6 +351,14 @@ def test_a_token_that_there_is_not_is_left_to_who_says_so(checkpoint: Checkpoint
         assert engine.end() is None
 
 
+def test_small_slices_stay_with_the_device_thread(checkpoint: Checkpoint) -> None:
+    twins = Twins(checkpoint("mistral").folder, "whole", torch.float32)
+    twins.run([twins.work(0, 0, 5)])
+    work = [twins.work(0, 5)]
+    assert twins.engines[0].begin(work) is None
+    assert twins.engines[2].begin(work) is not None
+
+
 def test_where_there_are_no_such_threads_nothing_is_begun(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +375,7 @@ def test_the_first_step_says_how_many_threads_there_are(checkpoint: Checkpoint) 
     twins = Twins(checkpoint("mistral").folder, "whole", torch.float32)
     engine, prompt = twins.engines[0], [twins.work(0, 0, 5)]
     assert engine._plain is not None
+    engine._plain._no_crew = False
     _ran(engine, prompt)
     assert engine._plain._threads == torch.get_num_threads()
     engine._plain._threads = 0
