@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -85,7 +86,9 @@ def test_a_package_that_cannot_be_imported_is_passed_over(
     """One that was built for another torch raises whatever it likes."""
     (tmp_path / f"{module}.py").write_text(text, "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, module, raising=False)
+    # Set before it is taken out: what is imported then goes with the test.
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    monkeypatch.delitem(sys.modules, module)
     with pytest.raises(BackendUnavailable, match=f"cannot be imported .*{said}"):
         load()
 
