@@ -37,6 +37,24 @@ async def test_a_prompt_then_decodes_become_tokens() -> None:
         assert (statistics.steps, statistics.tokens, statistics.layer_tokens) == (2, 5, 20)
 
 
+async def test_decodes_begin_at_once_when_none_can_join_them() -> None:
+    """Prompts never do: others may come in the same turn."""
+    async with bench() as b:
+        b.frame(prompt(1), prompt(2))
+        assert not b.worker._loop.busy
+        await b.until(lambda: len(b.tokens) == 2)
+        b.frame(decode(1, 4))
+        assert not b.worker._loop.busy, "the other one may come in this turn"
+        b.frame(decode(2, 4))
+        assert b.worker._loop.busy
+        await b.until(lambda: len(b.tokens) == 4)
+        assert b.engine.batches[-1] == [(key(1), 4, 1), (key(2), 4, 1)]
+        b.frame(decode(1, 5))
+        b.frame(prompt(3))
+        assert not b.worker._loop.busy
+        await b.until(lambda: len(b.tokens) == 6)
+
+
 async def test_a_sequence_closed_during_a_step_is_freed_after_it_and_says_nothing() -> None:
     async with bench() as b:
         b.engine.gate.clear()
