@@ -18,6 +18,18 @@ from nodes.tracing import Tracer
 Batch = list[Work[Payload]]
 
 
+def use_up(batch: Batch) -> None:
+    """Takes a step's rows off the frames that they came in; those of one frame mostly stand
+    together."""
+    use, count = batch[0].payload.use, 0
+    for work in batch:
+        if work.payload.use is not use:
+            use.take(count)
+            use, count = work.payload.use, 0
+        count += work.count
+    use.take(count)
+
+
 class OutFrame(msgspec.Struct, frozen=True, gc=False):
     """One frame to one peer, complete but for epoch and sender."""
 

@@ -38,6 +38,7 @@ from nodes.steps import (
     StepResult,
     WorkerOptions,
     WorkerStatistics,
+    use_up,
 )
 from nodes.telling import Teller
 from nodes.tracing import Tracer
@@ -234,7 +235,7 @@ class Worker:
             if len(batch) == 1:
                 batch[0].payload.use.take(batch[0].count)
             else:
-                _use_up(batch)
+                use_up(batch)
         return self._batcher.waiting_rows > 0
 
     def _device_idle(self) -> None:
@@ -387,14 +388,3 @@ class Worker:
 
 def _nothing() -> None:
     """Of a frame that no link brought, nothing is to be given back."""
-
-
-def _use_up(batch: Batch) -> None:
-    """Of the frames that they came in; rows of one frame mostly stand together."""
-    use, count = batch[0].payload.use, 0
-    for work in batch:
-        if work.payload.use is not use:
-            use.take(count)
-            use, count = work.payload.use, 0
-        count += work.count
-    use.take(count)

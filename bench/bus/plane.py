@@ -25,9 +25,11 @@ from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import SAMPLE, FrameHeader, Row
 from helix_mq.outlink import PeerAddress
 from helix_mq.transport import AllowList, KeyPair, ServerSecurity, ZmqTransport
-from nodes.batching import SeqKey, Work
-from nodes.inbox import NodeView, Payload, accept_frame, check_sender
+from nodes.batching import SeqKey
+from nodes.frame_making import frame_of
+from nodes.inbox import NodeView, accept_frame, check_sender
 from nodes.ledger import Ledger
+from nodes.steps import use_up
 
 log = logging.getLogger(__name__)
 
@@ -158,37 +160,14 @@ class PlanePlace(LoopPlace):
             raise RuntimeError(f"refused: {accepted.refused[0]}")
         work = accepted.work
         # A step has begun: the tokens are out of the inbox.
-        for one in work:
-            one.payload.use.take(one.count)
+        use_up(work)
         if work[0].payload.hop + 1 < len(work[0].payload.route.hops):
-            self._plane.send(self._next, self._onward(header, work), message.buffers)
+            on = frame_of(self._name, work, header.width, header.dtype, message.buffers[0])
+            self._plane.send(self._next, on.header, on.buffers)
         self._bytes_left += message.buffers[0].nbytes
         whole, self._bytes_left = divmod(self._bytes_left, self.spec.size_bytes)
         if whole:
             self.arrived(whole)
-
-    def _onward(self, header: FrameHeader, work: list[Work[Payload]]) -> FrameHeader:
-        """As nodes.engine makes it of a step's results."""
-        routes: dict[bytes, int] = {}
-        rows = []
-        for one in work:
-            payload = one.payload
-            rows.append(
-                Row(
-                    request=one.seq.request,
-                    attempt=one.seq.attempt,
-                    position=one.position,
-                    count=one.count,
-                    route=routes.setdefault(payload.route_blob, len(routes)),
-                    hop=payload.hop + 1,
-                    flags=SAMPLE if one.sample else 0,
-                    deadline_ms=payload.deadline_ms,
-                    spec=payload.spec if one.sample else None,
-                )
-            )
-        return FrameHeader(
-            header.epoch, self._name, header.dtype, header.width, tuple(rows), tuple(routes)
-        )
 
     def _on_lost(self, peer: str) -> None:
         # In the middle of a load nothing arrives any more, which the bench sees.
