@@ -22,7 +22,7 @@ from nodes.profile import TIME, Point, Profile
 log = logging.getLogger(__name__)
 
 FOLDER = "profiles"
-_VERSION = 1
+_VERSION = 2
 """Raise when what is measured changes."""
 _MAX_BYTES = 64 * 1024
 

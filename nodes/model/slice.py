@@ -212,11 +212,11 @@ class ModelSlice:
         turn = rotation(self._inverse_freq, self._on_device(index.positions), self.dtype)
         if len(index.fresh_pages):
             cache.clear_pages(self._on_device(index.fresh_pages))
-        if self._native is not None and self._native.takes(index.attention, cache):
-            x = self._native.run(x, segment.layers, index, turn, cache)
-            if wanted is None or wanted.tokens == x.shape[0]:
-                return x
-            return x[self._on_device(wanted.numbers(index.attention.starts))]
+        if self._native is not None and self._native.takes(cache):
+            kept = None
+            if wanted is not None and wanted.tokens < x.shape[0]:
+                kept = wanted.numbers(index.attention.starts)
+            return self._native.run(x, segment.layers, index, turn, cache, kept)
         backend = self.attention.backend
         windows = {self.config.window_of(layer) for layer in _numbers(segment.layers)}
         plans: dict[int | None, AttentionPlan] = {

@@ -1,4 +1,4 @@
-// Attention of one query over the pages of its row.
+// Attention of one query over the pages of its row: of a decode, or of any token of a prompt.
 //
 // Scores of sixteen tokens at a time, then their softmax, then the values' sum. What a row gets
 // depends on its own tokens alone, in one order.
@@ -168,7 +168,7 @@ struct Value {
 };
 
 // COUNT queries that share a key/value head, over the tokens of `row`; those of `next` are fetched
-// meanwhile. `scores` has room for COUNT * (end - first rounded down to sixteen + 16).
+// meanwhile where they are others. `scores` has room for COUNT * (end - first rounded down to sixteen + 16).
 template <class T, int WIDTH, int COUNT>
 void attend_one(const T *query, const Pages<T> &cache, const Span &row, const Pages<T> &next_cache,
                 const Span &next, float scale, T *out, float *scores) {
@@ -180,6 +180,7 @@ void attend_one(const T *query, const Pages<T> &cache, const Span &row, const Pa
   const int64_t from = sixteens ? first & ~int64_t{kWide - 1} : first;
   const int64_t room = (end - from + kWide - 1) & ~int64_t{kWide - 1};
   const int64_t next_from = next.first & ~int64_t{kWide - 1};
+  const bool others = next.pages != row.pages || next_cache.keys != cache.keys;
   for (int64_t at = from; at < end;) {
     const int64_t page = at / page_tokens, offset = at % page_tokens;
     const T *key = cache.keys + row.pages[page] * stride + offset * WIDTH;
@@ -190,12 +191,12 @@ void attend_one(const T *query, const Pages<T> &cache, const Span &row, const Pa
           next.pages[there / page_tokens] * stride + there % page_tokens / kWide * kWide * WIDTH;
       for (int g = 0; g < COUNT; ++g) {
         const int lines = std::min(kLines<T, WIDTH>, (g + 1) * kEach);
-        fetch(next_cache.keys + place, g * kEach, lines);
+        if (others) fetch(next_cache.keys + place, g * kEach, lines);
         const Query<T, WIDTH> q(query + g * WIDTH);
         wide products[kWide];
 #pragma GCC unroll 16
         for (int t = 0; t < kWide; ++t) products[t] = q.times(key + t * WIDTH);
-        fetch(next_cache.values + place, g * kEach, lines);
+        if (others) fetch(next_cache.values + place, g * kEach, lines);
         put_wide(scores + g * room + at - from, totals_of(products));
       }
       at += kWide;
@@ -242,20 +243,22 @@ void attend_group(const T *query, const Pages<T> &cache, const Span &row,
   }
 }
 
-// What the tokens of a pass see: query rows `query_stride` apart; tables: page ids of each,
-// `table_stride` apart; each sees tokens [firsts, ends) of its own row.
+// What the tokens of a pass see: query rows `query_stride` apart; tables: page ids of each row,
+// `table_stride` apart; owners: the row of each token, nothing where each has its own; each sees
+// tokens [firsts, ends) of its row.
 template <class T>
 struct Seen {
   const T *query;
   int64_t query_stride;
   const int32_t *tables;
   int64_t table_stride;
-  const int32_t *firsts, *ends;
+  const int32_t *owners, *firsts, *ends;
 };
 
-// All rows and key/value heads, shared among the team of `member`. out: [rows, heads, width]; widths are those of kernels.py.
+// All tokens and key/value heads, shared among the team of `member`. out: [tokens, heads, width];
+// widths are those of kernels.py.
 template <class T>
-void attend(const Seen<T> &seen, Pages<T> cache, T *out, int64_t rows, int64_t heads,
+void attend(const Seen<T> &seen, Pages<T> cache, T *out, int64_t tokens, int64_t heads,
             int64_t kv_heads, int64_t width, Member &member) {
   const int64_t group = heads / kv_heads, head_stride = cache.page_tokens * width;
   auto all = width == 16   ? attend_group<T, 16>
@@ -264,20 +267,23 @@ void attend(const Seen<T> &seen, Pages<T> cache, T *out, int64_t rows, int64_t h
              : width == 96 ? attend_group<T, 96>
                            : attend_group<T, 128>;
   cache.page_stride = kv_heads * head_stride;
-  const int64_t tasks = rows * kv_heads;
+  const int64_t tasks = tokens * kv_heads;
+  // A page's heads lie side by side. But tokens of one row see nearly the same, head by head.
+  const auto token_of = [&](int64_t task) { return seen.owners ? task % tokens : task / kv_heads; };
+  const auto head_of = [&](int64_t task) { return seen.owners ? task / tokens : task % kv_heads; };
   const auto row_of = [&](int64_t task) {
-    const int64_t row = task / kv_heads;
-    return Span{seen.tables + row * seen.table_stride, seen.firsts[row], seen.ends[row]};
+    const int64_t token = token_of(task), row = seen.owners ? seen.owners[token] : token;
+    return Span{seen.tables + row * seen.table_stride, seen.firsts[token], seen.ends[token]};
   };
   const auto cache_of = [&](int64_t task) {
-    const int64_t skip = task % kv_heads * head_stride;
+    const int64_t skip = head_of(task) * head_stride;
     return Pages<T>{cache.keys + skip, cache.values + skip, cache.page_tokens, cache.page_stride};
   };
   member.share(tasks, [&](int64_t task) {
-    const int64_t row = task / kv_heads, head = task % kv_heads;
+    const int64_t token = token_of(task), head = head_of(task);
     const int64_t after = std::min(task + 1, tasks - 1);
-    all(seen.query + row * seen.query_stride + head * group * width, cache_of(task), row_of(task),
-        cache_of(after), row_of(after), group, out + (row * heads + head * group) * width);
+    all(seen.query + token * seen.query_stride + head * group * width, cache_of(task), row_of(task),
+        cache_of(after), row_of(after), group, out + (token * heads + head * group) * width);
   });
 }
 

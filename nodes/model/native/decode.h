@@ -99,8 +99,8 @@ int decode(const Layer<T> *layers, Sizes of, const Step<T> &step, float eps, int
     std::copy_n(step.turns + (2 * position + 1) * width, width, sin + row * width);
     std::copy_n(step.from + (step.ids ? step.ids[row] : row) * hidden, hidden, step.x + row * hidden);
   }
-  const Pass<T> pass{step.x,       cos,  sin,       slots.data(), tables,
-                     firsts,       ends, step.keys, step.values,  space};
+  const Pass<T> pass{step.x, cos,       sin,         slots.data(), tables, nullptr,
+                     firsts, ends,      step.keys,   step.values,  space,  tokens};
   run_layers(layers, of, pass, eps, threads);
   if (step.head) {
     for (int64_t row = 0; row < tokens; ++row)

@@ -46,13 +46,14 @@ void rotate_store(T *qkv, const T *q_norm, const T *k_norm, const T *cos, const 
 }
 
 template <class T>
-void attend_rows(const T *query, int64_t query_stride, const T *keys, const T *values,
-                 const int32_t *tables, int64_t table_stride, const int32_t *firsts,
-                 const int32_t *ends, T *out, int64_t rows, int64_t heads, int64_t kv_heads,
-                 int64_t width, int64_t page_tokens, int threads) {
-  const Seen<T> seen{query, query_stride, tables, table_stride, firsts, ends};
+void attend_tokens(const T *query, int64_t query_stride, const T *keys, const T *values,
+                   const int32_t *tables, int64_t table_stride, const int32_t *owners,
+                   const int32_t *firsts, const int32_t *ends, T *out, int64_t tokens,
+                   int64_t heads, int64_t kv_heads, int64_t width, int64_t page_tokens,
+                   int threads) {
+  const Seen<T> seen{query, query_stride, tables, table_stride, owners, firsts, ends};
   together(threads, true, [&](Member &member) {
-    attend(seen, Pages<T>{keys, values, page_tokens, 0}, out, rows, heads, kv_heads, width,
+    attend(seen, Pages<T>{keys, values, page_tokens, 0}, out, tokens, heads, kv_heads, width,
            member);
   });
 }
@@ -80,11 +81,12 @@ using helix::bfloat;
   }                                                                                                \
   extern "C" void attend_##SUFFIX(const T *query, int64_t query_stride, const T *keys,             \
                                   const T *values, const int32_t *tables, int64_t table_stride,    \
-                                  const int32_t *firsts, const int32_t *ends, T *out,              \
-                                  int64_t rows, int64_t heads, int64_t kv_heads, int64_t width,    \
-                                  int64_t page_tokens, int threads) {                              \
-    helix::attend_rows(query, query_stride, keys, values, tables, table_stride, firsts, ends, out, \
-                       rows, heads, kv_heads, width, page_tokens, threads);                        \
+                                  const int32_t *owners, const int32_t *firsts,                    \
+                                  const int32_t *ends, T *out, int64_t tokens, int64_t heads,      \
+                                  int64_t kv_heads, int64_t width, int64_t page_tokens,            \
+                                  int threads) {                                                   \
+    helix::attend_tokens(query, query_stride, keys, values, tables, table_stride, owners, firsts,  \
+                         ends, out, tokens, heads, kv_heads, width, page_tokens, threads);         \
   }
 
 HELIX_FOR(float, float32)

@@ -25,7 +25,7 @@ _ARGUMENTS = {
         COUNT,
         *[POINTER] * 3,
         COUNT,
-        *[POINTER] * 3,
+        *[POINTER] * 4,
         *[COUNT] * 5,
         THREADS,
     ],
@@ -50,6 +50,9 @@ class Kernels:
         self._silu_mul = function_of(library, "silu_mul", dtype, _ARGUMENTS["silu_mul"])
         self._rotate_store = function_of(library, "rotate_store", dtype, _ARGUMENTS["rotate_store"])
         self._attend = function_of(library, "attend", dtype, _ARGUMENTS["attend"])
+        self.wide = hasattr(library, "product_float32")
+        """The processor has registers of 512 bits. Elsewhere attend() takes 3 times as long for
+        prompts as PyTorch's products do."""
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """RMSNorm over the last dimension of x [rows, width]."""
@@ -133,13 +136,15 @@ class Kernels:
         tables: torch.Tensor,
         firsts: torch.Tensor,
         ends: torch.Tensor,
+        owners: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attention of one query per row, [rows, heads, width]; rows of `query` (same shape) may be
-        apart; width is one of ATTEND_WIDTHS. keys, values: [pages, kv_heads, page_tokens, width];
-        tables: int32 [rows, pages of a row]; each row sees its tokens from `firsts` up to, not
-        including, `ends` (int32 [rows])."""
-        rows, heads, width = query.shape
-        out = query.new_empty((rows, heads, width))
+        """Attention of tokens, [tokens, heads, width]; those of `query` (same shape) may be apart;
+        width is one of ATTEND_WIDTHS. keys, values: [pages, kv_heads, page_tokens, width]; tables:
+        int32 [rows, pages of a row]; owners: int32 [tokens], the row of each, without it each is
+        one; a token sees its row's from `firsts` up to, not including, `ends` (int32
+        [tokens])."""
+        tokens, heads, width = query.shape
+        out = query.new_empty((tokens, heads, width))
         self._attend(
             query.data_ptr(),
             query.stride(0),
@@ -147,10 +152,11 @@ class Kernels:
             values.data_ptr(),
             tables.data_ptr(),
             tables.stride(0),
+            address(owners),
             firsts.data_ptr(),
             ends.data_ptr(),
             out.data_ptr(),
-            rows,
+            tokens,
             heads,
             keys.shape[1],
             width,

@@ -1,7 +1,8 @@
-"""Whole layers of a pass in one compiled call, for tokens that attend one by one: decodes, drafts.
+"""Whole layers of a pass in one compiled call: decodes, drafts and prompts, also side by side.
 
 Between products there is little to compute, and a call for each of it costs as much as that. One
-call for all layers also lets go of the interpreter's lock for all of them, for the event loop.
+call for all layers also lets go of the interpreter's lock for all of them, for the event loop. A
+token has the same bits however a prompt is cut, and whether it came as a prompt or as a decode.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch
 from helix_mq.layers import LayerRange
 from helix_mq.models.config import ModelConfig
 from nodes.kv_cache import KvCache, KvLayout
-from nodes.model.attention.base import AttentionRows
 from nodes.model.linear import Linear
 from nodes.model.metadata import SegmentIndex
 from nodes.model.native.build import built
@@ -34,17 +34,15 @@ from nodes.model.native.products import NativeLinear, products_for
 from nodes.model.rope import Rotation
 from nodes.model.weights import LayerWeights
 
-MOST_TOKENS = 16
-"""Of one row. Longer ones are prompts: PyTorch's attention reads the keys once for many tokens."""
-
 WORTH_THREADS_BYTES = 1 << 19
 """Of a layer's weights: below, threads wait for each other longer than they compute."""
 
 I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
 
 _Sizes = COUNT * 9
 """As layers.h lists them, like the next."""
-_Tokens = COUNT * 10
+_Tokens = COUNT * 17
 
 
 class NativeLayers:
@@ -93,10 +91,8 @@ class NativeLayers:
             pages,
         )
 
-    def takes(self, rows: AttentionRows, cache: KvCache) -> bool:
-        if cache.layout is not KvLayout.HEAD_MAJOR:
-            return False
-        return rows.num_tokens == len(rows.kv_lens) or int(rows.counts.max()) <= MOST_TOKENS
+    def takes(self, cache: KvCache) -> bool:
+        return cache.layout is KvLayout.HEAD_MAJOR
 
     def run(
         self,
@@ -105,20 +101,26 @@ class NativeLayers:
         index: SegmentIndex,
         rotation: Rotation,
         cache: KvCache,
+        kept: I64 | None = None,
     ) -> torch.Tensor:
         """The residual stream after `layers` of x [tokens, hidden], a new tensor; keys and values
-        are stored. `index` and `rotation` are of the same tokens."""
+        are stored. `index` and `rotation` are of the same tokens. `kept`: the tokens, ascending,
+        whose results are wanted; all without it."""
         # Few calls on purpose: a step's weights drive all that they touch out of the caches.
         rows, count = index.attention, x.shape[0]
         x = x.clone(memory_format=torch.contiguous_format)
-        tables = rows.tables
+        tables = np.ascontiguousarray(rows.tables, np.int32)
+        owners: I32 | None = None
         if len(rows.kv_lens) < count:
-            tables = np.repeat(tables, rows.counts, axis=1)
-        tables = np.ascontiguousarray(tables, np.int32)
+            owners = np.repeat(np.arange(len(rows.kv_lens), dtype=np.int32), rows.counts)
         ends = (index.positions + 1).astype(np.int32)
         first = layers.first - self._layers.first
         windows = self._windows[first : layers.end - self._layers.first]
         firsts = _firsts(ends, windows)
+        last: list[I32] = []
+        if kept is not None:
+            own = owners if owners is not None else np.arange(count, dtype=np.int32)
+            last = [kept.astype(np.int32), own[kept], firsts[-1][kept], ends[kept]]
         slots = np.ascontiguousarray(index.slots)
         space = torch.empty((count, self._spare), dtype=x.dtype)
         sizes = self.sizes(len(windows), count, cache, tables.shape[2])
@@ -128,11 +130,15 @@ class NativeLayers:
             rotation.sin.data_ptr(),
             pointer(slots),
             pointer(tables),
+            pointer(owners) if owners is not None else 0,
             pointer(firsts),
             pointer(ends),
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
             space.data_ptr(),
+            len(rows.kv_lens),
+            count if kept is None else len(kept),
+            *(pointer(array) for array in last),
         )
         self._run(
             self.address_of(first),
@@ -141,7 +147,7 @@ class NativeLayers:
             self.config.rms_eps,
             torch.get_num_threads() if self.worth_threads else 1,
         )
-        return x
+        return x if kept is None else x[: len(kept)]
 
 
 def layers_for(

@@ -96,11 +96,14 @@ struct Rows {
   int64_t each() const { return (count + tiles() - 1) / tiles(); }
 };
 
+// So many rows are worth to be put in order.
+constexpr int64_t kOrderRows = 48;
+
 // Whether rows lie so that those of a tile fall into the same lines of a cache, and are so many
 // that it is worth to order them.
 template <class T>
 inline bool should_order(int64_t count, int64_t inputs) {
-  return count >= 48 && inputs * sizeof(T) % 1024 == 0;
+  return count >= kOrderRows && inputs * sizeof(T) % 1024 == 0;
 }
 
 // The rows of a tile side by side, step by step. `to` has room for tiles() * each() rows.

@@ -57,6 +57,11 @@ def _configs() -> dict[str, transformers.PreTrainedConfig]:
         ),
         "tinyllama": t.LlamaConfig(**_BASE | {"num_attention_heads": 8, "num_key_value_heads": 1}),
         "mistral": t.MistralConfig(**_BASE, sliding_window=7),
+        "mistral_broad": t.MistralConfig(
+            **_BASE | {"hidden_size": 512, "intermediate_size": 544},
+            sliding_window=None,
+            head_dim=128,
+        ),
         "mistral_wide_heads": t.MistralConfig(**_BASE, sliding_window=None, head_dim=32),
         "qwen2": t.Qwen2Config(**_BASE),
         "qwen2_sliding": t.Qwen2Config(

@@ -105,9 +105,18 @@ def test_rotation_and_store(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("width", ATTEND_WIDTHS)
 @pytest.mark.parametrize(("kv_heads", "group"), [(3, 3), (2, 7), (1, 1)])
 @pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("wide", [True, False])
 def test_decodes_and_chunks_attend_as_gathered_ones(
-    dtype: torch.dtype, width: int, kv_heads: int, group: int, window: int | None
+    dtype: torch.dtype,
+    width: int,
+    kv_heads: int,
+    group: int,
+    window: int | None,
+    wide: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Prompts, too, by the kernel or by PyTorch, as registers are."""
+    monkeypatch.setattr(kernels_of(dtype), "wide", wide)
     counts, lens = [1, 4, 1, 1, 9], [1, 30, 70, 16, 9]
     cache, tables = pages_for(lens, kv_heads, width, dtype)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
@@ -115,15 +124,17 @@ def test_decodes_and_chunks_attend_as_gathered_ones(
     tokens = int(starts[-1])
     # As the block has it: queries with keys and values of the same token between them.
     qkv = random(tokens, group * kv_heads + 2 * kv_heads, width, seed=8, dtype=dtype)
-    query, new = qkv[:, : group * kv_heads], qkv[:, group * kv_heads :]
+    query = qkv[:, : group * kv_heads]
+    of = np.repeat(np.arange(len(counts)), counts)
+    at = torch.from_numpy(np.array(lens)[of] - starts[1:][of] + np.arange(tokens))
+    pages = tables[0][of, at // 16]
+    keys, values = cache.keys[pages, :, at % 16], cache.values[pages, :, at % 16]
     plans = [
         NativeAttention(width, device=CPU, dtype=dtype).plan(rows, window, cache),
         GatherAttention(device=CPU, dtype=torch.float32).plan(rows, window, exact(cache)),
     ]
-    got = plans[0].attend(0, query, new[:, :kv_heads], new[:, kv_heads:])
-    expected = plans[1].attend(
-        0, query.float(), new[:, :kv_heads].float(), new[:, kv_heads:].float()
-    )
+    got = plans[0].attend(0, query, keys, values)
+    expected = plans[1].attend(0, query.float(), keys.float(), values.float())
     near = 2e-5 if dtype is torch.float32 else 2e-2
     torch.testing.assert_close(got.float(), expected, rtol=near, atol=near)
 

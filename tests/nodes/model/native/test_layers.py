@@ -78,11 +78,11 @@ def test_decodes_have_the_bits_of_kernels_one_by_one(
 def test_tokens_of_one_row_have_the_bits_of_decodes(
     checkpoint: Callable[[str], Any], family: str, dtype: torch.dtype
 ) -> None:
-    """So that drafts which are verified together change nothing."""
+    """So that drafts which are verified together change nothing, nor does a prompt's way."""
     folder = checkpoint(family).folder
     ids = torch.randint(0, 151, (60,), generator=torch.Generator().manual_seed(2))
     found = []
-    for sizes in ([1] * 60, [1, 2, 3, 4, 5, 16, 13, 1, 15]):
+    for sizes in ([1] * 60, [1, 2, 3, 4, 5, 16, 13, 1, 15], [60], [49, 11]):
         story = _Story(folder, dtype)
         logits, at = [], PROMPTS["a"][0]
         for size in sizes:
@@ -91,7 +91,54 @@ def test_tokens_of_one_row_have_the_bits_of_decodes(
             logits.append(story.run([row], ids[done : done + size])[0])
             at += size
         found.append(torch.cat(logits))
-    assert torch.equal(*found)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@dtypes
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    "family", ["llama_linear_biased", "mistral_broad", "qwen2_sliding", "qwen3_wide_heads"]
+)
+def test_a_prompt_has_the_same_bits_however_it_is_cut_and_whatever_is_beside(
+    checkpoint: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    dtype: torch.dtype,
+) -> None:
+    """So that a request which is computed anew elsewhere, in other pieces, goes on as it would
+    have."""
+    monkeypatch.setattr(layers_module, "WORTH_THREADS_BYTES", 0)
+    folder = checkpoint(family).folder
+    ids = torch.randint(0, 151, (150,), generator=torch.Generator().manual_seed(3))
+    found = []
+    for sizes, beside in (
+        ([150], False),
+        ([150], True),
+        ([64, 86], True),
+        ([7, 1, 52, 48, 41, 1], False),
+        ([1] * 150, False),
+    ):
+        story = _Story(folder, dtype)
+        story.open("new", ALL)
+        at = 0
+        for turn, size in enumerate(sizes):
+            # Of all pieces but the last nothing is wanted but what they leave in the cache.
+            piece = RowSpec("new", at, size, ALL, at + size == len(ids))
+            rows, tokens = [piece], ids[at : at + size]
+            if beside:
+                others = [
+                    RowSpec("b", PROMPTS["b"][0] + turn, 1, ALL, True),
+                    RowSpec("c", PROMPTS["c"][0] + 2 * turn, 2, ALL, False),
+                    RowSpec("d", PROMPTS["d"][0] + turn, 1, SHORT, False),
+                ]
+                rows, tokens = (
+                    [others[0], piece, *others[1:]],
+                    torch.cat([torch.tensor([turn]), tokens, torch.arange(3) + turn]),
+                )
+            logits = story.run(rows, tokens)[0]
+            at += size
+        found.append(torch.cat([logits[-1:], story.decoded("new", at)]))
+    assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 class _Story:
@@ -104,6 +151,14 @@ class _Story:
         for seq, (count, layers) in PROMPTS.items():
             self._cache.pool.open(seq, layers)
             self.run([RowSpec(seq, 0, count, layers, layers is ALL)])
+
+    def open(self, seq: str, layers: LayerRange) -> None:
+        self._cache.pool.open(seq, layers)
+
+    def decoded(self, seq: str, position: int) -> torch.Tensor:
+        """Logits of three tokens more, which see all that there is of the sequence."""
+        rows = [RowSpec(seq, position + i, 1, ALL, True) for i in range(3)]
+        return torch.cat([self.run([row], torch.tensor([7 + i]))[0] for i, row in enumerate(rows)])
 
     def run(
         self, rows: list[RowSpec], ids: torch.Tensor | None = None
