@@ -168,7 +168,8 @@ struct Value {
 };
 
 // COUNT queries that share a key/value head, over the tokens of `row`; those of `next` are fetched
-// meanwhile where they are others. `scores` has room for COUNT * (end - first rounded down to sixteen + 16).
+// meanwhile where they are others. `scores` has room for COUNT * (end - first rounded down to
+// sixteen + 16).
 template <class T, int WIDTH, int COUNT>
 void attend_one(const T *query, const Pages<T> &cache, const Span &row, const Pages<T> &next_cache,
                 const Span &next, float scale, T *out, float *scores) {
