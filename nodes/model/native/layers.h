@@ -27,9 +27,10 @@ struct Sizes {
 
 // The tokens of a pass. x: [tokens, hidden], changed in place. cos, sin: [tokens, width]; slots:
 // [layers, tokens, kv_heads]; tables: [layers, rows, pages]; owners: [tokens], the row of each, or
-// nothing where each is one; firsts: [layers, tokens]; ends: [tokens]; space: room for
-// spare_elements() of T. kept_at: [kept], nothing for all, ascending: tokens that go on behind the
-// last layer's keys and values, to become the first rows of x; the next three are theirs.
+// nothing where each is one; firsts: [layers, tokens]; ends: [tokens]; space: [tokens],
+// as much for each as layers.py counts. kept_at: [kept], nothing for all, ascending: tokens that go
+// on behind the last layer's keys and values, to become the first rows of x; the next three are
+// theirs.
 template <class T>
 struct Pass {
   T *x;
@@ -41,15 +42,6 @@ struct Pass {
   const int32_t *kept_at = nullptr, *kept_owners = nullptr, *kept_firsts = nullptr,
                 *kept_ends = nullptr;
 };
-
-// Rows of many tokens as a product reads them best; `room` has space for them.
-template <class T>
-Rows<T> laid_out(const T *from, int64_t tokens, int64_t inputs, T *room, Member &member) {
-  const Rows<T> rows{from, tokens};
-  if (!should_order<T>(tokens, inputs)) return rows;
-  order_rows(rows, inputs, room, member);
-  return Rows<T>{room, tokens, true};
-}
 
 // x += product, as a T holds the product.
 template <class T>
@@ -75,8 +67,8 @@ void run_layers(const Layer<T> *layers, const Sizes &of, const Pass<T> &pass, fl
   T *const attended = qkv + of.tokens * each, *const act = attended + of.tokens * query_width;
   // Of this thread, which leads: the others have its address.
   static thread_local std::vector<T> spare;
-  const int64_t widest = std::max({hidden, query_width, of.inner});
-  if (of.tokens >= kOrderRows) spare.resize((of.tokens + of.tokens / 2) * widest);
+  for (const int64_t inputs : {hidden, query_width, of.inner})
+    make_room(spare, ordered_elements<T>(of.tokens, inputs));
   T *const room = spare.data();
   const auto run = [&](int64_t at, Member &member) {
     const Layer<T> &layer = layers[at];

@@ -96,14 +96,11 @@ struct Rows {
   int64_t each() const { return (count + tiles() - 1) / tiles(); }
 };
 
-// So many rows are worth to be put in order.
-constexpr int64_t kOrderRows = 48;
-
 // Whether rows lie so that those of a tile fall into the same lines of a cache, and are so many
 // that it is worth to order them.
 template <class T>
 inline bool should_order(int64_t count, int64_t inputs) {
-  return count >= kOrderRows && inputs * sizeof(T) % 1024 == 0;
+  return count >= 48 && inputs * sizeof(T) % 1024 == 0;
 }
 
 // The rows of a tile side by side, step by step. `to` has room for tiles() * each() rows.
@@ -116,6 +113,28 @@ void order_rows(const Rows<T> &rows, int64_t inputs, T *to, Member &member) {
       for (int64_t row = tile * each; row < (tile + 1) * each; ++row, place += kStep<T>)
         std::memcpy(place, rows.x + std::min(row, rows.count - 1) * inputs + step, 4);
   });
+}
+
+// How many elements order_rows() writes where they should be in order; never more for fewer rows.
+template <class T>
+inline int64_t ordered_elements(int64_t count, int64_t inputs) {
+  const Rows<T> rows{nullptr, count};
+  return should_order<T>(count, inputs) ? rows.tiles() * rows.each() * inputs : 0;
+}
+
+// Only grows: what is made anew is cleared.
+template <class T>
+void make_room(std::vector<T> &room, int64_t elements) {
+  if (static_cast<int64_t>(room.size()) < elements) room.resize(elements);
+}
+
+// `count` rows as a product reads them best; `room` has space for ordered_elements().
+template <class T>
+Rows<T> laid_out(const T *x, int64_t count, int64_t inputs, T *room, Member &member) {
+  const Rows<T> rows{x, count};
+  if (!should_order<T>(count, inputs)) return rows;
+  order_rows(rows, inputs, room, member);
+  return Rows<T>{room, count, true};
 }
 
 // All products, shared among the team of `member`. done(row, rows, group, sums) takes each tile.
@@ -169,10 +188,8 @@ void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows,
              int64_t inputs, int threads, After after) {
   static thread_local std::vector<T> space;
   const Weight<T> weight{packed, bias, outputs, inputs};
-  Rows<T> given{x, rows};
-  const bool order = should_order<T>(rows, inputs);
-  if (order) space.resize(given.tiles() * given.each() * inputs);
-  T *const ordered = space.data();
+  make_room(space, ordered_elements<T>(rows, inputs));
+  T *const room = space.data();
   const auto store = [&](int64_t row, int64_t count, int64_t group, const float *sums) {
     for (int sixteen = 0; sixteen < 2; ++sixteen) {
       const int64_t column = weight.column(group, sixteen);
@@ -185,8 +202,7 @@ void product(const T *x, const T *packed, const T *bias, Out *out, int64_t rows,
     }
   };
   together(threads, worth_threads(outputs * inputs), [&](Member &member) {
-    if (order) order_rows(given, inputs, ordered, member);
-    multiply(weight, order ? Rows<T>{ordered, rows, true} : given, member, store);
+    multiply(weight, laid_out(x, rows, inputs, room, member), member, store);
     after(member);
   });
 }
