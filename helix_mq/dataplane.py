@@ -19,7 +19,8 @@ import msgspec
 
 from helix_mq.clock import Clock
 from helix_mq.errors import FrameError, HelixError
-from helix_mq.frames import Buffer, Message, decode, encode
+from helix_mq.foreseen import MOST_BYTES, Foreseen, PackedHeader
+from helix_mq.frames import FRAME_HEAD, Buffer, Message, decode, encode
 from helix_mq.inlink import DEFAULT_WINDOW_BYTES, Answers
 from helix_mq.inlink import InLink as InLink
 from helix_mq.messages import Kind
@@ -101,6 +102,9 @@ class DataPlane:
         self._in: dict[bytes, InLink] = {}
         self._out: dict[str, OutLink] = {}
         self._answers = Answers(self.me, clock, self.answer)
+        self.foreseen: dict[bytes, Foreseen] = {}
+        """By their headers: frames that whoever has this plane knows already but for the payload.
+        They are taken without reading the header once more, or read after all."""
 
     async def bind(self, endpoint: str, security: ServerSecurity | None) -> str:
         """Binds the data socket; gives the real endpoint. Peers must have the names under which
@@ -189,6 +193,9 @@ class DataPlane:
         if isinstance(header, FrameHeader):
             link.send(header, buffers)
             return True
+        if isinstance(header, PackedHeader):
+            link.send_decodes(header, buffers)
+            return True
         return link.connection is not None and link.connection.send(encode(header, buffers))
 
     def answer(self, routing_id: bytes, header: msgspec.Struct) -> None:
@@ -237,8 +244,19 @@ class DataPlane:
 
     def _deliver(self, delivery: Delivery) -> None:
         known = self._in.get(delivery.peer)
+        parts = delivery.parts
+        if self.foreseen and len(parts) == 3 and len(parts[1]) <= MOST_BYTES:
+            foreseen = self.foreseen.get(bytes(parts[1]))
+            if (
+                foreseen is not None
+                and known is not None
+                and known.user == delivery.user
+                and parts[0] == FRAME_HEAD
+                and foreseen.came(known, memoryview(parts[2]), delivery.nbytes)
+            ):
+                return
         try:
-            message = decode(delivery.parts)
+            message = decode(parts)
             if message.kind is Kind.LINK_HELLO:
                 self._greet(delivery, message)
                 return

@@ -99,6 +99,10 @@ class InLink:
             self._due = True
             self._answers.soon(self)
 
+    def has_room(self, nbytes: int) -> bool:
+        """Whether one that minds its credit may have sent so many bytes more."""
+        return self._credit.outstanding_bytes + nbytes <= self._most_bytes
+
     def consumed(self, nbytes: int) -> None:
         """The bytes left the inbox: gives the sender credit back when that is worth a message."""
         if self._credit.consumed(nbytes):

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from helix_mq.clock import Clock
 from helix_mq.credit import CreditSender
+from helix_mq.foreseen import PackedHeader
 from helix_mq.frames import FRAME_HEAD, Buffer, encode, frame_bytes, split_frame
-from helix_mq.gathering import Gathering, is_small
+from helix_mq.gathering import SMALL_BYTES, Gathering, is_small
 from helix_mq.link_probe import PADDING_BYTES, SLOWEST_BYTES_PER_S, LinkProbes
 from helix_mq.link_queue import LinkQueue
 from helix_mq.messages.control import LinkReport
@@ -177,6 +178,22 @@ class OutLink:
         if self._queue.waiting_bytes:
             self.flush()
 
+    def send_decodes(self, header: PackedHeader, buffers: Sequence[Buffer]) -> None:
+        """As send(), of a frame of decodes whose header is packed."""
+        small = buffers[0].nbytes if type(buffers[0]) is memoryview else len(buffers[0])
+        if small <= SMALL_BYTES and (self._gathers or self._gathered.nbytes):
+            # It may go with others.
+            self.send(header.header(), buffers)
+            return
+        if self._gathered.nbytes:
+            self.leave()
+        if small <= SMALL_BYTES:
+            self._gathers = True
+            self._soon(self._turn_ends)
+        self._enqueue(header, buffers, urgent=True)
+        if self._queue.waiting_bytes:
+            self.flush()
+
     def _gathers_too(self, header: FrameHeader, payload: Buffer) -> bool:
         """Keeps a small frame until the turn's end, if nobody is in line before it."""
         if self._queue.waiting_bytes:
@@ -205,9 +222,11 @@ class OutLink:
     def _probed(self) -> float:
         return self._probes.bytes_per_s
 
-    def _enqueue(self, header: FrameHeader, buffers: Sequence[Buffer], *, urgent: bool) -> None:
+    def _enqueue(
+        self, header: FrameHeader | PackedHeader, buffers: Sequence[Buffer], *, urgent: bool
+    ) -> None:
         # `encode` and `frame_bytes` in place: each of the few calls here is one per frame.
-        packed = PACK(header)
+        packed = header.packed if type(header) is PackedHeader else PACK(header)
         parts: list[Buffer] = [FRAME_HEAD, packed, *buffers]
         nbytes = len(FRAME_HEAD) + len(packed)
         for buffer in buffers:
@@ -228,6 +247,8 @@ class OutLink:
             self._sent_bytes += nbytes
             self._sent_frames += 1
             return
+        if isinstance(header, PackedHeader):
+            header = header.header()
         keys = [(row.request, row.attempt) for row in header.rows]
         self._queue.push(parts, nbytes, keys, urgent=urgent)
 

@@ -12,8 +12,8 @@ import msgspec
 
 from helix_mq.messages.data import RefusedItem
 from nodes.batching import Work
-from nodes.inbox import Payload, cut_payload
 from nodes.ledger import Ledger
+from nodes.payload import Payload, cut_payload
 from nodes.steps import StepEngine
 
 log = logging.getLogger(__name__)

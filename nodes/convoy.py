@@ -13,7 +13,7 @@ from typing import Final
 from helix_mq.clock import Clock
 from helix_mq.ids import ROUTER
 from nodes.batching import SeqKey, Work
-from nodes.inbox import Payload
+from nodes.payload import Payload
 
 FIRST_ROUND_S: Final = 0.05
 """A round's length until one was seen."""

@@ -21,12 +21,12 @@ from helix_mq.messages.data import RefusedItem, TokenItem, TopLogprob
 from helix_mq.slice_room import KEPT_PER_USED_PAGE
 from nodes.batching import SeqKey, Work
 from nodes.frame_making import frames_of, in_order
-from nodes.inbox import Payload
 from nodes.kv_cache import KvCache
 from nodes.model.batch import RowSpec, SliceBatch
 from nodes.model.sampler import LogitsNotFinite, Sampled, SamplerState
 from nodes.model.sampler_drafts import Ending, sample_endings
 from nodes.model.slice import ModelSlice
+from nodes.payload import Payload
 from nodes.plain_steps import PlainSteps
 from nodes.staging import Download, joined
 from nodes.steps import Batch, OutFrame, StepResult

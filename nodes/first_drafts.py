@@ -15,7 +15,7 @@ import numpy as np
 from helix_mq.drafting import MOST_TOKENS, Drafter
 from helix_mq.messages.data import MAX_DRAFTS
 from nodes.batching import SeqKey, Work
-from nodes.inbox import FrameUse, Payload
+from nodes.payload import FrameUse, Payload
 
 MOST_DRAFTS = min(8, MAX_DRAFTS)
 DRAFTS_AT_ONCE = 64

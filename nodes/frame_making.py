@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from helix_mq.ids import ROUTER
 from helix_mq.messages.data import DIRECT, SAMPLE, VERIFY, FrameHeader, Row
 from nodes.batching import Work
-from nodes.inbox import Payload
+from nodes.payload import Payload
 from nodes.steps import Batch, OutFrame
 
 Wire = Callable[[int, int, str], tuple[str, memoryview]]
@@ -53,6 +53,12 @@ def frame_of(
     node: str, works: Sequence[Work[Payload]], width: int, dtype: str, payload_bytes: memoryview
 ) -> OutFrame:
     """Of works that go to one peer under one epoch."""
+    course = works[0].payload.use.course
+    if course is not None:
+        known = course.header(works, dtype)
+        if known is not None:
+            sequences = frozenset([w.seq for w in works])
+            return OutFrame(works[0].next_hop, known, (payload_bytes,), sequences)
     routes: dict[bytes, int] = {}
     rows: list[Row] = []
     histories: list[memoryview] = []
@@ -88,6 +94,8 @@ def frame_of(
         rows=tuple(rows),
         routes=tuple(routes),
     )
+    if course is not None:
+        course.left(works, header)
     buffers: tuple[memoryview, ...] = (payload_bytes,)
     if histories:
         buffers += (histories[0] if len(histories) == 1 else memoryview(b"".join(histories)),)

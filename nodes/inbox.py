@@ -12,12 +12,10 @@ from operator import attrgetter
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from helix_mq.errors import FrameError
 from helix_mq.frames import ROUTES, unpack_routes
 from helix_mq.ids import ROUTER, Attempt, RequestId
-from helix_mq.layers import Route
 from helix_mq.messages.data import (
     BLOCK_TOKENS,
     DIRECT,
@@ -28,13 +26,12 @@ from helix_mq.messages.data import (
     FrameHeader,
     RefusedItem,
     Row,
-    SampleSpec,
-    token_bytes,
 )
 from helix_mq.prefix_blocks import BlockNames
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey, Work
 from nodes.ledger import Ledger, Verdict
+from nodes.payload import FrameUse, IntArray, Payload
 from nodes.stops import NodeView as NodeView
 from nodes.stops import Stop
 
@@ -45,73 +42,7 @@ release them. A request may wait for a day; the other one is for clocks that dif
 _FEW_IDS_BYTES = 256
 """For one token numpy takes 60 us when weights have driven it out of the caches."""
 
-IntArray = npt.NDArray[np.int32]
 _COUNT = attrgetter("count")
-
-
-class FrameUse(msgspec.Struct):
-    """Counts a frame's tokens down; at zero its bytes have left the inbox."""
-
-    left: int
-    on_consumed: Callable[[], None]
-    arrived_s: float = 0.0
-    """On the process's performance counter, where whoever took the frame in has noted it."""
-
-    def take(self, tokens: int) -> None:
-        self.left -= tokens
-        if self.left == 0:
-            self.on_consumed()
-
-
-class Payload(msgspec.Struct, frozen=True, gc=False):
-    """The tokens of a Work: `data` is `[count, width]` elements of `dtype`, a view of the frame.
-
-    A struct, as Work is: one is made for every row at every hop.
-    """
-
-    dtype: str
-    width: int
-    data: memoryview
-    use: FrameUse
-    route: Route
-    route_blob: bytes
-    hop: int
-    epoch: int
-    """Of the frame it came in; what comes of it goes on under the same."""
-    deadline_ms: int
-    spec: SampleSpec | None
-    history: IntArray | None
-    direct: bool = False
-    """The sequence's tokens go from its last hop to its first, not by way of the router."""
-    blocks: BlockNames | None = None
-    drafting: bool = False
-    """Of a prompt from the router: drafts may be put behind the tokens that follow."""
-    together: bool = False
-    """Of a prompt from the router: the hops of its route share one device."""
-
-    @property
-    def is_tokens(self) -> bool:
-        return self.hop == 0
-
-
-def cut_payload(payload: Payload, start: int, stop: int) -> Payload:
-    """The part of a payload for tokens [start, stop) of its Work; still a view."""
-    stride = token_bytes(payload.dtype, payload.width)
-    return Payload(
-        payload.dtype,
-        payload.width,
-        payload.data[start * stride : stop * stride],
-        payload.use,
-        payload.route,
-        payload.route_blob,
-        payload.hop,
-        payload.epoch,
-        payload.deadline_ms,
-        payload.spec,
-        payload.history,
-        payload.direct,
-        payload.blocks.cut(start, stop) if payload.blocks is not None else None,
-    )
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
@@ -286,6 +217,12 @@ def accept_frame(
 def _drafts(row: Row, piece: memoryview) -> tuple[int, ...]:
     """Token ids behind a row's first: a first hop has them as its tokens."""
     return row.drafts or tuple(np.frombuffer(piece, dtype=np.int32)[1:].tolist())
+
+
+def ids_fit(ids: memoryview, view: NodeView) -> bool:
+    """Whether int32 token ids, of which there is one at least, are all the model's."""
+    lowest, highest = _bounds(ids)
+    return lowest >= 0 and highest < view.vocab_size
 
 
 def _check_whole(view: NodeView, header: FrameHeader, buffers: tuple[memoryview, ...]) -> None:

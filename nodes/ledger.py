@@ -185,7 +185,10 @@ class Ledger:
 
     def close(self, seq: SeqKey) -> bool:
         """Closes `seq` for good, open or not; True if it was open."""
-        was_open = self._open.pop(seq, None) is not None
+        was = self._open.pop(seq, None)
+        if was is not None:
+            # Whoever has it still does not let its rows in.
+            was.over = True
         newest = self._newest.get(seq.request)
         if newest == seq.attempt:
             del self._newest[seq.request]
@@ -195,7 +198,7 @@ class Ledger:
         self._tombstones[seq.request] = max(dead if dead is not None else seq.attempt, seq.attempt)
         if len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
-        return was_open
+        return was is not None
 
     def _pass_over(self, seq: SeqKey) -> None:
         """Its rows are stale from now on."""

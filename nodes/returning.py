@@ -20,8 +20,9 @@ from helix_mq.messages.data import DIRECT, SAMPLE, FrameHeader, Row, TokenItem
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey, Work
 from nodes.first_drafts import FirstDrafts
-from nodes.inbox import NodeView, Payload
+from nodes.inbox import NodeView
 from nodes.ledger import Ledger
+from nodes.payload import Payload
 from nodes.steps import OutFrame
 
 

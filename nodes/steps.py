@@ -8,10 +8,11 @@ from typing import Protocol
 
 import msgspec
 
+from helix_mq.foreseen import Foreseen, PackedHeader
 from helix_mq.frames import Buffer
 from helix_mq.messages.data import FrameHeader, RefusedItem, TokenItem
 from nodes.batching import BatchLimits, SeqKey, Work
-from nodes.inbox import Payload
+from nodes.payload import Payload
 from nodes.step_expectation import StepExpectation
 from nodes.tracing import Tracer
 
@@ -36,7 +37,7 @@ class OutFrame(msgspec.Struct, frozen=True, gc=False):
     # These two are structs, as one is made in every step.
 
     peer: str
-    header: FrameHeader
+    header: FrameHeader | PackedHeader
     buffers: tuple[Buffer, ...]
     sequences: frozenset[SeqKey]
 
@@ -98,6 +99,11 @@ class StepEngine(Protocol):
 
 class Links(Protocol):
     """What the worker needs of the data plane; `helix_mq.dataplane.DataPlane` is the real one."""
+
+    @property
+    def foreseen(self) -> dict[bytes, Foreseen]:
+        """Frames that are known before they come, by their headers."""
+        ...
 
     def send(self, peer: str, header: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> bool: ...
 

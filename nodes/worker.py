@@ -25,10 +25,13 @@ from helix_mq.messages.data import FrameHeader, RefusedItem, Release, TokenItem
 from nodes.admitting import not_admitted, without_crowding
 from nodes.batching import Batcher, SeqKey
 from nodes.convoy import Convoy
+from nodes.courses import Courses
 from nodes.device import DeviceThread
-from nodes.inbox import NodeView, Payload, accept_frame, cut_payload
+from nodes.inbox import NodeView, accept_frame
 from nodes.ledger import Ledger
+from nodes.payload import Payload, cut_payload
 from nodes.returning import Returns
+from nodes.step_counts import StepCounts
 from nodes.step_loop import StepCalls, StepLoop
 from nodes.steps import (
     Batch,
@@ -50,8 +53,6 @@ STALL_GRACE_S = 1.0
 
 MAX_WAITING_ROWS = 131_072
 """Credit counts bytes, but a row of one token takes some 2 KiB here and a few bytes on the wire."""
-
-_KNOWN_STEPS = 1024
 
 
 class Worker:
@@ -80,15 +81,9 @@ class Worker:
         self._refusals = self._teller.refusals
         self._frees: list[SeqKey] = []
         self._loop = StepLoop(device)
-        self._steps = 0
-        self._step_s = 0.0
-        self._expected_s = 0.0
-        self._expectation = options.expectation
-        self._decodes_s: dict[int, float] = {}
-        """Steps of decodes only: seconds they should take, by their tokens times layers."""
+        self._courses = Courses(self._ledger, links.foreseen, clock)
+        self._counts = StepCounts(options.expectation)
         self.tracer = options.tracer if options.tracer is not None else Tracer(clock)
-        self._tokens = 0
-        self._layer_tokens = 0
 
     @property
     def epoch(self) -> int:
@@ -118,6 +113,9 @@ class Worker:
         self._loop.ring()
         await done
 
+    def _takes(self) -> NodeView | None:
+        return None if self.overloaded else self.view
+
     @property
     def overloaded(self) -> bool:
         """More rows wait than any honest load brings: frames must be refused."""
@@ -136,28 +134,42 @@ class Worker:
         works = accepted.work
         if works:
             works[0].payload.use.arrived_s = perf_counter()
-            convoy, next_hop = self._convoy, self._next_hop
-            for at, work in enumerate(works):
-                payload = work.payload
-                if payload.direct and (payload.spec is not None or not payload.hop):
-                    work = works[at] = self._returns.took(work, self._ledger)
-                if payload.together or convoy.away:
-                    convoy.took(work)
-                if work.seq not in next_hop:
-                    self.tracer.open(work.seq)
-                next_hop[work.seq] = work.next_hop
-            self._batcher.extend(works)
+            self._let_in(works)
         # After adding: one frame may hold rows of the older attempt, too.
         for seq in accepted.superseded:
             self._close(seq)
         if accepted.refused:
             self._teller.refuse(self.epoch, accepted.refused)
+        self._more_is_here()
+        if len(works) == len(header.rows):
+            # Behind what waits for it.
+            self._courses.saw(header, works)
+        return accepted.strange
+
+    def _on_foreseen(self, works: Batch, payload: memoryview) -> None:
+        """The same of a frame that was foreseen."""
+        self._let_in(works)
+        self._more_is_here()
+
+    def _let_in(self, works: Batch) -> None:
+        convoy, next_hop = self._convoy, self._next_hop
+        for at, work in enumerate(works):
+            payload = work.payload
+            if payload.direct and (payload.spec is not None or not payload.hop):
+                work = works[at] = self._returns.took(work, self._ledger)
+            if payload.together or convoy.away:
+                convoy.took(work)
+            if work.seq not in next_hop:
+                self.tracer.open(work.seq)
+            next_hop[work.seq] = work.next_hop
+        self._batcher.extend(works)
+
+    def _more_is_here(self) -> None:
         all_here = self._batcher.waiting_rows >= len(self._ledger.opened)
         if all_here and not self._batcher.prompts_wait:
             self._loop.now()
         else:
             self._loop.ring()
-        return accepted.strange
 
     def on_release(self, release: Release) -> None:
         for item in release.items:
@@ -194,9 +206,11 @@ class Worker:
             self._stall_s,
             self._links.overdraft,
         )
+        self._courses.go(self._takes, self._on_foreseen)
         try:
             await self._loop.run(calls)
         finally:
+            self._courses.stop()
             if self._convoy_due is not None:
                 self._convoy_due.cancel()
                 self._convoy_due = None
@@ -206,18 +220,7 @@ class Worker:
         try:
             if result is not None:
                 self._forward(result)
-                expectation = self._expectation
-                if expectation is None:
-                    pass
-                elif self._batcher.only_decodes:
-                    expected_s = self._decodes_s.get(result.layer_tokens)
-                    if expected_s is None:
-                        expected_s = expectation.of_decodes(result.layer_tokens)
-                        if len(self._decodes_s) < _KNOWN_STEPS:
-                            self._decodes_s[result.layer_tokens] = expected_s
-                    self._expected_s += expected_s
-                else:
-                    self._expected_s += expectation.seconds(batch)
+                self._counts.count(batch, result, only_decodes=self._batcher.only_decodes)
                 if result.began_s:
                     self.tracer.stepped(batch, result.began_s, result.computed_s, perf_counter())
             elif isinstance(error, HelixError):
@@ -313,10 +316,6 @@ class Worker:
         return batch
 
     def _forward(self, result: StepResult) -> None:
-        self._steps += 1
-        self._step_s += result.seconds
-        self._tokens += result.num_tokens
-        self._layer_tokens += result.layer_tokens
         for item in result.refused:
             seq = SeqKey(RequestId(item.request), Attempt(item.attempt))
             if seq in self._ledger:
@@ -332,7 +331,7 @@ class Worker:
 
     def _tell(self, items: Sequence[TokenItem]) -> None:
         for frame in self._teller.tell(items):
-            if frame.peer == self.view.node:
+            if frame.peer == self.view.node and isinstance(frame.header, FrameHeader):
                 self.on_frame(frame.header, tuple(map(memoryview, frame.buffers)), _nothing)
             else:
                 self._lost(frame, "no_return")
@@ -355,6 +354,7 @@ class Worker:
             work.payload.use.take(work.count)
         self._next_hop.pop(seq, None)
         self._returns.forget(seq)
+        self._courses.forget(seq)
         self._convoy.forget(seq)
         self.tracer.close(seq)
         if not self._ledger.close(seq):
@@ -370,18 +370,18 @@ class Worker:
         assert sorted(self._next_hop) == sorted(self._ledger.sequences())
 
     def statistics(self) -> WorkerStatistics:
-        waiting = self._batcher.statistics()
+        waiting, counts = self._batcher.statistics(), self._counts
         return WorkerStatistics(
             open_requests=len(self._ledger),
             waiting_rows=waiting.waiting_rows,
             waiting_tokens=waiting.waiting_tokens,
             kv_free_pages=self._engine.free_pages,
             kv_total_pages=self._engine.total_pages,
-            steps=self._steps,
-            step_s=self._step_s,
-            tokens=self._tokens,
-            layer_tokens=self._layer_tokens,
-            expected_s=self._expected_s,
+            steps=counts.steps,
+            step_s=counts.step_s,
+            tokens=counts.tokens,
+            layer_tokens=counts.layer_tokens,
+            expected_s=counts.expected_s,
             kv_cached_pages=self._engine.cached_pages,
         )
 

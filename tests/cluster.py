@@ -167,6 +167,7 @@ class Cluster:
         await self.until(idle, "all pages come back")
         self.app.core.check()
         for daemon in self.daemons.values():
+            assert not daemon._plane.foreseen, "frames are expected of requests that have ended"
             for worker in daemon.workers:
                 worker.check()
 

@@ -3,7 +3,8 @@
 Each place is a node of one route. What it takes in goes through the node's own inbox and ledger,
 and what it passes on gets a new header, as after a step; only the layers are missing. Frames up to
 64 KiB are a batch of decodes, larger ones a chunk of one prompt, which the link may cut in pieces.
-A stream's decodes are of many sequences, as a node's are; the link may join small ones that follow
+A trip after the other are steps of the same requests, as a batch that goes round and round. A
+stream's decodes are of many sequences, as a node's are; the link may join small ones that follow
 each other at once.
 """
 
@@ -26,10 +27,11 @@ from helix_mq.messages.data import SAMPLE, FrameHeader, Row
 from helix_mq.outlink import PeerAddress
 from helix_mq.transport import AllowList, KeyPair, ServerSecurity, ZmqTransport
 from nodes.batching import SeqKey
+from nodes.courses import Courses
 from nodes.frame_making import frame_of
 from nodes.inbox import NodeView, accept_frame, check_sender
 from nodes.ledger import Ledger
-from nodes.steps import use_up
+from nodes.steps import Batch, use_up
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class PlanePlace(LoopPlace):
         )
         self._credited = asyncio.Event()
         self._ledger = Ledger()
+        self._courses = Courses(self._ledger, self._plane.foreseen, SystemClock())
         self._sent = 0
         self._first_request = 0
         self._tensor = memoryview(bytearray(os.urandom(spec.size_bytes)))
@@ -97,6 +100,7 @@ class PlanePlace(LoopPlace):
         self._width = token_bytes // 2
         # A node asks before a step whether a link has room.
         self._step = _SEQUENCES if decodes else 1
+        self._sets = _SEQUENCES if self.streams else 1
         # Every load has sequences of its own; each place counts the loads alike.
         self._first_request += 1000
         self._sent = 0
@@ -117,10 +121,12 @@ class PlanePlace(LoopPlace):
         )
         for seq in self._ledger.sequences():
             self._ledger.close(seq)
+        self._courses.stop()
+        self._courses.go(lambda: self._view, self._stepped)
         if decodes:
             # Running requests: their prompts have passed.
             at = self.spec.place or len(hops) - 1
-            for i in range(_SEQUENCES * self._rows):
+            for i in range(self._sets * self._rows):
                 seq = SeqKey(RequestId(self._first_request + i), Attempt(0))
                 self._ledger.open(seq, hops[at].layers, 0, 1)
 
@@ -136,7 +142,7 @@ class PlanePlace(LoopPlace):
         if self._count > 1:
             return (Row(self._first_request, 0, turn * self._count, self._count, 0, 1, 0, 0),)
         # As many sequences in turn as there are: each frame has the next token of its own.
-        position, turn = 1 + turn // _SEQUENCES, turn % _SEQUENCES
+        position, turn = 1 + turn // self._sets, turn % self._sets
         first = self._first_request + turn * self._rows
         if self._rows == 1:
             return (Row(first, 0, position, 1, 0, 1, SAMPLE, 0),)
@@ -158,13 +164,18 @@ class PlanePlace(LoopPlace):
         )
         if accepted.refused:
             raise RuntimeError(f"refused: {accepted.refused[0]}")
-        work = accepted.work
+        self._stepped(accepted.work, message.buffers[0])
+        # As a node does, behind what waits for it.
+        self._courses.saw(header, accepted.work)
+
+    def _stepped(self, works: Batch, payload: memoryview) -> None:
         # A step has begun: the tokens are out of the inbox.
-        use_up(work)
-        if work[0].payload.hop + 1 < len(work[0].payload.route.hops):
-            on = frame_of(self._name, work, header.width, header.dtype, message.buffers[0])
+        use_up(works)
+        first = works[0].payload
+        if first.hop + 1 < len(first.route.hops):
+            on = frame_of(self._name, works, self._width, "bfloat16", payload)
             self._plane.send(self._next, on.header, on.buffers)
-        self._bytes_left += message.buffers[0].nbytes
+        self._bytes_left += payload.nbytes
         whole, self._bytes_left = divmod(self._bytes_left, self.spec.size_bytes)
         if whole:
             self.arrived(whole)

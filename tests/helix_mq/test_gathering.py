@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from helix_mq.clock import VirtualClock
+from helix_mq.foreseen import PackedHeader
 from helix_mq.frames import Buffer, Message, decode, pack_route
 from helix_mq.gathering import MOST_BYTES, MOST_ROWS, Gathering, is_small
 from helix_mq.ids import NodeId
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Grant, Row, SampleSpec
 from helix_mq.outlink import OutLink, PeerAddress, is_urgent
+from helix_mq.packing import PACK
 from helix_mq.sampling import SamplingParams
 from helix_mq.transport import ChannelStatistics, Parts
 from tests.helix_mq.turns import Turns
@@ -259,3 +261,30 @@ def test_both_looks_at_a_frame_agree_with_its_rows_on_what_a_decode_is(
     decodes = all(row.is_decode for row in made)
     assert is_urgent(header) is decodes
     assert is_small(header, buffers) is decodes
+
+
+@given(frames_of, st.lists(st.sampled_from(["turn", "chunk", "grant", ""]), min_size=40))
+def test_a_packed_header_goes_the_way_that_its_frame_would(
+    frames: list[tuple[FrameHeader, list[Buffer]]], between: list[str]
+) -> None:
+    (plain, read), (packed, known) = linked(granted=2000), linked(granted=2000)
+    granted = 2000
+    for (header, buffers), then in zip(frames, between, strict=False):
+        plain.send(header, buffers)
+        packed.send_decodes(PackedHeader(PACK(header)), buffers)
+        for link, wire in ((plain, read), (packed, known)):
+            if then == "turn":
+                wire.turn()
+            elif then == "chunk":
+                link.send(*chunk(7))
+            elif then == "grant":
+                link.granted(Grant("b", 1, granted + 1500, 0))
+        granted += 1500 * (then == "grant")
+    for link, wire in ((plain, read), (packed, known)):
+        link.granted(Grant("b", 1, FAR, 0))
+        wire.turn()
+        wire.turn()
+    assert known.frames == read.frames
+    one, other = packed.statistics(), plain.statistics()
+    assert (one.sent_bytes, one.sent_frames) == (other.sent_bytes, other.sent_frames)
+    assert one.backlog_bytes == other.backlog_bytes == 0

@@ -12,6 +12,9 @@ import pytest
 import torch
 import transformers
 
+from helix_mq.inlink import InLink
+from helix_mq.token_return import TokenReturn
+from nodes.courses import Course
 from nodes.model.native import build
 from nodes.model.native import layers as native_layers
 from nodes.model.native.products import products_for
@@ -88,6 +91,34 @@ async def test_slices_that_compute_by_themselves_give_the_same_tokens(
         assert result.token_ids == reference(tiny_folder, prompt, length)
     assert len(ended) > max(lengths) / 2
     assert None not in ended
+
+
+@pytest.mark.parametrize("back", ["direct", "router"])
+async def test_most_frames_of_running_requests_are_foreseen(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, back: TokenReturn
+) -> None:
+    """Those of one alone at every hop but in its first steps and where a number needs more bytes;
+    of several as far as they keep together. The tokens are those of one machine."""
+    came, taken = Course.came, 0
+
+    def counted(self: Course, link: InLink, payload: memoryview, nbytes: int) -> bool:
+        nonlocal taken
+        takes = came(self, link, payload, nbytes)
+        taken += takes
+        return takes
+
+    monkeypatch.setattr(Course, "came", counted)
+    prompts = [tuple(range(3, 3 + n)) for n in (100, 20, 33)]
+    placement = {"a": "0:2", "b": "2:4", "c": "4:6"}
+    async with cluster(tiny_folder, placement, zmq=True, token_return=back) as c:
+        alone = await c.run(greedy(prompts[0], 64))
+        lone, taken = taken, 0
+        together = await asyncio.gather(*(c.run(greedy(p, 64)) for p in prompts))
+    assert [r.token_ids for r in (alone, *together)] == [
+        reference(tiny_folder, p, 64) for p in (prompts[0], *prompts)
+    ]
+    assert 3 * (63 - 8) <= lone <= 3 * 63
+    assert taken
 
 
 async def test_without_a_placement_layers_are_split_by_memory(tiny_folder: Path) -> None:

@@ -10,7 +10,7 @@ from helix_mq.ids import ROUTER
 from helix_mq.messages.data import SAMPLE, TOGETHER, FrameHeader, Row
 from nodes.batching import SeqKey, Work
 from nodes.convoy import FIRST_ROUND_S, LONGEST_ROUNDS, Convoy
-from nodes.inbox import FrameUse, Payload
+from nodes.payload import FrameUse, Payload
 from tests.nodes.worker_bench import ONWARD, WAIT_S, Bench, bench, decode, key, prompt
 
 

@@ -12,7 +12,7 @@ from helix_mq.sampling import SamplingParams
 from nodes import first_drafts
 from nodes.batching import Work
 from nodes.first_drafts import DRAFTS_AT_ONCE, FirstDrafts
-from nodes.inbox import FrameUse, Payload
+from nodes.payload import FrameUse, Payload
 from tests.nodes.worker_bench import key
 
 ROUTE = Route((Hop(NodeId("me"), LayerRange(0, 2)), Hop(NodeId("z"), LayerRange(2, 4))))

@@ -18,8 +18,9 @@ from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Row, SampleSpec
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey
-from nodes.inbox import Accepted, FrameUse, NodeView, accept_frame, check_sender, cut_payload
+from nodes.inbox import Accepted, NodeView, accept_frame, check_sender
 from nodes.ledger import Ledger
+from nodes.payload import FrameUse, cut_payload
 
 ROUTE = Route(
     (

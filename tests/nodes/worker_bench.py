@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from helix_mq.clock import SystemClock, VirtualClock
+from helix_mq.foreseen import Foreseen
 from helix_mq.frames import Buffer, pack_route
 from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
 from helix_mq.layers import Hop, LayerRange, Route
@@ -31,7 +32,8 @@ from helix_mq.messages.data import (
 from helix_mq.sampling import SamplingParams
 from nodes.batching import BatchLimits, SeqKey, Work
 from nodes.device import DeviceThread
-from nodes.inbox import NodeView, Payload
+from nodes.inbox import NodeView
+from nodes.payload import Payload
 from nodes.steps import Batch, OutFrame, StepResult, WorkerOptions
 from nodes.worker import Worker
 
@@ -143,6 +145,7 @@ class Bench:
         self.blocked: set[str] = set()
         self.overdrafts = 0
         self.frames = self.credited = 0
+        self.foreseen: dict[bytes, Foreseen] = {}
         self._changed = asyncio.Event()
         self.worker = Worker(
             VIEW,

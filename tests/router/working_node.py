@@ -16,6 +16,7 @@ import torch
 
 from helix_mq.errors import KvExhausted, LocalError
 from helix_mq.features import FEATURES
+from helix_mq.foreseen import Foreseen
 from helix_mq.frames import Buffer, decode, encode, split_frame
 from helix_mq.ids import ROUTER
 from helix_mq.layers import LayerRange
@@ -26,11 +27,12 @@ from nodes.batching import BatchLimits, SeqKey, Work
 from nodes.device import DeviceThread
 from nodes.engine import Engine
 from nodes.holdings import Changed, Holdings
-from nodes.inbox import NodeView, Payload, check_sender
+from nodes.inbox import NodeView, check_sender
 from nodes.kv_cache import KvCache
 from nodes.ledger import Ledger
 from nodes.model.batch import SliceBatch, SliceOutput
 from nodes.model.slice import ModelSlice
+from nodes.payload import Payload
 from nodes.steps import Batch, WorkerOptions
 from nodes.worker import Worker
 from tests.router.fault_world_node import (
@@ -315,6 +317,11 @@ class WorkingNode(SimNode):
         parts = pieces(header, buffers, 40 * ROW_BYTES)
         went = [self.outside.send(self.name, peer, framed(*part)) for part in parts]
         return all(went)
+
+    @property
+    def foreseen(self) -> dict[bytes, Foreseen]:
+        """Nobody asks here: frames come read."""
+        return {}
 
     def blocked_peers(self) -> set[str]:
         return set()

@@ -16,8 +16,8 @@ from helix_mq.sampling import SamplingParams
 from nodes.batching import Batcher, BatchLimits, SeqKey, Work
 from nodes.device import DeviceThread
 from nodes.engine import Engine
-from nodes.inbox import FrameUse, Payload, cut_payload
 from nodes.model.slice import ModelSlice
+from nodes.payload import FrameUse, Payload, cut_payload
 from nodes.step_loop import StepCalls, StepLoop
 from nodes.steps import Batch, StepResult
 from nodes.tuning import tune_process

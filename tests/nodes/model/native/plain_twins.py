@@ -16,8 +16,8 @@ from helix_mq.messages.data import SampleSpec
 from helix_mq.sampling import SamplingParams
 from nodes.batching import SeqKey, Work
 from nodes.engine import Engine
-from nodes.inbox import FrameUse, Payload
 from nodes.model.slice import ModelSlice
+from nodes.payload import FrameUse, Payload
 from nodes.steps import Batch, StepResult
 
 Checkpoint = Callable[[str], Any]

@@ -1,0 +1,343 @@
+"""Frames that are foreseen: the same rows, refusals and credit as of frames that are read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from helix_mq.clock import VirtualClock
+from helix_mq.errors import FrameError
+from helix_mq.foreseen import Foreseen, PackedHeader
+from helix_mq.frames import FRAME_HEAD, decode, pack_route
+from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
+from helix_mq.inlink import Answers, InLink
+from helix_mq.layers import Hop, LayerRange, Route
+from helix_mq.messages.data import DIRECT, SAMPLE, SCALED, FrameHeader, LinkHello, Row
+from helix_mq.packing import PACK
+from helix_mq.scaled_rows import scaled_bytes
+from helix_mq.transport import Delivery
+from nodes.batching import SeqKey
+from nodes.courses import Courses, Works
+from nodes.frame_making import frame_of
+from nodes.inbox import NodeView, accept_frame, check_sender
+from nodes.ledger import Ledger
+from nodes.steps import use_up
+
+WIDTH, VOCAB, CONTEXT = 8, 100, 400
+HOPS = (("a", 0, 2), ("me", 2, 5), ("z", 5, 6))
+MIDDLE = Route(tuple(Hop(NodeId(n), LayerRange(s, e)) for n, s, e in HOPS))
+FIRST = Route((Hop(NodeId("me"), LayerRange(0, 3)), Hop(NodeId("z"), LayerRange(3, 6))))
+VIEW = NodeView("me", frozenset({5}), LayerRange(0, 6), 6, WIDTH, VOCAB, CONTEXT)
+
+Frame = tuple[bytes, memoryview]
+"""Its header, packed, and its payload."""
+
+
+def frame(
+    rows: Sequence[Row], sender: str = "a", route: Route = MIDDLE, ids: Sequence[int] = ()
+) -> Frame:
+    tokens = sum(row.count for row in rows)
+    if route is FIRST:
+        payload = np.array(ids or range(tokens), np.int32).data
+        shape = ("int32", 1)
+    else:
+        payload = np.random.default_rng(tokens).random(tokens * WIDTH, np.float32).data
+        shape = ("float32", WIDTH)
+    header = FrameHeader(5, sender, *shape, tuple(rows), (pack_route(route),))
+    return PACK(header), memoryview(bytearray(payload.cast("B")))
+
+
+def row(request: int, position: int, *, hop: int = 1, **fields: int) -> Row:
+    return Row(
+        request, 0, position, fields.get("count", 1), 0, hop,
+        fields.get("flags", SAMPLE), fields.get("deadline_ms", 0),
+    )  # fmt: skip
+
+
+@dataclass
+class End:
+    """What takes frames in, as a node does; `foresees`: with courses."""
+
+    foresees: bool
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    view: NodeView | None = VIEW
+    window: int = 1 << 20
+    taken: list[object] = field(default_factory=list)
+    hits: int = 0
+    told: int = 0
+    """Frames that left under a header that was foreseen."""
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger()
+        self.foreseen: dict[bytes, Foreseen] = {}
+        self.courses = Courses(self.ledger, self.foreseen, self.clock)
+        self.courses.go(lambda: self.view, self.took)
+        self.links = {name: self.link(name) for name in ("a", "b", "z", ROUTER)}
+
+    def link(self, sender: str) -> InLink:
+        answers = Answers("me", self.clock, lambda peer, message: None)
+        hello = LinkHello(sender, 1, 7)
+        link = InLink(Delivery(b"", None, [], 0), hello, self.window, answers)
+        # Its acknowledgements would need an event loop.
+        link._due = True
+        return link
+
+    def came(self, given: Frame, sender: str = "a") -> None:
+        packed, payload = given
+        nbytes = len(packed) + payload.nbytes
+        link = self.links[sender]
+        known = self.foreseen.get(packed)
+        if known is not None and known.came(link, payload, nbytes):
+            self.hits += 1
+            return
+        try:
+            message = decode([FRAME_HEAD, packed, payload])
+            header = message.header
+            assert isinstance(header, FrameHeader)
+            link.received(nbytes)
+            if header.sender != sender:
+                raise FrameError("another's name", reason="identity")
+            check_sender(header)
+            now_ms = int(self.clock.wall_s() * 1000)
+            accepted = accept_frame(
+                self.view or VIEW,
+                self.ledger,
+                header,
+                message.buffers,
+                lambda: link.consumed(nbytes),
+                now_ms,
+            )
+        except FrameError as e:
+            self.taken.append(e.reason)
+            return
+        self.taken += [item.code for item in accepted.refused]
+        for item in accepted.refused:
+            self.close(item.request)
+        if accepted.work:
+            self.took(accepted.work, payload)
+            if self.foresees and len(accepted.work) == len(header.rows):
+                self.courses.saw(header, accepted.work)
+
+    def took(self, works: Works, payload: memoryview) -> None:
+        leaving = frame_of("me", works, WIDTH, "float32", payload)
+        self.told += type(leaving.header) is PackedHeader
+        out = leaving.header
+        self.taken.append(
+            [
+                (
+                    (w.seq, w.position, w.count, w.layers, w.next_hop, w.sample, w.drafts),
+                    (p.dtype, p.width, bytes(p.data), p.route, p.route_blob, p.hop, p.epoch),
+                    (p.deadline_ms, p.spec, p.history, p.direct, p.blocks, p.drafting, p.together),
+                    p.use.left,
+                )
+                for w in works
+                for p in (w.payload,)
+            ]
+        )
+        self.taken.append((out.packed if type(out) is PackedHeader else PACK(out), leaving.peer))
+        self.taken.append(leaving.sequences)
+        use_up(works)
+
+    def close(self, request: int) -> None:
+        seq = SeqKey(RequestId(request), Attempt(0))
+        self.ledger.close(seq)
+        self.courses.forget(seq)
+
+    def books(self) -> object:
+        rows = [(s, o.next_position, o.epoch, o.drafts) for s, o in self.ledger.opened.items()]
+        credit = [(n, li._credit.received_bytes, li._credit.outstanding_bytes)
+                  for n, li in self.links.items()]  # fmt: skip
+        return rows, credit
+
+
+@pytest.fixture
+def ends() -> tuple[End, End]:
+    return End(True), End(False)
+
+
+def begin(end: End, requests: Sequence[int], position: int = 20) -> None:
+    for request in requests:
+        end.came(frame([row(request, 0, count=position)]))
+
+
+def go_round(end: End, requests: Sequence[int], start: int, steps: int) -> None:
+    for step in range(steps):
+        end.came(frame([row(r, start + step) for r in requests]))
+
+
+def test_whoever_comes_twice_in_the_same_company_is_foreseen_from_then_on() -> None:
+    end = End(True)
+    begin(end, [1, 2, 3])
+    assert not end.foreseen
+    go_round(end, [1, 2, 3], 20, 10)
+    assert (end.hits, end.told, len(end.foreseen)) == (8, 7, 1)
+    # Another company: the old one is not expected any more, once the new one has come twice.
+    go_round(end, [1, 2], 30, 4)
+    assert end.hits == 8 + 2
+    assert len(end.foreseen) == 1
+    go_round(end, [3, 1], 34, 1)
+    assert end.hits == 10
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_both_ways_come_to_the_same_whatever_comes(seed: int, ends: tuple[End, End]) -> None:
+    """Random lives of a few requests, with all that can happen between two steps."""
+    draw = random.Random(seed)
+    with_courses, plain = ends
+    positions = {r: draw.choice([20, 120, 250, CONTEXT - 12]) for r in range(1, 6)}
+
+    def both(do: Callable[[End], None]) -> None:
+        for end in ends:
+            do(end)
+
+    for request, position in positions.items():
+        given = frame([row(request, 0, count=position)])
+        both(lambda e, g=given: e.came(g))  # type: ignore[misc]
+    groups = [[1, 2], [3], [4, 5]]
+    last: Frame | None = None
+    for _ in range(120):
+        event = draw.random()
+        group = draw.choice(groups)
+        alive = [r for r in group if SeqKey(RequestId(r), Attempt(0)) in plain.ledger]
+        rows = [row(r, positions[r], deadline_ms=9_000_000_000_000 + r) for r in alive]
+        sender = "a"
+        if event < 0.02 and alive:
+            gone = draw.choice(alive)
+            both(lambda e, g=gone: e.close(g))  # type: ignore[misc]
+            continue
+        if event < 0.04:
+            groups = draw.choice(
+                [[[1, 2], [3], [4, 5]], [[1], [2, 3], [4, 5]], [[1, 2, 3], [4, 5]]]
+            )
+            continue
+        if event < 0.05:
+            view = replace(VIEW)
+            both(lambda e, v=view: setattr(e, "view", v))  # type: ignore[misc]
+            continue
+        if event < 0.06 and last is not None:
+            both(lambda e, f=last: e.came(f))  # type: ignore[misc]
+            continue
+        if not rows:
+            continue
+        if event < 0.07:
+            rows[0] = row(rows[0].request, rows[0].position + 1)
+        elif event < 0.08:
+            sender = "b"
+        last = frame(rows)
+        if event > 0.99:
+            last = last[0], last[1][:-4]
+        elif sender == "a" and event >= 0.07:
+            for r in alive:
+                positions[r] += 1
+        both(lambda e, f=last, s=sender: e.came(f, s))  # type: ignore[misc]
+    assert with_courses.taken == plain.taken
+    assert with_courses.books() == plain.books()
+    assert (plain.hits, plain.told) == (0, 0)
+    assert with_courses.hits > 3
+    assert with_courses.told > 1
+    for request in range(1, 6):
+        with_courses.close(request)
+    assert not with_courses.foreseen, "of closed sequences nothing is left"
+    assert not len(with_courses.courses)
+
+
+def test_a_payload_that_is_not_the_headers_is_refused_as_ever(ends: tuple[End, End]) -> None:
+    for end in ends:
+        begin(end, [1])
+        go_round(end, [1], 20, 3)
+        packed, payload = frame([row(1, 23)])
+        end.came((packed, payload[:-4]))
+        assert end.taken[-1] == "length"
+        end.came((packed, payload))
+    assert ends[0].taken == ends[1].taken
+    assert ends[0].books() == ends[1].books()
+
+
+@pytest.mark.parametrize("bad", [-1, VOCAB])
+def test_token_ids_are_asked_for_each_time(bad: int, ends: tuple[End, End]) -> None:
+    for end in ends:
+        end.came(frame([row(1, 0, hop=0, count=20)], ROUTER, FIRST), ROUTER)
+        for step in range(4):
+            end.came(frame([row(1, 20 + step, hop=0)], ROUTER, FIRST, [3]), ROUTER)
+        assert end.hits == (2 if end.foresees else 0)
+        end.came(frame([row(1, 24, hop=0)], ROUTER, FIRST, [bad]), ROUTER)
+        assert end.taken[-1] == "token_id"
+    assert ends[0].taken == ends[1].taken
+    assert ends[0].books() == ends[1].books()
+
+
+def test_tokens_handed_back_by_the_last_hop_are_foreseen_too() -> None:
+    end = End(True)
+    end.came(frame([row(1, 0, hop=0, count=20, flags=SAMPLE | DIRECT)], ROUTER, FIRST), ROUTER)
+    for step in range(5):
+        back = row(1, 20 + step, hop=0, flags=SAMPLE | DIRECT)
+        end.came(frame([back], "z", FIRST, [3]), "z")
+    assert (end.hits, end.told) == (3, 2)
+    # By nobody else, and still by it.
+    other = frame([row(1, 25, hop=0, flags=SAMPLE | DIRECT)], "z", FIRST, [3])
+    end.came(other, "b")
+    assert end.taken[-1] == "identity"
+    end.came(other, "z")
+    assert end.hits == 4
+
+
+def test_deadlines_hold_for_what_is_foreseen(ends: tuple[End, End]) -> None:
+    for end in ends:
+        begin(end, [1])
+        due_ms = int(end.clock.wall_s() * 1000) + 500
+        for step in range(4):
+            end.came(frame([row(1, 20 + step, deadline_ms=due_ms)]))
+        assert end.hits == (2 if end.foresees else 0)
+        end.clock.advance(0.5)
+        end.came(frame([row(1, 24, deadline_ms=due_ms)]))
+        assert end.taken[-1] == "deadline"
+
+
+def test_nothing_is_foreseen_while_a_node_takes_nothing_or_its_memory_is_used_up() -> None:
+    end = End(True)
+    begin(end, [1])
+    go_round(end, [1], 20, 4)
+    link = end.links["a"]
+    (known,) = end.foreseen.values()
+    assert link.has_room(1000)
+    nbytes = link._most_bytes - link._credit.outstanding_bytes
+    assert not known.came(link, memoryview(bytes(4 * WIDTH)), nbytes + 1)
+    go_round(end, [1], 24, 3)
+    (known,) = end.foreseen.values()
+    end.view = None
+    assert not known.came(link, memoryview(bytes(4 * WIDTH)), 100)
+    assert end.hits == 4
+
+
+def test_what_came_is_not_kept_and_nothing_is_when_the_node_stops() -> None:
+    end = End(True)
+    begin(end, [1])
+    for step in range(5):
+        packed, payload = frame([row(1, 20 + step)])
+        memory = payload.obj
+        end.came((packed, payload))
+        end.taken.clear()
+        payload.release()
+        assert isinstance(memory, bytearray)
+        # A BufferError while anybody has a view of it.
+        memory.clear()
+    assert end.foreseen
+    end.courses.stop()
+    assert not end.foreseen
+    assert end.courses.view() is None
+    go_round(end, [1], 25, 3)
+    assert not end.foreseen
+
+
+def test_rows_in_eight_bits_are_read_each_time() -> None:
+    end = End(True)
+    begin(end, [1])
+    for step in range(4):
+        header = FrameHeader(5, "a", SCALED, WIDTH, (row(1, 20 + step),), (pack_route(MIDDLE),))
+        end.came((PACK(header), memoryview(bytes(scaled_bytes(WIDTH)))))
+        assert end.ledger.opened[SeqKey(RequestId(1), Attempt(0))].next_position == 21 + step
+    assert not end.foreseen
