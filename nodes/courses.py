@@ -104,7 +104,8 @@ class Course:
             courses.end(self)
             return False
         for opened, position in zip(rows, self._positions, strict=True):
-            if opened.over or opened.drafts or opened.next_position != position + step:
+            # After any other row it would be further on.
+            if opened.over or opened.next_position != position + step:
                 courses.end(self)
                 return False
         del courses.foreseen[self.key]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from helix_mq.clock import VirtualClock
 from helix_mq.errors import FrameError
@@ -67,6 +68,7 @@ class End:
     view: NodeView | None = VIEW
     window: int = 1 << 20
     taken: list[object] = field(default_factory=list)
+    last: Works = field(default_factory=list)
     hits: int = 0
     told: int = 0
     """Frames that left under a header that was foreseen."""
@@ -123,6 +125,7 @@ class End:
                 self.courses.saw(header, accepted.work)
 
     def took(self, works: Works, payload: memoryview) -> None:
+        self.last = works
         leaving = frame_of("me", works, WIDTH, "float32", payload)
         self.told += type(leaving.header) is PackedHeader
         out = leaving.header
@@ -245,6 +248,107 @@ def test_both_ways_come_to_the_same_whatever_comes(seed: int, ends: tuple[End, E
     assert not len(with_courses.courses)
 
 
+def test_what_is_expected_no_more_is_judged_like_any_other(ends: tuple[End, End]) -> None:
+    """Both rows of a company have gone on apart when its next frame comes after all."""
+    for end in ends:
+        begin(end, [1, 2])
+        go_round(end, [1, 2], 20, 4)
+        end.came(frame([row(1, 24)]))
+        end.came(frame([row(2, 24)]))
+        end.came(frame([row(1, 24), row(2, 24)]))
+        assert end.taken[-2:] == ["out_of_order"] * 2
+    assert ends[0].taken == ends[1].taken
+    assert ends[0].hits == 2
+
+
+def test_a_closed_sequence_gets_no_rows_whoever_is_not_told() -> None:
+    end = End(True)
+    begin(end, [1])
+    go_round(end, [1], 20, 4)
+    seq = SeqKey(RequestId(1), Attempt(0))
+    opened = end.ledger.opened[seq]
+    end.ledger.close(seq)
+    assert opened.over
+    go_round(end, [1], 24, 1)
+    assert end.hits == 2
+    assert not end.ledger.opened
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"route": 1}, {"flags": SAMPLE | DIRECT}, {"route": 2, "hop": 0}],
+    ids=["other routes", "another way back", "another hop"],
+)
+def test_rows_with_little_in_common_are_read_each_time(
+    fields: dict[str, int], ends: tuple[End, End]
+) -> None:
+    other = Route((*MIDDLE.hops[:2], Hop(NodeId("y"), LayerRange(5, 6))))
+    here = Route((Hop(NodeId("a"), LayerRange(0, 2)), Hop(NodeId("me"), LayerRange(2, 6))))
+    fields = {"route": 2} if "hop" in fields else fields
+    blobs = tuple(map(pack_route, (MIDDLE, other, here)))
+    for end in ends:
+        for start, count in ((0, 20), *((20 + n, 1) for n in range(5))):
+            rows = [row(1, start, count=count), row(2, start, count=count)]
+            rows[1] = structs.replace(rows[1], **fields)
+            header = FrameHeader(5, "a", "float32", WIDTH, tuple(rows), blobs)
+            payload = np.arange(2 * count * WIDTH, dtype=np.float32)
+            end.came((PACK(header), payload.data.cast("B")))
+    assert ends[0].taken == ends[1].taken
+    assert ends[0].hits == 0
+
+
+def test_rows_that_got_drafts_here_are_not_expected_as_they_came() -> None:
+    end = End(True)
+    begin(end, [1])
+    go_round(end, [1], 20, 1)
+    packed, _ = frame([row(1, 21)])
+    header = decode([FRAME_HEAD, packed, memoryview(bytes(4 * WIDTH))]).header
+    assert isinstance(header, FrameHeader)
+    with_drafts = [structs.replace(work, count=2, drafts=(3,)) for work in end.last]
+    for _ in range(3):
+        end.courses.saw(header, [end.last[0], *with_drafts])
+    assert not end.foreseen
+    for _ in range(3):
+        end.courses.saw(header, end.last)
+    assert end.foreseen
+
+
+def test_a_header_that_is_known_is_only_for_a_frames_own_rows_in_order() -> None:
+    end = End(True)
+    begin(end, [1, 2, 3, 4])
+    go_round(end, [1, 2], 20, 5)
+    go_round(end, [3, 4], 20, 5)
+    assert end.told == 4
+    one = list(end.last)
+    go_round(end, [3, 4], 25, 1)
+    two = list(end.last)
+    payload = memoryview(bytes(8 * WIDTH))
+
+    def leaves(works: Works, dtype: str = "float32") -> FrameHeader:
+        header = frame_of("me", works, WIDTH, dtype, payload).header
+        return header.header() if isinstance(header, PackedHeader) else header
+
+    def known(works: Works, dtype: str = "float32") -> bool:
+        course = works[0].payload.use.course
+        assert course is not None
+        return course.header(works, dtype) is not None
+
+    assert known(two)
+    for works in (two[:1], two[::-1], [two[0], one[1]], [*two, *one]):
+        assert not known(works)
+        assert [(r.request, r.position) for r in leaves(works).rows] == [
+            (w.seq.request, w.position) for w in works
+        ]
+    far = [structs.replace(work, position=CONTEXT + 7) for work in two]
+    assert not known(far)
+    before = [structs.replace(work, position=20) for work in two]
+    assert not known(before)
+    assert not known(two, "bfloat16")
+    assert leaves(two, "bfloat16").dtype == "bfloat16"
+    assert known(two, "bfloat16"), "the link's form has changed, and from now on it is that one"
+    assert leaves(two).dtype == "float32"
+
+
 def test_a_payload_that_is_not_the_headers_is_refused_as_ever(ends: tuple[End, End]) -> None:
     for end in ends:
         begin(end, [1])
@@ -320,7 +424,7 @@ def test_what_came_is_not_kept_and_nothing_is_when_the_node_stops() -> None:
         packed, payload = frame([row(1, 20 + step)])
         memory = payload.obj
         end.came((packed, payload))
-        end.taken.clear()
+        end.last = []
         payload.release()
         assert isinstance(memory, bytearray)
         # A BufferError while anybody has a view of it.
