@@ -33,6 +33,9 @@ Take = Callable[[Works, memoryview], None]
 """What is done with the rows of a frame that has been let in, and its payload."""
 
 _FOR_EVER_MS = 1 << 63
+_MOST_PATIENCE = 16
+_WORTH_STEPS = 8
+"""Of a course that came so far it was worth it to expect them."""
 
 
 class Course:
@@ -193,6 +196,10 @@ class Courses:
         """A sequence is of one at most, so there are no more of them than sequences are open."""
         self._company: dict[SeqKey, tuple[int, SeqKey, str]] = {}
         """Of the first of a frame: with how many, up to whom and from where it came lately."""
+        self._times: dict[SeqKey, int] = {}
+        """How often in a row, where that was more than once."""
+        self._patience = 1
+        """So often in a row has a company to be seen before it is expected."""
 
     def __len__(self) -> int:
         return len(self._of)
@@ -209,10 +216,11 @@ class Courses:
         for course in set(self._of.values()):
             self.end(course)
         self._company.clear()
+        self._times.clear()
 
     def saw(self, header: FrameHeader, works: Sequence[Work[Payload]]) -> None:
         """All rows of a frame have been let in the general way. Whoever comes twice in the same
-        company is expected to do so again."""
+        company is expected to do so again; where that came to nothing, later ones more often."""
         first, opened = works[0], self.ledger.opened
         if first.count != 1 or not first.position or first.seq not in opened:
             return
@@ -222,9 +230,19 @@ class Courses:
         company = len(works), works[-1].seq, header.sender
         if self._company.get(first.seq) != company:
             self._company[first.seq] = company
+            if self._times:
+                self._times.pop(first.seq, None)
             return
+        if self._patience > 1:
+            times = self._times[first.seq] = self._times.get(first.seq, 0) + 1
+            if times < self._patience:
+                return
+            del self._times[first.seq]
         view = self.view()
         if view is None or not all(w.seq in opened and _goes_with(first, w) for w in works):
+            return
+        if len({w.seq for w in works}) < len(works):
+            # Its next row is not the one behind each of these.
             return
         headers = steps_of(header, view.max_context)
         if headers is None:
@@ -245,11 +263,16 @@ class Courses:
         if step > course.headers.most:
             self.end(course)
             return
+        if step > _WORTH_STEPS:
+            self._patience = 1
         course.step, course.key = step, course.headers.at(step)
         self.foreseen[course.key] = course
 
     def end(self, course: Course) -> None:
         """Its rows go the general way from now on."""
+        if not course.over and course.step <= 1:
+            # To work its headers out took as long as to read a few.
+            self._patience = min(_MOST_PATIENCE, 2 * self._patience)
         course.over = True
         if self.foreseen.get(course.key) is course:
             del self.foreseen[course.key]
@@ -260,6 +283,7 @@ class Courses:
     def forget(self, seq: SeqKey) -> None:
         """It is closed."""
         self._company.pop(seq, None)
+        self._times.pop(seq, None)
         course = self._of.get(seq)
         if course is not None:
             self.end(course)
