@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
+from typing import Protocol
 
 import msgspec
 
@@ -28,14 +29,27 @@ from nodes.ledger import Ledger, OpenSequence
 from nodes.payload import FrameUse, Payload
 
 Works = list[Work[Payload]]
-View = Callable[[], NodeView | None]
 Take = Callable[[Works, memoryview], None]
 """What is done with the rows of a frame that has been let in, and its payload."""
+
+MAX_WAITING_ROWS = 131_072
+"""Credit counts bytes, but a row of one token takes some 2 KiB here and a few bytes on the wire."""
 
 _FOR_EVER_MS = 1 << 63
 _MOST_PATIENCE = 16
 _WORTH_STEPS = 8
 """Of a course that came so far it was worth it to expect them."""
+
+
+class Line(Protocol):
+    """Where rows wait that were let in."""
+
+    @property
+    def waiting_rows(self) -> int: ...
+
+
+class _NoLine:
+    waiting_rows = 0
 
 
 class Course:
@@ -50,6 +64,7 @@ class Course:
         "_out_dtype",
         "_out_from",
         "_positions",
+        "_sequences",
         "_size",
         "_view",
         "headers",
@@ -83,6 +98,7 @@ class Course:
         self._out_dtype = ""
         self._out_from = 0
         self.rows: list[OpenSequence] = [courses.ledger.opened[w.seq] for w in works]
+        self._sequences = frozenset([w.seq for w in works])
         self.sender = sender
         self.headers = headers
         self.step = 0
@@ -98,7 +114,8 @@ class Course:
             # Whoever that is, these rows are still expected.
             return False
         if (
-            courses.view() is not self._view
+            courses.view is not self._view
+            or courses.line.waiting_rows >= MAX_WAITING_ROWS
             or payload.nbytes != self._size * len(rows)
             or not link.has_room(nbytes)
             or courses.clock.wall_s() * 1000 >= self._deadline_ms
@@ -156,13 +173,15 @@ class Course:
             at = end
         return works
 
-    def header(self, works: Sequence[Work[Payload]], dtype: str) -> PackedHeader | None:
+    def leave(
+        self, works: Sequence[Work[Payload]], dtype: str
+    ) -> tuple[PackedHeader, frozenset[SeqKey]] | None:
         """See Again."""
         out = self._out
         if out is None or dtype != self._out_dtype or not self._are_all(works):
             return None
         step = works[0].position - self._out_from
-        return PackedHeader(out.at(step)) if 0 <= step <= out.most else None
+        return (PackedHeader(out.at(step)), self._sequences) if 0 <= step <= out.most else None
 
     def left(self, works: Sequence[Work[Payload]], header: FrameHeader) -> None:
         """See Again."""
@@ -190,7 +209,9 @@ class Courses:
         self.ledger = ledger
         self.foreseen = foreseen
         self.clock = clock
-        self.view: View = _no_view
+        self.view: NodeView | None = None
+        """What the node serves now; None where nothing is taken in."""
+        self.line: Line = _NoLine()
         self.take: Take = _nobody
         self._of: dict[SeqKey, Course] = {}
         """A sequence is of one at most, so there are no more of them than sequences are open."""
@@ -204,15 +225,19 @@ class Courses:
     def __len__(self) -> int:
         return len(self._of)
 
-    def go(self, view: View, take: Take) -> None:
-        """`view` gives what the node serves, or None while it takes nothing; `take` has what was
-        let in go on."""
-        self.view, self.take = view, take
+    def go(self, view: NodeView, line: Line, take: Take) -> None:
+        """`take` has what was let in go on, and `line` is where that waits."""
+        self.view, self.line, self.take = view, line, take
+
+    def serve(self, view: NodeView) -> None:
+        """The node serves this from now on, if it serves anything."""
+        if self.view is not None:
+            self.view = view
 
     def stop(self) -> None:
         """Nothing is expected, and nobody's callbacks are kept: a circle would hold a slice's
         weights until the collector comes."""
-        self.view, self.take = _no_view, _nobody
+        self.view, self.line, self.take = None, _NoLine(), _nobody
         for course in set(self._of.values()):
             self.end(course)
         self._company.clear()
@@ -238,7 +263,7 @@ class Courses:
             if times < self._patience:
                 return
             del self._times[first.seq]
-        view = self.view()
+        view = self.view
         if view is None or not all(w.seq in opened and _goes_with(first, w) for w in works):
             return
         if len({w.seq for w in works}) < len(works):
@@ -307,10 +332,6 @@ def _without_data(work: Work[Payload]) -> Work[Payload]:
     use = FrameUse(0, _nothing)
     payload = msgspec.structs.replace(work.payload, data=memoryview(b""), use=use)
     return msgspec.structs.replace(work, payload=payload)
-
-
-def _no_view() -> None:
-    """Nothing is served."""
 
 
 def _nobody(works: Works, payload: memoryview) -> None:

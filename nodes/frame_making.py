@@ -55,10 +55,9 @@ def frame_of(
     """Of works that go to one peer under one epoch."""
     course = works[0].payload.use.course
     if course is not None:
-        known = course.header(works, dtype)
+        known = course.leave(works, dtype)
         if known is not None:
-            sequences = frozenset([w.seq for w in works])
-            return OutFrame(works[0].next_hop, known, (payload_bytes,), sequences)
+            return OutFrame(works[0].next_hop, known[0], (payload_bytes,), known[1])
     routes: dict[bytes, int] = {}
     rows: list[Row] = []
     histories: list[memoryview] = []

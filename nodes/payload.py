@@ -20,8 +20,9 @@ IntArray = npt.NDArray[np.int32]
 class Again(Protocol):
     """What a frame's rows that go on together may have a header of already; `nodes.courses`."""
 
-    def header(self, works: Sequence[Any], dtype: str) -> PackedHeader | None:
-        """For all rows of one frame, in its order; None where it is to be made of the works."""
+    def leave(self, works: Sequence[Any], dtype: str) -> tuple[PackedHeader, frozenset[Any]] | None:
+        """The header, and of which sequences, for all rows of one frame, in its order; None where
+        it is to be made of the works."""
         ...
 
     def left(self, works: Sequence[Any], header: FrameHeader) -> None:

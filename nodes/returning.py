@@ -62,6 +62,11 @@ class Returns:
     def __len__(self) -> int:
         return len(self._known) + len(self._drafts)
 
+    @property
+    def drafts(self) -> bool:
+        """Whether rows may get drafts here."""
+        return bool(self._drafts.texts)
+
     def took(self, row: Work[Payload], ledger: Ledger) -> Work[Payload]:
         """A row has been let in: as it is, or with drafts, of which the ledger learns."""
         if not row.payload.direct:

@@ -25,7 +25,7 @@ from helix_mq.messages.data import FrameHeader, RefusedItem, Release, TokenItem
 from nodes.admitting import not_admitted, without_crowding
 from nodes.batching import Batcher, SeqKey
 from nodes.convoy import Convoy
-from nodes.courses import Courses
+from nodes.courses import MAX_WAITING_ROWS, Courses
 from nodes.device import DeviceThread
 from nodes.inbox import NodeView, accept_frame
 from nodes.ledger import Ledger
@@ -50,9 +50,6 @@ log = logging.getLogger(__name__)
 
 STALL_GRACE_S = 1.0
 """An idle node whose rows all wait for credit lets one row pass this often; see helix_mq.credit."""
-
-MAX_WAITING_ROWS = 131_072
-"""Credit counts bytes, but a row of one token takes some 2 KiB here and a few bytes on the wire."""
 
 
 class Worker:
@@ -93,6 +90,7 @@ class Worker:
     def serve(self, epochs: frozenset[int], depth: int | None = None) -> None:
         """From now on these epochs, at least one: sequences of others are closed, rows refused."""
         self.view = replace(self.view, epochs=epochs)
+        self._courses.serve(self.view)
         if depth is not None:
             self._depth = depth
         for seq in self._ledger.outside(epochs):
@@ -112,9 +110,6 @@ class Worker:
         done = self._loop.chores.add(job)
         self._loop.ring()
         await done
-
-    def _takes(self) -> NodeView | None:
-        return None if self.overloaded else self.view
 
     @property
     def overloaded(self) -> bool:
@@ -147,8 +142,11 @@ class Worker:
         return accepted.strange
 
     def _on_foreseen(self, works: Batch, payload: memoryview) -> None:
-        """The same of a frame that was foreseen."""
-        self._let_in(works)
+        """The same of a frame that was foreseen: all its sequences are known here."""
+        if self._returns.drafts or self._convoy.away:
+            self._let_in(works)
+        else:
+            self._batcher.extend(works)
         self._more_is_here()
 
     def _let_in(self, works: Batch) -> None:
@@ -206,7 +204,7 @@ class Worker:
             self._stall_s,
             self._links.overdraft,
         )
-        self._courses.go(self._takes, self._on_foreseen)
+        self._courses.go(self.view, self._batcher, self._on_foreseen)
         try:
             await self._loop.run(calls)
         finally:

@@ -26,11 +26,12 @@ from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages.data import SAMPLE, FrameHeader, Row
 from helix_mq.outlink import PeerAddress
 from helix_mq.transport import AllowList, KeyPair, ServerSecurity, ZmqTransport
-from nodes.batching import SeqKey
+from nodes.batching import Batcher, SeqKey
 from nodes.courses import Courses
 from nodes.frame_making import frame_of
 from nodes.inbox import NodeView, accept_frame, check_sender
 from nodes.ledger import Ledger
+from nodes.payload import Payload, cut_payload
 from nodes.steps import Batch, use_up
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class PlanePlace(LoopPlace):
         for seq in self._ledger.sequences():
             self._ledger.close(seq)
         self._courses.stop()
-        self._courses.go(lambda: self._view, self._stepped)
+        self._courses.go(self._view, Batcher[Payload](cut_payload), self._stepped)
         if decodes:
             # Running requests: their prompts have passed.
             at = self.spec.place or len(hops) - 1

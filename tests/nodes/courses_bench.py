@@ -56,13 +56,19 @@ def row(request: int, position: int, *, hop: int = 1, **fields: int) -> Row:
 
 
 @dataclass
+class Line:
+    waiting_rows: int = 0
+
+
+@dataclass
 class End:
     """What takes frames in, as a node does; `foresees`: with courses."""
 
     foresees: bool
     clock: VirtualClock = field(default_factory=VirtualClock)
-    view: NodeView | None = VIEW
+    view: NodeView = VIEW
     window: int = 1 << 20
+    line: Line = field(default_factory=Line)
     taken: list[object] = field(default_factory=list)
     last: Works = field(default_factory=list)
     hits: int = 0
@@ -73,7 +79,7 @@ class End:
         self.ledger = Ledger()
         self.foreseen: dict[bytes, Foreseen] = {}
         self.courses = Courses(self.ledger, self.foreseen, self.clock)
-        self.courses.go(lambda: self.view, self.took)
+        self.courses.go(self.view, self.line, self.took)
         self.links = {name: self.link(name) for name in ("a", "b", "z", ROUTER)}
 
     def link(self, sender: str) -> InLink:
@@ -102,7 +108,7 @@ class End:
             check_sender(header)
             now_ms = int(self.clock.wall_s() * 1000)
             accepted = accept_frame(
-                self.view or VIEW,
+                self.view,
                 self.ledger,
                 header,
                 message.buffers,
@@ -140,6 +146,10 @@ class End:
         self.taken.append((out.packed if type(out) is PackedHeader else PACK(out), leaving.peer))
         self.taken.append(leaving.sequences)
         use_up(works)
+
+    def serve(self, view: NodeView) -> None:
+        self.view = view
+        self.courses.serve(view)
 
     def close(self, request: int) -> None:
         seq = SeqKey(RequestId(request), Attempt(0))

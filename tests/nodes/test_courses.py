@@ -18,7 +18,7 @@ from helix_mq.messages.data import DIRECT, SAMPLE, SCALED, FrameHeader
 from helix_mq.packing import PACK
 from helix_mq.scaled_rows import scaled_bytes
 from nodes.batching import SeqKey
-from nodes.courses import Course, Courses, Works
+from nodes.courses import MAX_WAITING_ROWS, Course, Courses, Works
 from nodes.frame_making import frame_of
 from tests.nodes.courses_bench import (
     CONTEXT,
@@ -88,7 +88,7 @@ def test_both_ways_come_to_the_same_whatever_comes(seed: int, ends: tuple[End, E
             continue
         if event < 0.05:
             view = replace(VIEW)
-            both(lambda e, v=view: setattr(e, "view", v))  # type: ignore[misc]
+            both(lambda e, v=view: e.serve(v))  # type: ignore[misc]
             continue
         if event < 0.06 and last is not None:
             both(lambda e, f=last: e.came(f))  # type: ignore[misc]
@@ -200,7 +200,7 @@ def test_a_header_that_is_known_is_only_for_a_frames_own_rows_in_order() -> None
     def known(works: Works, dtype: str = "float32") -> bool:
         course = works[0].payload.use.course
         assert course is not None
-        return course.header(works, dtype) is not None
+        return course.leave(works, dtype) is not None
 
     assert known(two)
     for works in (two[:1], two[::-1], [two[0], one[1]], [*two, *one]):
@@ -281,9 +281,12 @@ def test_nothing_is_foreseen_while_a_node_takes_nothing_or_its_memory_is_used_up
     assert not known.came(link, memoryview(bytes(4 * WIDTH)), nbytes + 1)
     go_round(end, [1], 24, 3)
     (known,) = end.foreseen.values()
-    end.view = None
+    end.line.waiting_rows = MAX_WAITING_ROWS
     assert not known.came(link, memoryview(bytes(4 * WIDTH)), 100)
     assert end.hits == 4
+    end.line.waiting_rows -= 1
+    go_round(end, [1], 27, 2)
+    assert end.hits == 5
 
 
 def test_what_came_is_not_kept_and_nothing_is_when_the_node_stops() -> None:
@@ -301,7 +304,9 @@ def test_what_came_is_not_kept_and_nothing_is_when_the_node_stops() -> None:
     assert end.foreseen
     end.courses.stop()
     assert not end.foreseen
-    assert end.courses.view() is None
+    assert end.courses.view is None
+    end.courses.serve(VIEW)
+    assert end.courses.view is None
     go_round(end, [1], 25, 3)
     assert not end.foreseen
 
