@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
@@ -24,22 +23,10 @@ from helix_mq.transport import (
     Delivery,
     KeyPair,
     Listener,
-    MemoryTransport,
-    Transport,
     ZmqTransport,
 )
 from tests.helix_mq.plane_ends import RELEASE, WAIT_S, WIDTH, Net, frame
 from tests.helix_mq.slow_link import SlowLink
-
-
-@pytest.fixture(params=["mem", "tcp"])
-async def net(request: pytest.FixtureRequest) -> AsyncIterator[Net]:
-    transport: Transport = MemoryTransport() if request.param == "mem" else ZmqTransport()
-    net = Net(transport, [], request.param)
-    yield net
-    for end in net.ends:
-        await end.plane.close()
-    await transport.close()
 
 
 async def test_frames_arrive_whole_in_order_under_their_senders_name(net: Net) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -27,7 +27,7 @@ from helix_mq.messages.data import (
 )
 from helix_mq.packing import PACK
 from helix_mq.sampling import SamplingParams
-from helix_mq.transport import Delivery, MemoryTransport, Transport, ZmqTransport
+from helix_mq.transport import Delivery
 from tests.helix_mq.plane_ends import Net, frame
 
 ROUTES = tuple(
@@ -110,16 +110,6 @@ def test_very_long_headers_are_not_kept() -> None:
     assert steps_of(header([40] * 500), CONTEXT) is None
     longest = max(n for n in range(1, 500) if steps_of(header([40] * n), CONTEXT) is not None)
     assert len(PACK(header([40] * longest))) <= MOST_BYTES < len(PACK(header([40] * (longest + 1))))
-
-
-@pytest.fixture(params=["mem", "tcp"])
-async def net(request: pytest.FixtureRequest) -> AsyncIterator[Net]:
-    transport: Transport = MemoryTransport() if request.param == "mem" else ZmqTransport()
-    net = Net(transport, [], request.param)
-    yield net
-    for end in net.ends:
-        await end.plane.close()
-    await transport.close()
 
 
 @dataclass

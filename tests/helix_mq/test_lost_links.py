@@ -7,23 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import pytest
-
 from helix_mq.clock import VirtualClock
 from helix_mq.dataplane import DataPlane, PlaneHandlers, PlaneIdentity
 from helix_mq.outlink import OutLink, OutLinkStatistics, PeerAddress
-from helix_mq.transport import MemoryTransport, Transport, ZmqTransport
 from tests.helix_mq.plane_ends import WAIT_S, Net, frame
-
-
-@pytest.fixture(params=["mem", "tcp"])
-async def net(request: pytest.FixtureRequest) -> AsyncIterator[Net]:
-    transport: Transport = MemoryTransport() if request.param == "mem" else ZmqTransport()
-    net = Net(transport, [], request.param)
-    yield net
-    for end in net.ends:
-        await end.plane.close()
-    await transport.close()
 
 
 @dataclass
