@@ -12,12 +12,15 @@ from typing import Final, Protocol
 
 import msgspec
 
+from helix_mq.gathering import SMALL_ROWS
 from helix_mq.inlink import InLink
-from helix_mq.messages.data import SAMPLE, VERIFY, FrameHeader, Row
+from helix_mq.messages.data import DIRECT, SAMPLE, FrameHeader, Row
 from helix_mq.packing import PACK, prepare
 
 MOST_BYTES: Final = 4096
-"""Of a header that is foreseen: some 150 rows."""
+"""Of a header that is foreseen: SMALL_ROWS, and some routes."""
+
+_KEPT_FLAGS: Final = SAMPLE | DIRECT
 
 # Where msgpack's form of a number becomes longer.
 _LONGER = (1 << 7, 1 << 8, 1 << 16, 1 << 32)
@@ -66,10 +69,13 @@ class HeaderSteps:
 
 def steps_of(header: FrameHeader, max_context: int) -> HeaderSteps | None:
     """None where a row is more than the next token of a text, or nothing can follow."""
+    if len(header.rows) > SMALL_ROWS:
+        return None
     ahead: list[Row] = []
     most = max_context
     for row in header.rows:
-        if row.count != 1 or row.position <= 0 or not row.flags & SAMPLE or row.flags & VERIFY:
+        flags = row.flags
+        if row.count != 1 or row.position <= 0 or not flags & SAMPLE or flags & ~_KEPT_FLAGS:
             return None
         if row.spec is not None or row.blocks or row.drafts:
             return None

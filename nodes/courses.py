@@ -21,6 +21,7 @@ import msgspec
 
 from helix_mq.clock import Clock
 from helix_mq.foreseen import Foreseen, HeaderSteps, PackedHeader, steps_of
+from helix_mq.gathering import SMALL_ROWS
 from helix_mq.inlink import InLink
 from helix_mq.messages.data import SCALED, FrameHeader
 from nodes.batching import SeqKey, Work
@@ -37,6 +38,9 @@ MAX_WAITING_ROWS = 131_072
 
 _FOR_EVER_MS = 1 << 63
 _MOST_PATIENCE = 16
+_MOST_FORMS = 4
+"""Forms of a link on the way: where they change all the time, or a header is too long, frames are
+made of their rows."""
 _WORTH_STEPS = 8
 """Of a course that came so far it was worth it to expect them."""
 
@@ -59,6 +63,7 @@ class Course:
         "_courses",
         "_deadline_ms",
         "_deadlines_ms",
+        "_learned",
         "_like",
         "_out",
         "_out_dtype",
@@ -97,6 +102,8 @@ class Course:
         """Headers under which they leave, in the form of this dtype, from this step on."""
         self._out_dtype = ""
         self._out_from = 0
+        self._learned = 0
+        """How often they were worked out."""
         self.rows: list[OpenSequence] = [courses.ledger.opened[w.seq] for w in works]
         self._sequences = frozenset([w.seq for w in works])
         self.sender = sender
@@ -185,7 +192,8 @@ class Course:
 
     def left(self, works: Sequence[Work[Payload]], header: FrameHeader) -> None:
         """See Again."""
-        if self._are_all(works):
+        if self._learned < _MOST_FORMS and self._are_all(works):
+            self._learned += 1
             self._out = steps_of(header, self._view.max_context)
             self._out_dtype = header.dtype
             self._out_from = works[0].position
@@ -264,13 +272,19 @@ class Courses:
                 return
             del self._times[first.seq]
         view = self.view
-        if view is None or not all(w.seq in opened and _goes_with(first, w) for w in works):
+        if view is None or header.sender == view.node:
+            # What a node hands back to itself comes over no link.
+            return
+        if len(works) > SMALL_ROWS:
+            return
+        if not all(w.seq in opened and _goes_with(first, w) for w in works):
             return
         if len({w.seq for w in works}) < len(works):
             # Its next row is not the one behind each of these.
             return
         headers = steps_of(header, view.max_context)
         if headers is None:
+            self._in_vain()
             return
         for work in works:
             before = self._of.get(work.seq)
@@ -296,14 +310,17 @@ class Courses:
     def end(self, course: Course) -> None:
         """Its rows go the general way from now on."""
         if not course.over and course.step <= 1:
-            # To work its headers out took as long as to read a few.
-            self._patience = min(_MOST_PATIENCE, 2 * self._patience)
+            self._in_vain()
         course.over = True
         if self.foreseen.get(course.key) is course:
             del self.foreseen[course.key]
         for opened in course.rows:
             if self._of.get(opened.seq) is course:
                 del self._of[opened.seq]
+
+    def _in_vain(self) -> None:
+        """To work headers out took as long as to read a few."""
+        self._patience = min(_MOST_PATIENCE, 2 * self._patience)
 
     def forget(self, seq: SeqKey) -> None:
         """It is closed."""

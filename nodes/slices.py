@@ -313,6 +313,9 @@ class Slices:
 
     async def _free(self, freed: tuple[Held[ServingSlice], ...]) -> None:
         for held in freed:
+            # All at once: until the last of them has stopped, its rows belong to nobody.
+            held.slice.worker.retire()
+        for held in freed:
             await held.slice.stop()
             gone = held.slice.worker.statistics()
             self._retired = _total(

@@ -97,6 +97,10 @@ class Worker:
             self._close(seq)
         self._loop.ring()
 
+    def retire(self) -> None:
+        """Nobody is to hand it frames any more: what was foreseen is nobody's either."""
+        self._courses.stop()
+
     def close_epoch(self, epoch: int) -> None:
         """Gives the sequences of `epoch` up: a router that assigns it anew lost sight of them."""
         self._start_anew(s for s in self._ledger.sequences() if self._ledger.epoch(s) == epoch)

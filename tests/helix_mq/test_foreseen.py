@@ -12,13 +12,16 @@ from msgspec import structs
 
 from helix_mq.foreseen import MOST_BYTES, PackedHeader, steps_of
 from helix_mq.frames import FRAME_HEAD, encode, pack_route
+from helix_mq.gathering import SMALL_ROWS
 from helix_mq.ids import NodeId
 from helix_mq.inlink import InLink
 from helix_mq.layers import Hop, LayerRange, Route
 from helix_mq.messages import Kind
 from helix_mq.messages.data import (
     DIRECT,
+    DRAFTING,
     SAMPLE,
+    TOGETHER,
     VERIFY,
     FrameHeader,
     LinkHello,
@@ -92,6 +95,9 @@ def test_nothing_follows_the_last_token_of_a_context() -> None:
         {"position": 0},
         {"flags": 0},
         {"flags": SAMPLE | VERIFY, "count": 2, "drafts": (3,)},
+        {"flags": SAMPLE | VERIFY},
+        {"flags": SAMPLE | DIRECT | DRAFTING},
+        {"flags": SAMPLE | TOGETHER},
         {"spec": SampleSpec(SamplingParams(), 2, 0)},
         {"blocks": bytes(16)},
     ],
@@ -107,9 +113,11 @@ def test_of_rows_that_are_more_than_the_next_token_nothing_is_foreseen(
 
 
 def test_very_long_headers_are_not_kept() -> None:
-    assert steps_of(header([40] * 500), CONTEXT) is None
-    longest = max(n for n in range(1, 500) if steps_of(header([40] * n), CONTEXT) is not None)
-    assert len(PACK(header([40] * longest))) <= MOST_BYTES < len(PACK(header([40] * (longest + 1))))
+    most = header([40] * SMALL_ROWS)
+    assert steps_of(most, CONTEXT) is not None
+    assert steps_of(header([40] * (SMALL_ROWS + 1)), CONTEXT) is None
+    assert len(PACK(most)) <= MOST_BYTES
+    assert steps_of(structs.replace(most, routes=(bytes(MOST_BYTES),)), CONTEXT) is None
 
 
 @dataclass

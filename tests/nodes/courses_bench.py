@@ -28,6 +28,7 @@ WIDTH, VOCAB, CONTEXT = 8, 100, 400
 HOPS = (("a", 0, 2), ("me", 2, 5), ("z", 5, 6))
 MIDDLE = Route(tuple(Hop(NodeId(n), LayerRange(s, e)) for n, s, e in HOPS))
 FIRST = Route((Hop(NodeId("me"), LayerRange(0, 3)), Hop(NodeId("z"), LayerRange(3, 6))))
+WHOLE = Route((Hop(NodeId("me"), LayerRange(0, 6)),))
 VIEW = NodeView("me", frozenset({5}), LayerRange(0, 6), 6, WIDTH, VOCAB, CONTEXT)
 
 Frame = tuple[bytes, memoryview]
@@ -38,7 +39,7 @@ def frame(
     rows: Sequence[Row], sender: str = "a", route: Route = MIDDLE, ids: Sequence[int] = ()
 ) -> Frame:
     tokens = sum(row.count for row in rows)
-    if route is FIRST:
+    if route in (FIRST, WHOLE):
         payload = np.array(ids or range(tokens), np.int32).data
         shape = ("int32", 1)
     else:

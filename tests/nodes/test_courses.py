@@ -14,9 +14,11 @@ from helix_mq.foreseen import PackedHeader
 from helix_mq.frames import FRAME_HEAD, decode, pack_route
 from helix_mq.ids import ROUTER, Attempt, NodeId, RequestId
 from helix_mq.layers import Hop, LayerRange, Route
-from helix_mq.messages.data import DIRECT, SAMPLE, SCALED, FrameHeader
+from helix_mq.messages.data import DIRECT, SAMPLE, SCALED, FrameHeader, SampleSpec
 from helix_mq.packing import PACK
+from helix_mq.sampling import SamplingParams
 from helix_mq.scaled_rows import scaled_bytes
+from nodes import courses
 from nodes.batching import SeqKey
 from nodes.courses import MAX_WAITING_ROWS, Course, Courses, Works
 from nodes.frame_making import frame_of
@@ -26,6 +28,7 @@ from tests.nodes.courses_bench import (
     MIDDLE,
     VIEW,
     VOCAB,
+    WHOLE,
     WIDTH,
     End,
     Frame,
@@ -356,3 +359,36 @@ def test_a_request_with_two_rows_in_a_frame_is_read_each_time(ends: tuple[End, E
             end.came(frame([row(1, 20 + step), row(1, 21 + step)]))
     assert ends[0].taken == ends[1].taken
     assert not ends[0].foreseen
+
+
+def test_what_a_node_hands_itself_is_not_expected_over_a_link() -> None:
+    end = End(True)
+    end.links["me"] = end.link("me")
+    first = row(1, 0, hop=0, count=20, flags=SAMPLE | DIRECT)
+    first = structs.replace(first, spec=SampleSpec(SamplingParams(), 2, 0))
+    end.came(frame([first], ROUTER, WHOLE), ROUTER)
+    for step in range(4):
+        back = row(1, 20 + step, hop=0, flags=SAMPLE | DIRECT)
+        end.came(frame([back], "me", WHOLE, [3]), "me")
+    assert end.ledger.opened[SeqKey(RequestId(1), Attempt(0))].next_position == 24
+    assert not end.foreseen
+
+
+def test_headers_that_leave_are_worked_out_a_few_times_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A link whose form changes all the time, and one whose headers are too long to be kept."""
+    end, asked = End(True), 0
+    begin(end, [1])
+    go_round(end, [1], 20, 3)
+
+    def none(header: FrameHeader, max_context: int) -> None:
+        nonlocal asked
+        asked += 1
+
+    monkeypatch.setattr(courses, "steps_of", none)
+    for step in range(10):
+        go_round(end, [1], 23 + step, 1)
+        frame_of("me", end.last, WIDTH, ("bfloat16", "float16")[step % 2], memoryview(b""))
+    assert end.hits == 11
+    assert asked <= 4
