@@ -27,6 +27,9 @@ from helix_mq.layers import LayerRange
 
 P = TypeVar("P")
 
+MAX_WAITING_ROWS = 131_072
+"""Credit counts bytes, but a row of one token takes some 2 KiB here and a few bytes on the wire."""
+
 
 class SeqKey(NamedTuple):
     """One attempt of one request: what owns KV pages on a node."""

@@ -24,7 +24,7 @@ from helix_mq.foreseen import Foreseen, HeaderSteps, PackedHeader, steps_of
 from helix_mq.gathering import SMALL_ROWS
 from helix_mq.inlink import InLink
 from helix_mq.messages.data import SCALED, FrameHeader
-from nodes.batching import SeqKey, Work
+from nodes.batching import MAX_WAITING_ROWS, SeqKey, Work
 from nodes.inbox import NodeView, ids_fit
 from nodes.ledger import Ledger, OpenSequence
 from nodes.payload import FrameUse, Payload
@@ -32,9 +32,6 @@ from nodes.payload import FrameUse, Payload
 Works = list[Work[Payload]]
 Take = Callable[[Works, memoryview], None]
 """What is done with the rows of a frame that has been let in, and its payload."""
-
-MAX_WAITING_ROWS = 131_072
-"""Credit counts bytes, but a row of one token takes some 2 KiB here and a few bytes on the wire."""
 
 _FOR_EVER_MS = 1 << 63
 _MOST_PATIENCE = 16
@@ -223,10 +220,9 @@ class Courses:
         self.take: Take = _nobody
         self._of: dict[SeqKey, Course] = {}
         """A sequence is of one at most, so there are no more of them than sequences are open."""
-        self._company: dict[SeqKey, tuple[int, SeqKey, str]] = {}
-        """Of the first of a frame: with how many, up to whom and from where it came lately."""
-        self._times: dict[SeqKey, int] = {}
-        """How often in a row, where that was more than once."""
+        self._company: dict[SeqKey, tuple[tuple[int, SeqKey, str], int]] = {}
+        """Of the first of a frame: with how many, up to whom and from where it came lately, and how
+        often again."""
         self._patience = 1
         """So often in a row has a company to be seen before it is expected."""
 
@@ -249,7 +245,6 @@ class Courses:
         for course in set(self._of.values()):
             self.end(course)
         self._company.clear()
-        self._times.clear()
 
     def saw(self, header: FrameHeader, works: Sequence[Work[Payload]]) -> None:
         """All rows of a frame have been let in the general way. Whoever comes twice in the same
@@ -261,16 +256,12 @@ class Courses:
             # Its scales are to be checked each time.
             return
         company = len(works), works[-1].seq, header.sender
-        if self._company.get(first.seq) != company:
-            self._company[first.seq] = company
-            if self._times:
-                self._times.pop(first.seq, None)
+        before = self._company.get(first.seq)
+        again = before[1] + 1 if before is not None and before[0] == company else 0
+        due = again >= self._patience
+        self._company[first.seq] = company, 0 if due else again
+        if not due:
             return
-        if self._patience > 1:
-            times = self._times[first.seq] = self._times.get(first.seq, 0) + 1
-            if times < self._patience:
-                return
-            del self._times[first.seq]
         view = self.view
         if view is None or header.sender == view.node:
             # What a node hands back to itself comes over no link.
@@ -287,9 +278,9 @@ class Courses:
             self._in_vain()
             return
         for work in works:
-            before = self._of.get(work.seq)
-            if before is not None:
-                self.end(before)
+            former = self._of.get(work.seq)
+            if former is not None:
+                self.end(former)
         course = Course(self, view, header.sender, works, headers)
         for work in works:
             self._of[work.seq] = course
@@ -325,7 +316,6 @@ class Courses:
     def forget(self, seq: SeqKey) -> None:
         """It is closed."""
         self._company.pop(seq, None)
-        self._times.pop(seq, None)
         course = self._of.get(seq)
         if course is not None:
             self.end(course)

@@ -227,8 +227,8 @@ def ids_fit(ids: memoryview, view: NodeView) -> bool:
 
 def _check_whole(view: NodeView, header: FrameHeader, buffers: tuple[memoryview, ...]) -> None:
     if header.dtype == "int32":
-        lowest, highest = _bounds(buffers[0])
-        if lowest < 0 or highest >= view.vocab_size:
+        if not ids_fit(buffers[0], view):
+            lowest, highest = _bounds(buffers[0])
             raise FrameError(
                 f"token ids {lowest}..{highest} are outside the vocabulary of {view.vocab_size}",
                 reason="token_id",
@@ -238,10 +238,8 @@ def _check_whole(view: NodeView, header: FrameHeader, buffers: tuple[memoryview,
             f"activations of width {header.width}, this model's are {view.hidden_size}",
             reason="width",
         )
-    if len(buffers) > 1:
-        lowest, highest = _bounds(buffers[1])
-        if lowest < 0 or highest >= view.vocab_size:
-            raise FrameError("history tokens outside the vocabulary", reason="token_id")
+    if len(buffers) > 1 and not ids_fit(buffers[1], view):
+        raise FrameError("history tokens outside the vocabulary", reason="token_id")
 
 
 def _bounds(ids: memoryview) -> tuple[int, int]:

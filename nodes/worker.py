@@ -23,9 +23,9 @@ from helix_mq.errors import HelixError
 from helix_mq.ids import ROUTER, Attempt, RequestId
 from helix_mq.messages.data import FrameHeader, RefusedItem, Release, TokenItem
 from nodes.admitting import not_admitted, without_crowding
-from nodes.batching import Batcher, SeqKey
+from nodes.batching import MAX_WAITING_ROWS, Batcher, SeqKey
 from nodes.convoy import Convoy
-from nodes.courses import MAX_WAITING_ROWS, Courses
+from nodes.courses import Courses
 from nodes.device import DeviceThread
 from nodes.inbox import NodeView, accept_frame
 from nodes.ledger import Ledger

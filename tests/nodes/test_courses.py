@@ -19,8 +19,8 @@ from helix_mq.packing import PACK
 from helix_mq.sampling import SamplingParams
 from helix_mq.scaled_rows import scaled_bytes
 from nodes import courses
-from nodes.batching import SeqKey
-from nodes.courses import MAX_WAITING_ROWS, Course, Courses, Works
+from nodes.batching import MAX_WAITING_ROWS, SeqKey
+from nodes.courses import Course, Courses, Works
 from nodes.frame_making import frame_of
 from tests.nodes.courses_bench import (
     CONTEXT,
