@@ -17,6 +17,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
@@ -25,6 +26,9 @@ from helix_mq.demo import free_ports
 from helix_mq.errors import LocalError
 from helix_mq.models.config import ModelConfig
 from nodes.tuning import before_torch, tune_process
+
+if TYPE_CHECKING:
+    from nodes.model.native.ready import Ready
 
 FIRST_POSITION = 32
 START_S = 240.0
@@ -79,29 +83,41 @@ class Stage:
         self._row_bytes = model.config.hidden_size * dtype.itemsize
         self._last = spec.end == model.config.num_layers
         self._steps = 0
+        self._ready: Ready | None = None
 
     def step(self, taken: memoryview) -> memoryview | bytes:
         """Token ids (int32) or activations of some rows in; what leaves these layers out."""
-        from nodes.model.native.decodes import Given
-
         size = self._row_bytes if self._spec.first else 4
         count = taken.nbytes // size
+        ready = self._made_ready(taken, count, size)
+        if ready is None or not self._decodes.now(ready):
+            raise LocalError("the compiled step refused a row")
+        self._ready = ready
+        if ready.leaving is not None:
+            return ready.leaving
+        return struct.pack(f"{count}i", *(ready.best or ()))
+
+    def _made_ready(self, taken: memoryview, count: int, size: int) -> Ready | None:
+        from nodes.model.native.ready import Given
+
+        position = FIRST_POSITION + self._steps % self._spec.tokens
+        self._steps += 1
+        before = self._ready
+        if (
+            position > FIRST_POSITION
+            and before is not None
+            and len(before.numbers) == 3 * count
+            and self._decodes.again(before, taken)
+        ):
+            return before
         if self._spec.first:
             given = Given((), [taken[at * size : (at + 1) * size] for at in range(count)])
         else:
             given = Given(struct.unpack(f"{count}i", taken))
-        position = FIRST_POSITION + self._steps % self._spec.tokens
         places = [(sequence, position) for sequence in self._sequences[:count]]
-        self._steps += 1
         if not self._last:
-            ready = self._decodes.hidden(places, self._layers, self._cache, given)
-        else:
-            ready = self._decodes.tokens(places, self._layers, self._cache, given)
-        if ready is None or not self._decodes.now(ready):
-            raise LocalError("the compiled step refused a row")
-        if ready.leaving is not None:
-            return ready.leaving.view
-        return struct.pack(f"{count}i", *(ready.best or ()))
+            return self._decodes.hidden(places, self._layers, self._cache, given)
+        return self._decodes.tokens(places, self._layers, self._cache, given)
 
 
 class BarePipeline:

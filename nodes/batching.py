@@ -134,6 +134,26 @@ class Batcher(Generic[P]):
         self.waiting_rows += rows
         self._waiting_tokens += tokens
 
+    def passes(self, decodes: int, depth: int) -> bool:
+        """Whether so many decodes, all that are open, would be the next batch if they waited here;
+        then they may go past with passed()."""
+        return not self.waiting_rows and (
+            decodes <= self._always or decodes <= self._cap(decodes, depth)
+        )
+
+    def passed(self, decodes: int) -> None:
+        """They were a batch."""
+        self.only_decodes = True
+        self._batches += 1
+        self._rows += decodes
+        self._decode_rows += decodes
+
+    def _cap(self, open_requests: int, depth: int) -> int:
+        """Decodes of a step at most."""
+        limits = self.limits
+        share = math.ceil(limits.spread * open_requests / max(1, depth))
+        return min(limits.max_rows, max(limits.min_decodes, share))
+
     def remove(self, seq: SeqKey) -> list[Work[P]]:
         """Takes a sequence out, e.g. released; gives back what it had waiting."""
         work = self._decodes.pop(seq, None) or self._prefills.pop(seq, None)
@@ -169,19 +189,15 @@ class Batcher(Generic[P]):
         """
         if not self.waiting_rows:
             return []
-        limits, line = self.limits, self._decodes
+        line = self._decodes
         if len(line) <= self._always and len(line) == self.waiting_rows and not held:
             # Decodes only, and few: what most steps of a cluster with little to do are.
             batch = list(line.values())
             line.clear()
             self.waiting_rows = self._waiting_tokens = 0
-            self.only_decodes = True
-            self._batches += 1
-            self._rows += len(batch)
-            self._decode_rows += len(batch)
+            self.passed(len(batch))
             return batch
-        share = math.ceil(limits.spread * open_requests / max(1, depth))
-        cap = min(limits.max_rows, max(limits.min_decodes, share))
+        cap = self._cap(open_requests, depth)
         more_behind = bool(self._behind)
         batch = self._take_decodes(cap, held)
         decodes = len(batch)

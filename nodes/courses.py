@@ -182,22 +182,21 @@ class Course:
     ) -> tuple[PackedHeader, frozenset[SeqKey]] | None:
         """See Again."""
         out = self._out
-        if out is None or dtype != self._out_dtype or not self._are_all(works):
+        if out is None or dtype != self._out_dtype or not self.are_all(works):
             return None
         step = works[0].position - self._out_from
         return (PackedHeader(out.at(step)), self._sequences) if 0 <= step <= out.most else None
 
     def left(self, works: Sequence[Work[Payload]], header: FrameHeader) -> None:
         """See Again."""
-        if self._learned < _MOST_FORMS and self._are_all(works):
+        if self._learned < _MOST_FORMS and self.are_all(works):
             self._learned += 1
             self._out = steps_of(header, self._view.max_context)
             self._out_dtype = header.dtype
             self._out_from = works[0].position
 
-    def _are_all(self, works: Sequence[Work[Payload]]) -> bool:
-        """Whether they are all rows of one frame, in its order: then each is as far on as the
-        first."""
+    def are_all(self, works: Sequence[Work[Payload]]) -> bool:
+        """See Again: then each is as far on as the first."""
         if len(works) != len(self.rows):
             return False
         use = works[0].payload.use

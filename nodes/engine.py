@@ -126,6 +126,7 @@ class Engine:
 
     def free(self, seq: SeqKey) -> None:
         self._samplers.pop(seq, None)
+        self._nothing_goes_on()
         if seq in self._pool:
             self._pool.free(seq)
 
@@ -145,6 +146,7 @@ class Engine:
     def grow(self, total_pages: int) -> None:
         """More KV pages, those in use with what they hold. Device thread, while nothing else
         touches the engine. Raises torch.OutOfMemoryError with all as it was."""
+        self._nothing_goes_on()
         self._cache.grow(total_pages)
 
     def shrink(self, least_pages: int) -> None:
@@ -152,11 +154,20 @@ class Engine:
         thread, while nothing else touches the engine."""
         used = self._pool.total_pages - self._pool.free_pages
         wanted = max(1, least_pages, KEPT_PER_USED_PAGE * used)
+        self._nothing_goes_on()
         self._cache.shrink(min(self._pool.total_pages, wanted))
+
+    def _nothing_goes_on(self) -> None:
+        if self._plain is not None:
+            self._plain.forget()
 
     def begin(self, batch: Batch) -> int | None:
         """See StepEngine.begin()."""
         return self._plain.begin(batch) if self._plain is not None else None
+
+    def again(self, batch: Batch, payload: memoryview) -> int | None:
+        """See StepEngine.again()."""
+        return self._plain.again(batch, payload) if self._plain is not None else None
 
     def end(self) -> StepResult | None:
         """See StepEngine.end()."""

@@ -20,6 +20,10 @@ IntArray = npt.NDArray[np.int32]
 class Again(Protocol):
     """What a frame's rows that go on together may have a header of already; `nodes.courses`."""
 
+    def are_all(self, works: Sequence[Any]) -> bool:
+        """Whether these are all rows of one of its frames, in its order."""
+        ...
+
     def leave(self, works: Sequence[Any], dtype: str) -> tuple[PackedHeader, frozenset[Any]] | None:
         """The header, and of which sequences, for all rows of one frame, in its order; None where
         it is to be made of the works."""

@@ -27,9 +27,11 @@ from nodes.batching import SeqKey
 from nodes.frame_making import frame_of, frames_of, in_order
 from nodes.kv_cache import KvCache
 from nodes.model.native.crew import Crew, NoCrew
-from nodes.model.native.decodes import Given, NativeDecodes, Ready
+from nodes.model.native.decodes import NativeDecodes
+from nodes.model.native.ready import Given, Ready
 from nodes.model.sampler import SamplerState
 from nodes.model.sampler_draw import compiled_draws
+from nodes.payload import Again
 from nodes.steps import Batch, OutFrame, StepResult
 from nodes.wire_format import WIRE_NAMES, WireFormats, to_wire
 
@@ -41,13 +43,15 @@ MOST_OWN_ROWS = 64
 
 class _Step(msgspec.Struct, frozen=True, gc=False):
     """Rows in the order in which they are computed. `alike`: they leave as one frame. `edited`:
-    their samplers want to be told of the tokens."""
+    their samplers want to be told of the tokens. `course`: whose rows they are, all of them and no
+    others, if so."""
 
     works: Batch
     ready: Ready
     alike: bool
     edited: bool
     started_s: float
+    course: Again | None = None
 
 
 class PlainSteps:
@@ -78,6 +82,11 @@ class PlainSteps:
         self._no_crew = not decodes.worth_threads
         self._begun: _Step | None = None
         """What the crew computes, since when."""
+        self._course: Again | None = None
+        """Whose rows they are, or were last: they may be the next ones."""
+        self._ready: Ready | None = None
+        self._position = 0
+        """Theirs: how they are computed, and where the first is."""
         self._posted_s = 0.0
 
     def run(self, batch: Batch) -> StepResult | None:
@@ -101,9 +110,37 @@ class PlainSteps:
         crew = self._crew or self._hire()
         if crew is None:
             return None
+        return self._post(step, crew)
+
+    def again(self, batch: Batch, payload: memoryview) -> int | None:
+        """See StepEngine.again()."""
+        course, ready, crew, first = self._course, self._ready, self._crew, batch[0]
+        if (
+            course is None
+            or course is not first.payload.use.course
+            or first.position != self._position + 1
+            or ready is None
+            or crew is None
+            or self._no_crew
+        ):
+            return None
+        started_s = time.perf_counter()
+        if not self._decodes.again(ready, payload):
+            return None
+        # Samplers that had nothing to edit have nothing later on, and draw as before.
+        return self._post(_Step(batch, ready, True, False, started_s, course), crew)
+
+    def _post(self, step: _Step, crew: Crew) -> int:
+        # Not the step itself, whose rows are the transport's memory.
+        self._course, self._ready, self._position = step.course, step.ready, step.works[0].position
         self._begun, self._posted_s = step, time.perf_counter()
         self._decodes.begin(step.ready, crew)
         return crew.bell
+
+    def forget(self) -> None:
+        """Pages have moved, or sequences are gone: the next step is made ready from the start."""
+        self._course = self._ready = None
+        self._decodes.forget()
 
     def end(self) -> StepResult | None:
         """See StepEngine.end()."""
@@ -188,7 +225,12 @@ class PlainSteps:
             )
         else:
             ready = decodes.hidden(places, layers, cache, given)
-        return _Step(works, ready, alike, edited, started_s) if ready is not None else None
+        if ready is None:
+            return None
+        course = first.payload.use.course
+        if not alike or (course is not None and not course.are_all(works)):
+            course = None
+        return _Step(works, ready, alike, edited, started_s, course)
 
     def _result(self, step: _Step, computed_s: float, idle_s: float) -> StepResult | None:
         """Of a step that has been computed; None where some logits are no numbers: keys and values
@@ -200,10 +242,9 @@ class PlainSteps:
         if ready.leaving is not None:
             peer = works[0].next_hop
             if step.alike and not self._formats.of(peer):
-                leaving = ready.leaving.view
-                frames = [frame_of(self._node, works, self._width, self._dtype, leaving)]
+                frames = [frame_of(self._node, works, self._width, self._dtype, ready.leaving)]
             else:
-                frames = self._frames(works, ready.leaving.view)
+                frames = self._frames(works, ready.leaving)
         elif ready.best is None or not all(map(math.isfinite, ready.highest or ())):
             return None
         else:

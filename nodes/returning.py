@@ -58,14 +58,11 @@ class Returns:
         self._find = cast(Callable[[tuple[int, int]], _Returned | None], self._known.get)
         """By the plain numbers: making a key of them takes longer than the look-up."""
         self._drafts = FirstDrafts(view.max_context)
+        self.drafts: Collection[SeqKey] = self._drafts.texts
+        """Whose rows may get drafts here: mostly nobody's, for others to look at."""
 
     def __len__(self) -> int:
         return len(self._known) + len(self._drafts)
-
-    @property
-    def drafts(self) -> bool:
-        """Whether rows may get drafts here."""
-        return bool(self._drafts.texts)
 
     def took(self, row: Work[Payload], ledger: Ledger) -> Work[Payload]:
         """A row has been let in: as it is, or with drafts, of which the ledger learns."""

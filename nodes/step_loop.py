@@ -104,6 +104,27 @@ class StepLoop:
         if not self.busy:
             self._turn()
 
+    def again(self, batch: Batch, payload: memoryview) -> bool:
+        """Begins a step of a foreseen frame's rows, where they were the last one's, the engine can
+        go on from that by itself, and nothing else is to be done: False where not. Only for what
+        `choose` would give next."""
+        loop, calls, device = self.loop, self._calls, self._device
+        if self.busy or loop is None or calls is None or self.chores.waiting:
+            return False
+        if device.since_s is not None or device.elsewhere_since_s is not None:
+            return False
+        try:
+            bell = calls.engine.again(batch, payload)
+        except Exception:
+            return False
+        if bell is None:
+            return False
+        self.busy = True
+        if self._stall is not None:
+            self._unstall()
+        self._began(batch, bell, loop)
+        return True
+
     def _turn(self) -> None:
         self._turn_due = False
         loop, calls = self.loop, self._calls
@@ -145,6 +166,10 @@ class StepLoop:
             return False
         if bell is None:
             return False
+        self._began(batch, bell, loop)
+        return True
+
+    def _began(self, batch: Batch, bell: int, loop: asyncio.AbstractEventLoop) -> None:
         self._begun = batch
         self._device.elsewhere_since_s = self._device.clock.now_s()
         if bell != self._bell:
@@ -152,14 +177,15 @@ class StepLoop:
                 loop.remove_reader(self._bell)
             self._bell = bell
             loop.add_reader(bell, self._rung)
-        return True
 
     def _rung(self) -> None:
         batch, self._begun = self._begun, []
         calls, loop = self._calls, self.loop
         if not batch or calls is None:
             return
-        self._device.rested()
+        self._device.elsewhere_since_s = None
+        if self._device.since_s is not None:
+            self._device.rested()
         error: BaseException | None = None
         result: StepResult | None = None
         try:

@@ -77,6 +77,11 @@ class StepEngine(Protocol):
         ended, until end(). None where it is for run(). Loop thread, device idle."""
         ...
 
+    def again(self, batch: Batch, payload: memoryview) -> int | None:
+        """As admit() and begin(), of all rows of a frame that was foreseen and its payload, where
+        they were the last step, too. None, having done nothing, where they are for admit()."""
+        ...
+
     def end(self) -> StepResult | None:
         """What came of it; None where run() must do it again, to say what is wrong. Loop thread."""
         ...

@@ -133,7 +133,8 @@ class Worker:
         works = accepted.work
         if works:
             works[0].payload.use.arrived_s = perf_counter()
-            self._let_in(works)
+            self._book(works)
+            self._batcher.extend(works)
         # After adding: one frame may hold rows of the older attempt, too.
         for seq in accepted.superseded:
             self._close(seq)
@@ -147,13 +148,26 @@ class Worker:
 
     def _on_foreseen(self, works: Batch, payload: memoryview) -> None:
         """The same of a frame that was foreseen: all its sequences are known here."""
-        if self._returns.drafts or self._convoy.away:
-            self._let_in(works)
+        convoy, batcher, drafted = self._convoy, self._batcher, False
+        if self._returns.drafts or convoy.away:
+            self._book(works)
+            drafted = any([work.drafts for work in works])
+        if (
+            not drafted
+            and not convoy.away
+            and len(works) == len(self._ledger.opened)
+            and batcher.passes(len(works), self._depth)
+            and self._loop.again(works, payload)
+        ):
+            # The same as by the line, in which nobody is.
+            batcher.passed(len(works))
+            if convoy.members:
+                convoy.left(works)
         else:
-            self._batcher.extend(works)
-        self._more_is_here()
+            batcher.extend(works)
+            self._more_is_here()
 
-    def _let_in(self, works: Batch) -> None:
+    def _book(self, works: Batch) -> None:
         convoy, next_hop = self._convoy, self._next_hop
         for at, work in enumerate(works):
             payload = work.payload
@@ -164,7 +178,6 @@ class Worker:
             if work.seq not in next_hop:
                 self.tracer.open(work.seq)
             next_hop[work.seq] = work.next_hop
-        self._batcher.extend(works)
 
     def _more_is_here(self) -> None:
         all_here = self._batcher.waiting_rows >= len(self._ledger.opened)
@@ -200,14 +213,8 @@ class Worker:
 
     async def run(self) -> None:
         """Steps for ever; ends by cancellation, after the step in progress."""
-        calls = StepCalls(
-            self._engine,
-            self._next_batch,
-            self._over,
-            self._device_idle,
-            self._stall_s,
-            self._links.overdraft,
-        )
+        choose, over, idle = self._next_batch, self._over, self._device_idle
+        calls = StepCalls(self._engine, choose, over, idle, self._stall_s, self._links.overdraft)
         self._courses.go(self.view, self._batcher, self._on_foreseen)
         try:
             await self._loop.run(calls)

@@ -44,9 +44,10 @@ def held_steps(c: Cluster, *nodes: str) -> Iterator[HeldSteps]:
         engine.run = held.after(engine.run)  # type: ignore[method-assign]
         # All on the device threads: what else computes a step does not wait.
         engine.begin = lambda batch: None  # type: ignore[method-assign]
+        engine.again = lambda batch, payload: None  # type: ignore[method-assign]
     try:
         yield held
     finally:
         held.open()
         for engine in engines:
-            del engine.run, engine.begin
+            del engine.run, engine.begin, engine.again

@@ -19,6 +19,7 @@ from nodes.model.native import build
 from nodes.model.native import layers as native_layers
 from nodes.model.native.products import products_for
 from nodes.plain_steps import PlainSteps
+from nodes.steps import Batch
 from tests.cluster import cluster, greedy
 
 PLACEMENTS = {
@@ -91,6 +92,39 @@ async def test_slices_that_compute_by_themselves_give_the_same_tokens(
         assert result.token_ids == reference(tiny_folder, prompt, length)
     assert len(ended) > max(lengths) / 2
     assert None not in ended
+
+
+@pytest.mark.skipif(
+    products_for(torch.float32) is None or not hasattr(os, "eventfd"),
+    reason=f"no compiled threads: {build.built().reason}",
+)
+@pytest.mark.parametrize("back", ["direct", "router"])
+async def test_a_lone_request_goes_on_from_step_to_step(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, back: TokenReturn
+) -> None:
+    """At every hop, but for its first steps and those that take a page; beside others as far as all
+    come in one frame. The tokens are those of one machine."""
+    monkeypatch.setattr(native_layers, "WORTH_THREADS_BYTES", 0)
+    again, began = PlainSteps.again, 0
+
+    def counted(self: PlainSteps, batch: Batch, payload: memoryview) -> int | None:
+        nonlocal began
+        bell = again(self, batch, payload)
+        began += bell is not None
+        return bell
+
+    monkeypatch.setattr(PlainSteps, "again", counted)
+    prompts = [tuple(range(3, 3 + n)) for n in (100, 20, 33)]
+    placement = {"a": "0:2", "b": "2:4", "c": "4:6"}
+    async with cluster(tiny_folder, placement, zmq=True, token_return=back) as c:
+        alone = await c.run(greedy(prompts[0], 64))
+        lone = began
+        together = await asyncio.gather(*(c.run(greedy(p, 64)) for p in prompts))
+        await c.quiet()
+    assert [r.token_ids for r in (alone, *together)] == [
+        reference(tiny_folder, p, 64) for p in (prompts[0], *prompts)
+    ]
+    assert 3 * (63 - 8 - 5) <= lone <= 3 * 63
 
 
 @pytest.mark.parametrize("back", ["direct", "router"])

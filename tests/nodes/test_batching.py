@@ -68,6 +68,26 @@ def test_decodes_are_spread_over_the_stages() -> None:
         assert sizes == expected
 
 
+@given(
+    st.integers(1, 40), st.integers(1, 9), st.integers(1, 30), st.integers(1, 9),
+    st.sampled_from([0.1, 1.0, 2.5, 5.0]),
+)  # fmt: skip
+def test_decodes_go_past_the_line_where_they_would_be_the_next_batch(
+    decodes: int, depth: int, most: int, least: int, spread: float
+) -> None:
+    limits = BatchLimits(max_rows=most, min_decodes=least, spread=spread)
+    by_line, past = Batcher(cut, limits), Batcher(cut, limits)
+    by_line.extend(work(request, 9, 1) for request in range(decodes))
+    whole = len(by_line.next_batch(open_requests=decodes, depth=depth)) == decodes
+    assert past.passes(decodes, depth) is whole
+    if whole:
+        past.passed(decodes)
+        assert past.statistics() == by_line.statistics()
+        assert past.only_decodes
+    past.add(work(99, 0, 5))
+    assert not past.passes(decodes, depth)
+
+
 def test_a_blocked_link_holds_prefill_but_not_decodes() -> None:
     batcher = Batcher(cut)
     batcher.add(work(1, 0, 30, to="slow"))

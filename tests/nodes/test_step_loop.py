@@ -83,13 +83,14 @@ async def test_a_stall_is_told_unless_a_step_begins_before() -> None:
 
 
 class ByItself:
-    """An engine whose steps end when a test rings their bell. `begins`, `ends`: what these come to;
-    an exception is raised."""
+    """An engine whose steps end when a test rings their bell. `begins`, `agains`, `ends`: what
+    these come to; an exception is raised."""
 
     def __init__(self) -> None:
         self.bell = os.eventfd(0, os.EFD_NONBLOCK)
         self.begins: Any = self.bell
         self.ends: Any = "result"
+        self.agains: Any = self.bell
         self.calls: list[str] = []
         self.began = asyncio.Event()
         self.threads: list[threading.Thread] = []
@@ -98,6 +99,10 @@ class ByItself:
         self.calls.append(f"begin {batch}")
         self.began.set()
         return _or_raise(self.begins)
+
+    def again(self, batch: Any, payload: Any) -> Any:
+        self.calls.append(f"again {batch} {payload}")
+        return _or_raise(self.agains)
 
     def ring(self) -> None:
         os.eventfd_write(self.bell, 1)
@@ -119,10 +124,10 @@ def _or_raise(what: Any) -> Any:
     return what
 
 
-def _claimed(device: DeviceThread) -> None:
-    """Returns when a job has come to it, whether it waits or not."""
+def _claimed(device: DeviceThread, *, by_somebody: bool = True) -> None:
+    """Returns when a job has come to it, whether it waits or not; or when there is none."""
     until_s = time.monotonic() + 240
-    while device.since_s is None:
+    while (device.since_s is not None) is not by_somebody:
         assert time.monotonic() < until_s
         os.sched_yield()
 
@@ -138,12 +143,15 @@ class Steps:
         self._came = asyncio.Event()
         self.running = asyncio.create_task(
             self.loop.run(
-                calls(engine=engine, choose=self._choose, over=self._over, idle=lambda: None)
+                calls(engine=engine, choose=self._choose, over=self._over, idle=self._idle)
             )
         )
 
     def _choose(self) -> Any:
         return self.batches.pop(0) if self.batches else []
+
+    def _idle(self) -> None:
+        self.loop.busy = False
 
     def _over(self, batch: Any, result: Any, error: Any) -> bool:
         self.loop.busy = False
@@ -289,3 +297,86 @@ async def test_what_is_rung_for_now_begins_in_the_same_turn(steps: Steps) -> Non
     await steps.engine.began.wait()
     steps.engine.ring()
     assert await steps.came() == ([2], "result", None)
+
+
+def _again(steps: Steps, number: int) -> bool:
+    return steps.loop.again(cast(Any, [number]), memoryview(b"ids"))
+
+
+async def test_a_step_may_go_on_from_the_last_one(steps: Steps) -> None:
+    await steps.step([0])
+    assert not _again(steps, 1), "the step before is under way"
+    steps.engine.ring()
+    assert await steps.came() == ([0], "result", None)
+    steps.engine.calls.clear()
+    for number in (1, 2):
+        assert _again(steps, number)
+        assert steps.loop.busy
+        assert steps.device.busy_s() > 0
+        steps.engine.ring()
+        assert await steps.came() == ([number], "result", None)
+    assert [call.split()[0] for call in steps.engine.calls] == ["again", "end"] * 2
+
+
+@pytest.mark.parametrize("agains", [None, ZeroDivisionError("of again")])
+async def test_what_cannot_go_on_is_left_to_begin(steps: Steps, agains: Any) -> None:
+    await steps.step([0])
+    steps.engine.ring()
+    assert await steps.came() == ([0], "result", None)
+    steps.engine.agains = agains
+    assert not _again(steps, 1)
+    assert not steps.loop.busy
+    assert steps.device.busy_s() == 0
+    await steps.step([1])
+    steps.engine.ring()
+    assert await steps.came() == ([1], "result", None)
+
+
+async def test_beside_another_slice_nothing_goes_on_at_once(steps: Steps) -> None:
+    await steps.step([0])
+    steps.engine.ring()
+    assert await steps.came() == ([0], "result", None)
+    steps.device.elsewhere_since_s = 1.0
+    assert not _again(steps, 1)
+    steps.device.rested()
+    go_on = threading.Event()
+    other = steps.device.submit(go_on.wait)
+    await asyncio.to_thread(_claimed, steps.device)
+    assert not _again(steps, 1)
+    go_on.set()
+    assert await asyncio.wrap_future(other)
+    await asyncio.to_thread(_claimed, steps.device, by_somebody=False)
+    waits = steps.loop.chores.add(lambda: None)
+    assert not _again(steps, 1)
+    steps.loop.ring()
+    await waits
+    assert [call.split()[0] for call in steps.engine.calls] == ["begin", "end"]
+    assert _again(steps, 1)
+    steps.engine.ring()
+    assert await steps.came() == ([1], "result", None)
+
+
+async def test_a_step_that_goes_on_ends_the_wait_of_one_that_stalled() -> None:
+    device, engine = DeviceThread(SystemClock()), ByItself()
+    loop, told = StepLoop(device), asyncio.Event()
+    asked = asyncio.Event()
+
+    def stall_s() -> float:
+        asked.set()
+        return 3600.0
+
+    of = calls(engine=engine, stall_s=stall_s, stalled=told.set)
+    running = asyncio.create_task(loop.run(of))
+    async with asyncio.timeout(240):
+        await asked.wait()
+        assert loop._stall is not None
+        assert loop.again(cast(Any, [1]), memoryview(b""))
+        assert loop._stall is None
+        running.cancel()
+        await asyncio.sleep(0)
+        loop.busy = False
+        engine.ring()
+        await asyncio.gather(running, return_exceptions=True)
+        assert not loop.again(cast(Any, [2]), memoryview(b"")), "nobody runs it any more"
+    device.shutdown()
+    os.close(engine.bell)

@@ -76,6 +76,9 @@ class FakeEngine:
     def begin(self, batch: Batch) -> int | None:
         return None
 
+    def again(self, batch: Batch, payload: memoryview) -> int | None:
+        return None
+
     def end(self) -> StepResult | None:
         raise AssertionError("nothing was begun")
 

@@ -51,3 +51,24 @@ class Block:
         # Keeps it from being resized, and so in place.
         self._hold = (ctypes.c_char * nbytes).from_buffer(self.data) if nbytes else None
         self.at = ctypes.addressof(self._hold) if self._hold is not None else 0
+
+
+class Pieces:
+    """Memory for one result after the other, each of which somebody may keep: none is given twice.
+    Small ones share a block, as a block takes longer to come by than they do to be filled."""
+
+    _SHARED_BYTES = 1 << 16
+    _ALIGNED = 64
+
+    def __init__(self) -> None:
+        self._block = Block(0)
+        self._used = 0
+
+    def next(self, nbytes: int) -> tuple[memoryview, int]:
+        """As many bytes, and where they begin."""
+        start = self._used
+        if start + nbytes > len(self._block.data):
+            self._block, start = Block(max(nbytes, self._SHARED_BYTES)), 0
+        block = self._block
+        self._used = start + -(-nbytes // self._ALIGNED) * self._ALIGNED
+        return block.view[start : start + nbytes], block.at + start

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 
@@ -27,6 +26,7 @@ from nodes.model.native.calls import (
     REAL,
     THREADS,
     Block,
+    Pieces,
     address,
     function_of,
     pointer,
@@ -34,6 +34,7 @@ from nodes.model.native.calls import (
 from nodes.model.native.crew import Crew, crew_function
 from nodes.model.native.layers import NativeLayers
 from nodes.model.native.products import NativeLinear
+from nodes.model.native.ready import IDS, Given, Memory, Ready, X
 from nodes.model.rope import inverse_frequencies, rotation
 from nodes.model.weights import SliceWeights
 
@@ -53,40 +54,6 @@ _NOTHING = (0, 0, 0)
 
 Place = tuple[SeqKey, int]
 """A row: its sequence, and the position of its one token."""
-
-
-class Given(msgspec.Struct, frozen=True, gc=False):
-    """What comes into a step's rows: token ids, or else bytes of activations, each row's in the
-    compute dtype."""
-
-    ids: Sequence[int] = ()
-    activations: Sequence[memoryview] = ()
-
-
-class Memory(msgspec.Struct, frozen=True, gc=False):
-    """Addresses of what a step reads and writes; 0 where it does not."""
-
-    ids: int
-    source: int
-    x: int
-    logits: int
-    best: int = 0
-    highest: int = 0
-    choices: int = 0
-    edits: int = 0
-
-
-class Ready(msgspec.Struct, frozen=True, gc=False):
-    """A step to be computed, and what must stay in memory until then. `leaving`: where activations
-    go; `best`, `highest`: where tokens and their logits do."""
-
-    layers_at: int
-    sizes: object
-    step: object
-    held: object
-    leaving: Block | None = None
-    best: ctypes.Array[ctypes.c_int64] | None = None
-    highest: ctypes.Array[ctypes.c_float] | None = None
 
 
 class NativeDecodes:
@@ -129,11 +96,15 @@ class NativeDecodes:
         self._row_bytes = config.hidden_size * self.dtype.itemsize
         self._given, self._last = Block(0), Block(0)
         self._choices, self._edits = Block(0), Block(0)
+        self._pieces = Pieces()
         self._ids = _counts(0)()
+        self._newest: Ready | None = None
+        """What was made ready last, if nothing that it needs has changed since."""
 
     def run(self, batch: SliceBatch, cache: KvCache, *, brief: bool = False) -> SliceOutput | None:
         """None, having done nothing, where the batch is none of these steps or not in order.
         `brief` as ModelSlice.forward() has it."""
+        self.forget()
         config, rows = self._config, batch.rows
         if not rows:
             return None
@@ -170,8 +141,8 @@ class NativeDecodes:
         if layers.end == self._config.num_layers:
             return None
         ids, source = self._taken(given, len(places), starts=layers.first == 0)
-        leaving = Block(len(places) * self._row_bytes)
-        where = Memory(ids, source, leaving.at, 0)
+        leaving, at = self._pieces.next(len(places) * self._row_bytes)
+        where = Memory(ids, source, at, 0)
         return self._ready(places, layers, cache, where, leaving=leaving) if source else None
 
     def tokens(
@@ -215,6 +186,39 @@ class NativeDecodes:
             return None
         return self._ready(places, layers, cache, where, best=best, highest=highest)
 
+    def again(self, step: Ready, payload: memoryview) -> bool:
+        """Has it be the step of the same rows one token on, of `payload`: int32 token ids, or bytes
+        of all activations in the compute dtype. False, having changed nothing, where a row comes to
+        a page of its own, or something else has been made ready since."""
+        if step is not self._newest:
+            return False
+        numbers, page, known = step.numbers, step.page_tokens, self._known
+        places = range(2, len(numbers), 3)
+        for at in places:
+            position = numbers[at] + 1
+            if not position % page or position >= known:
+                return False
+        ids = self._ids
+        if step.step[IDS]:
+            if payload.nbytes != 4 * len(ids):
+                return False
+            for row, token in enumerate(payload.cast("B").cast("i")):
+                ids[row] = token
+        elif payload.nbytes == len(places) * self._row_bytes:
+            self._given.view[: payload.nbytes] = payload.cast("B")
+        else:
+            return False
+        if step.leaving is not None:
+            # The last one may still be on its way.
+            step.leaving, step.step[X] = self._pieces.next(len(step.leaving))
+        for at in places:
+            numbers[at] += 1
+        return True
+
+    def forget(self) -> None:
+        """Pages have moved, or sequences are gone: nothing goes on as it was."""
+        self._newest = None
+
     def now(self, step: Ready | None) -> bool:
         """Computes it on this thread. False, having done nothing, where there is none or it names
         tokens that the model has not."""
@@ -236,6 +240,7 @@ class NativeDecodes:
     def _taken(self, given: Given, count: int, *, starts: bool) -> tuple[int, int]:
         """Addresses of token ids and embeddings, or of nothing and activations; of nothing at all
         where they are not what these layers take."""
+        self.forget()
         rows = given.activations
         if len(given.ids if starts else rows) != count:
             return 0, 0
@@ -309,8 +314,19 @@ class NativeDecodes:
             where.choices,
             where.edits,
         )
-        read = (numbers, cache.keys, cache.values, self._turns)
-        return Ready(self._layers_at[skipped], sizes, step, read, **leaving)
+        read = (cache.keys, cache.values, self._turns)
+        ready = Ready(
+            self._layers_at[skipped],
+            sizes,
+            step,
+            numbers,
+            cache.pool.page_tokens,
+            read,
+            **leaving,
+        )
+        if leaving:
+            self._newest = ready
+        return ready
 
     def _logits(self, count: int, brief: bool) -> torch.Tensor:
         if not brief or count > self._most_kept:

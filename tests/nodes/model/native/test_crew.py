@@ -21,7 +21,8 @@ from helix_mq.layers import LayerRange
 from nodes.batching import SeqKey
 from nodes.model.native import build, crew
 from nodes.model.native.crew import Crew, NoCrew
-from nodes.model.native.decodes import Given, NativeDecodes
+from nodes.model.native.decodes import NativeDecodes
+from nodes.model.native.ready import Given
 from nodes.model.slice import ModelSlice
 
 WAIT_S = 240.0

@@ -14,8 +14,8 @@ from nodes import plain_steps
 from nodes.model import sampler_draw
 from nodes.model.native import build
 from nodes.model.native.calls import COUNT, POINTER, REAL
-from nodes.model.native.decodes import Given
 from nodes.model.native.products import products_for
+from nodes.model.native.ready import Given
 from nodes.plain_steps import PlainSteps
 from nodes.steps import Batch
 from tests.nodes.model.native.plain_twins import (
