@@ -336,6 +336,9 @@ async def test_beside_another_slice_nothing_goes_on_at_once(steps: Steps) -> Non
     await steps.step([0])
     steps.engine.ring()
     assert await steps.came() == ([0], "result", None)
+    steps.loop.busy = True
+    assert not _again(steps, 1), "a job is on its way to the device"
+    steps.loop.busy = False
     steps.device.elsewhere_since_s = 1.0
     assert not _again(steps, 1)
     steps.device.rested()

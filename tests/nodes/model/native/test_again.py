@@ -158,14 +158,15 @@ def test_what_has_changed_meanwhile_is_seen(
     assert [company.run(), company.run()] == [went_on, True]
 
 
-def test_other_rows_do_not_go_on_from_it(checkpoint: Checkpoint) -> None:
-    twins = Twins(checkpoint("mistral").folder, "first", torch.float32)
+@pytest.mark.parametrize("part", ["first", "last"])
+def test_other_rows_do_not_go_on_from_it(checkpoint: Checkpoint, part: str) -> None:
+    twins = Twins(checkpoint("mistral").folder, part, torch.float32)
     company = Company(twins, (5, 7), GREEDY)
     assert [company.run() for _ in range(2)] == [False, True]
     engine = twins.engines[2]
     batch, payload = company.next()
-    assert engine.again(batch, payload[4:]) is None
-    assert engine.again(batch, memoryview(bytes(payload) + bytes(4))) is None
+    for wrong in (bytes(payload[4:]), bytes(payload) + bytes(4), b""):
+        assert engine.again(batch, memoryview(wrong)) is None
     strangers = [
         msgspec.structs.replace(
             w, payload=msgspec.structs.replace(w.payload, use=FrameUse(2, lambda: None))
@@ -180,15 +181,30 @@ def test_other_rows_do_not_go_on_from_it(checkpoint: Checkpoint) -> None:
 
 
 def test_a_batch_of_part_of_a_frame_is_nothing_to_go_on_from(checkpoint: Checkpoint) -> None:
+    """Nor one in another order."""
     twins = Twins(checkpoint("mistral").folder, "first", torch.float32)
-    company = Company(twins, (5, 7), GREEDY)
+    company = Company(twins, (5, 5), GREEDY)
     batch, _ = company.next()
     for work in batch:
         twins.run([work])
     assert twins.begun[-2:] == [True, True]
+    assert company.run() is False
     batch, _ = company.next()
     twins.run(batch[::-1])
     assert company.run() is False
+    assert company.run()
+
+
+def test_what_was_refused_meanwhile_may_have_moved_what_a_step_reads(
+    checkpoint: Checkpoint,
+) -> None:
+    twins = Twins(checkpoint("mistral").folder, "last", torch.float32)
+    company, engine = Company(twins, (5,), GREEDY), twins.engines[2]
+    assert [company.run() for _ in range(2)] == [False, True]
+    strange = [twins.work(0, 40), twins.work(0, 41)]
+    assert engine.begin(strange) is None
+    assert company.run() is False
+    assert company.run()
 
 
 def test_rows_whose_logits_are_edited_are_made_ready_each_time(checkpoint: Checkpoint) -> None:
