@@ -148,3 +148,9 @@ class JournalUnavailable(CapacityError):
 
 class LocalError(HelixError):
     code = "internal_error"
+
+
+class DeviceLost(LocalError):
+    """The device answers nothing any more, whatever it is asked, until its process starts anew."""
+
+    code = "device_lost"

@@ -20,6 +20,7 @@ from helix_mq.ids import ROUTER
 from helix_mq.messages.data import RefusedItem, TokenItem, TopLogprob
 from helix_mq.slice_room import KEPT_PER_USED_PAGE
 from nodes.batching import SeqKey, Work
+from nodes.device_faults import raise_if_lost
 from nodes.frame_making import frames_of, in_order
 from nodes.kv_cache import KvCache
 from nodes.model.batch import RowSpec, SliceBatch
@@ -175,7 +176,15 @@ class Engine:
         return self._plain.end()
 
     def run(self, batch: Batch) -> StepResult:
-        """One pass over the slice's layers for all rows, then sampling for those that end here."""
+        """One pass over the slice's layers for all rows, then sampling for those that end here.
+        DeviceLost where there will be no other."""
+        try:
+            return self._run(batch)
+        except RuntimeError as e:
+            raise_if_lost(self._model.device, e)
+            raise
+
+    def _run(self, batch: Batch) -> StepResult:
         started_s = time.perf_counter()
         plain = self._plain.run(batch) if self._plain is not None else None
         if plain is not None:

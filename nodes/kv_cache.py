@@ -132,8 +132,9 @@ class KvCache:
 
     @property
     def spare_page(self) -> int:
-        """Id of the page that is nobody's."""
-        return len(self.keys) - 1
+        """Id of the page that is nobody's. One of the two tensors is longer where memory ran out
+        when they grew."""
+        return min(len(self.keys), len(self.values)) - 1
 
     @property
     def kv_heads(self) -> int:

@@ -85,8 +85,11 @@ class Stepper:
         for tensor in (self._cache.keys, self._cache.values):
             page_bytes = tensor[0].numel() * tensor.element_size()
             stride = max(1, _FILL_BYTES // page_bytes)
-            # Drawn once and copied: drawing gigabytes would take longer than the steps.
-            block = torch.randn_like(tensor[: min(stride, pages)])
+            # Drawn once and copied: drawing gigabytes would take longer than the steps. From no
+            # generator that others draw from: up to PyTorch 2.11 the device's own cannot be used
+            # while another thread captures a graph there, nor after a capture that failed.
+            drawn = torch.Generator(tensor.device).manual_seed(0)
+            block = torch.empty_like(tensor[: min(stride, pages)]).normal_(generator=drawn)
             for first in range(self._filled_pages, pages, stride):
                 last = min(first + stride, pages)
                 tensor[first:last].copy_(block[: last - first])

@@ -19,7 +19,7 @@ from dataclasses import replace
 from time import perf_counter
 
 from helix_mq.clock import Clock
-from helix_mq.errors import HelixError
+from helix_mq.errors import DeviceLost, HelixError
 from helix_mq.ids import ROUTER, Attempt, RequestId
 from helix_mq.messages.data import FrameHeader, RefusedItem, Release, TokenItem
 from nodes.admitting import not_admitted, without_crowding
@@ -75,7 +75,6 @@ class Worker:
         self._convoy = Convoy(clock)
         self._convoy_due: asyncio.TimerHandle | None = None
         self._teller = Teller(view.node, self._ledger, self._returns, links)
-        self._refusals = self._teller.refusals
         self._frees: list[SeqKey] = []
         self._loop = StepLoop(device)
         self._courses = Courses(self._ledger, links.foreseen, clock)
@@ -151,7 +150,7 @@ class Worker:
         convoy, batcher, drafted = self._convoy, self._batcher, False
         if self._returns.drafts or convoy.away:
             self._book(works)
-            drafted = any([work.drafts for work in works])
+            drafted = any(work.drafts for work in works)
         if (
             not drafted
             and not convoy.away
@@ -234,6 +233,8 @@ class Worker:
                     self.tracer.stepped(batch, result.began_s, result.computed_s, perf_counter())
             elif isinstance(error, HelixError):
                 self._fail(batch, error.code, error.message)
+                if isinstance(error, DeviceLost):
+                    raise error
             elif isinstance(error, Exception):
                 about = {"request": [work.seq.request for work in batch]}
                 log.error("a step of %d rows failed", len(batch), extra=about, exc_info=error)
@@ -244,10 +245,10 @@ class Worker:
             self._loop.busy = False
             if self._frees:
                 self._device_idle()
-            if len(batch) == 1:
-                batch[0].payload.use.take(batch[0].count)
-            else:
+            if len(batch) > 1:
                 use_up(batch)
+            else:
+                batch[0].payload.use.take(batch[0].count)
         return self._batcher.waiting_rows > 0
 
     def _device_idle(self) -> None:

@@ -73,7 +73,7 @@ def _cases(name: str, part: dict[str, Any]) -> list[str]:
         ]
     if name == "parity":
         return [
-            f"{way}: {w['tokens_equal']} of {w['tokens']} tokens, off by {w['logits_off']:.1e}"
+            f"{way}: {w['tokens_equal']} of {w['tokens']} tokens, off by {_off(w['logits_off'])}"
             for way, w in part.get("ways", {}).items()
         ]
     if name == "decode":
@@ -87,9 +87,14 @@ def _cases(name: str, part: dict[str, Any]) -> list[str]:
     if name == "ranks" and "left_out" in part:
         return [f"one rank alone {part['alone']}; {part['left_out']}"]
     if name == "ranks" and "tokens" in part:
-        equal, every, off = part["tokens_equal"], part["tokens"], part["logits_off"]
-        return [f"{equal} of {every} tokens, off by {off:.1e}"]
+        equal, every, off = part["tokens_equal"], part["tokens"], _off(part["logits_off"])
+        return [f"{equal} of {every} tokens, off by {off}"]
     return [f"ratio {part['ratio']:.2f}"] if "ratio" in part else []
+
+
+def _off(number: float | None) -> str:
+    """JSON has no form for what is no number."""
+    return "what is no number" if number is None else f"{number:.1e}"
 
 
 def _decode_line(row: dict[str, Any]) -> str:

@@ -54,9 +54,21 @@ def run_job(job: Job, limit_s: float) -> tuple[Found | None, str]:
         reason = run_apart(
             (*python, "-m", "bench.engine_gpu.part", str(given), str(found)), limit_s
         )
-        if reason or not found.exists():
+        left = _left(found)
+        if left is None:
             return None, reason or "its process left no result"
-        return msgspec.json.decode(found.read_bytes(), type=Found), ""
+        if reason:
+            # After all was measured: libraries may fault when a process ends.
+            left.part.setdefault("reason", f"measured to the end, then {reason}")
+        return left, ""
+
+
+def _left(found: Path) -> Found | None:
+    """None where a part ended before its result was written whole."""
+    try:
+        return msgspec.json.decode(found.read_bytes(), type=Found)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 @dataclass(slots=True)

@@ -96,7 +96,7 @@ class DecodeGraphs:
             return None
         if self._place != _place(cache):
             # The cache grew, shrank or is another: recordings read where it was.
-            self._recordings.clear()
+            self._drop()
             self._place = _place(cache)
         recording = self._recordings.get(shape)
         if recording is None:
@@ -107,7 +107,12 @@ class DecodeGraphs:
         inputs = self._inputs
         assert inputs is not None
         inputs.fill(shape, batch, cache)
-        return self._output(recording.replay()[: len(batch.rows)], layers)
+        try:
+            return self._output(recording.replay()[: len(batch.rows)], layers)
+        except RuntimeError as e:
+            # The plain pass writes the same keys and values once more.
+            self._switch_off(f"a recorded step fails here: {_words(e)}")
+            return None
 
     def _layers(self, batch: SliceBatch) -> LayerRange | None:
         """Those that all rows run, where this is a step of decodes alone."""
@@ -141,7 +146,7 @@ class DecodeGraphs:
             error = _difference(again.hidden, plain.hidden)
             error += _difference(again.logits, plain.logits)
         except RuntimeError as e:
-            self._switch_off(f"recording fails here: {str(e).strip().splitlines()[0][:200]}")
+            self._switch_off(f"recording fails here: {_words(e)}")
             return plain
         if not error <= _TOLERANCE:
             self._switch_off(f"a recorded step of {shape.rows} rows is off by {error:.2g}")
@@ -153,8 +158,13 @@ class DecodeGraphs:
     def _switch_off(self, reason: str) -> None:
         log.warning("decode steps are not recorded any more: %s", reason)
         self._off = reason
-        self._recordings.clear()
+        self._drop()
         self._inputs = None
+
+    def _drop(self) -> None:
+        if self._recordings:
+            self._recordings.clear()
+            self._recorder.dropped()
 
     def _new_inputs(self, cache: KvCache) -> DecodeInputs:
         parts = self._parts
@@ -211,6 +221,13 @@ class DecodeGraphs:
 def _place(cache: KvCache) -> tuple[object, ...]:
     """Where a cache's tensors are; no reference to them, which would keep the memory."""
     return cache.keys.data_ptr(), cache.values.data_ptr(), len(cache.keys), cache.page_tokens
+
+
+def _words(error: RuntimeError) -> str:
+    """What went wrong, and before that: the end of a failed capture fails as well."""
+    first = error.__context__
+    texts = [str(e).strip() for e in (first, error) if e is not None]
+    return "; ".join(text.splitlines()[0][:200] for text in texts if text) or repr(error)
 
 
 def _finite(output: SliceOutput) -> bool:

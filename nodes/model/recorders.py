@@ -7,6 +7,7 @@ simply called again: the same buffers, the same filling up, so that all but the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -31,6 +32,10 @@ class Recorder(Protocol):
 
     def record(self, body: Body) -> Recording: ...
 
+    def dropped(self) -> None:
+        """No recording of its own is kept any more."""
+        ...
+
 
 class CallAgain:
     """The recorder of devices without graphs."""
@@ -40,6 +45,9 @@ class CallAgain:
 
     def record(self, body: Body) -> Recording:
         return _Call(body)
+
+    def dropped(self) -> None:
+        """There is nothing that they shared."""
 
 
 class _Call:
@@ -63,6 +71,10 @@ class CudaGraphs:
         free, _ = torch.cuda.mem_get_info(self._device)
         return free >= _SPARE_BYTES
 
+    def dropped(self) -> None:
+        # A pool whose graphs are all gone is not one to capture into.
+        self._pool = torch.cuda.graph_pool_handle()
+
     def record(self, body: Body) -> Recording:
         here = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(here)
@@ -80,8 +92,19 @@ class CudaGraphs:
         except BaseException:
             # A capture that cannot be ended leaves its stream the present one.
             torch.cuda.set_stream(here)
+            _end_allocations(here.device_index, self._pool)
             raise
         return _Graph(graph, result)
+
+
+def _end_allocations(device: int, pool: object) -> None:
+    """After a capture that failed: some versions of PyTorch leave their allocator believing that it
+    goes on, and give no memory back from then on (pytorch/pytorch#180395)."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if end is not None:
+        # It did so itself.
+        with suppress(RuntimeError):
+            end(device, pool)
 
 
 class _Graph:

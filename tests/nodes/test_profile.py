@@ -173,6 +173,15 @@ def test_what_decodes_read_is_no_page_of_zeros(make_slice: MakeSlice) -> None:
                     assert (held != 0).float().mean() > 0.99
 
 
+def test_what_pages_are_filled_with_is_nobody_elses_randomness(make_slice: MakeSlice) -> None:
+    """On a GPU others' draws may be part of a graph that is being captured."""
+    model, cache = make_slice()
+    before = torch.random.get_rng_state()
+    with Stepper(model, cache).step([Span(100, 1)]) as step:
+        step.run_s()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_the_default_slice_is_of_the_middle(tiny_folder: Path) -> None:
     config = ModelConfig.from_folder(tiny_folder)
     assert default_layers(config, 4) == LayerRange(1, 5)

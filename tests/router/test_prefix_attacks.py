@@ -22,7 +22,7 @@ def rows(position: int, count: int, number: int, names: bytes) -> tuple[data.Row
 def refused(c: Cluster, node: str) -> list[str]:
     worker = c.daemons[node].worker
     assert worker is not None
-    return [item.code for item in worker._refusals]
+    return [item.code for item in worker._teller.refusals]
 
 
 async def test_guessed_names_lead_nowhere(tiny_folder: Path) -> None:

@@ -24,6 +24,7 @@ AUTO = "auto"
 FLASH_ATTN = "flash_attn"
 TORCH_FLASH = "torch_flash"
 CPU = "cpu"
+_HOPPER = 9
 NAMES = (AUTO, FLASH_ATTN, TORCH_FLASH, CPU)
 
 
@@ -114,8 +115,16 @@ def cuda_candidates(device: torch.device, dtype: torch.dtype) -> list[Candidate]
 
         return build
 
+    def hopper() -> FlashAttention3:
+        # Elsewhere its kernels may be missing, and then it ends the process.
+        if device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(device)
+            if major != _HOPPER:
+                raise BackendUnavailable(f"it is for compute capability 9, not {major}.{minor}")
+        return FlashAttention3.load()
+
     return [
-        Candidate(FLASH_ATTN, "FlashAttention 3", paged("flash_attn_3", FlashAttention3.load)),
+        Candidate(FLASH_ATTN, "FlashAttention 3", paged("flash_attn_3", hopper)),
         Candidate(FLASH_ATTN, "FlashAttention 2", paged("flash_attn_2", FlashAttention2.load)),
         Candidate(
             TORCH_FLASH, "PyTorch's FlashAttention kernels", paged("torch_varlen", TorchVarlen.load)

@@ -4,8 +4,10 @@ the others when one fails."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 import typer
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 
 from bench.cli import register
 from bench.engine_gpu.__main__ import main
-from bench.engine_gpu.cli import datasheet, lines
+from bench.engine_gpu.cli import _cases, datasheet, lines
 from bench.engine_gpu.models import LLAMA_8B, TINY, config_of, random_slice
 from bench.engine_gpu.part import Found, Job, run_part
 from bench.engine_gpu.parts import PARTS, Place
@@ -21,7 +23,7 @@ from bench.engine_gpu.pipeline import tokens_per_s
 from bench.engine_gpu.ranks import alone_fault
 from bench.engine_gpu.roofline import Ceilings, decode_bytes, floor_s, flops
 from bench.engine_gpu.setup import Setup, tiny_setup
-from bench.engine_gpu.suite import Suite, check_device
+from bench.engine_gpu.suite import Suite, check_device, run_job
 from helix_mq.errors import ConfigError, LocalError
 from helix_mq.layers import LayerRange
 
@@ -89,6 +91,38 @@ def test_a_part_whose_process_dies_costs_the_others_nothing() -> None:
     # The device's rates are measured by the first that gets so far.
     assert [job.ceilings for job in jobs] == [None, None, Ceilings(2e9, 3e9)]
     assert said == ["decode: its process was ended by SIGSEGV"]
+
+
+@pytest.mark.parametrize("how", ["whole", "torn", "nothing"])
+def test_what_was_measured_before_a_process_died_is_kept(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    whole = msgspec.json.encode(Found(Ceilings(2e9, 3e9), {"type": "cpu"}, {"passed": True}))
+
+    def dies(command: Sequence[str], limit_s: float) -> str:
+        if how != "nothing":
+            Path(command[-1]).write_bytes(whole if how == "whole" else whole[:-5])
+        return "its process was ended by SIGABRT"
+
+    monkeypatch.setattr("bench.engine_gpu.suite.run_apart", dies)
+    found, reason = run_job(Job("decode", "cpu", True, None), 5.0)
+    if how != "whole":
+        assert (found, reason) == (None, "its process was ended by SIGABRT")
+        return
+    assert reason == ""
+    assert found is not None
+    assert found.part == {
+        "passed": True,
+        "reason": "measured to the end, then its process was ended by SIGABRT",
+    }
+
+
+def test_logits_that_are_no_numbers_are_said_and_not_stumbled_over() -> None:
+    off = msgspec.json.decode(msgspec.json.encode(float("nan")))
+    ways = {"graphs": {"tokens_equal": 3, "tokens": 9, "logits_off": off}}
+    assert _cases("parity", {"ways": ways}) == ["graphs: 3 of 9 tokens, off by what is no number"]
+    ranks = {"tokens_equal": 3, "tokens": 9, "logits_off": 0.5}
+    assert _cases("ranks", ranks) == ["3 of 9 tokens, off by 5.0e-01"]
 
 
 def test_when_time_is_up_no_part_begins() -> None:

@@ -183,15 +183,22 @@ class Wrong:
 
     def __init__(self, fault: str) -> None:
         self.fault = fault
-        self.calls = 0
+        self.calls = self.drops = 0
 
     def has_room(self) -> bool:
         return self.fault != "no room"
 
+    def dropped(self) -> None:
+        self.drops += 1
+
     def record(self, body: Body) -> Recording:
         self.calls += 1
         if self.fault == "raises":
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            except RuntimeError:
+                # As the end of such a capture does.
+                raise RuntimeError("previous error during capture\nmore")  # noqa: B904
         outer = self
 
         class Off:
@@ -210,7 +217,11 @@ class Wrong:
     [
         ("off", "a recorded step of 1 rows is off by 0.2"),
         ("nan", "a recorded step of 1 rows is off by nan"),
-        ("raises", "recording fails here: operation not permitted when stream is capturing"),
+        (
+            "raises",
+            "recording fails here: operation not permitted when stream is capturing; previous "
+            "error during capture",
+        ),
         ("no room", "too little of the device's memory is free"),
     ],
 )
@@ -232,6 +243,62 @@ def test_what_differs_from_the_plain_pass_is_dropped_and_said_once(
     assert (statistics.recorded, statistics.replays) == (0, 0)
     assert wrong.calls == (0 if fault == "no room" else 1)
     assert len(caplog.records) == 1
+
+
+class Fails(CallAgain):
+    """Records, and fails when that is replayed; the first replay is the comparison's."""
+
+    def __init__(self) -> None:
+        self.fails = False
+        self.drops = 0
+
+    def dropped(self) -> None:
+        self.drops += 1
+
+    def record(self, body: Body) -> Recording:
+        outer = self
+
+        class Recorded:
+            def replay(self) -> torch.Tensor:
+                if outer.fails:
+                    raise RuntimeError("CUDA error: operation failed\nmore")
+                return body()
+
+        return Recorded()
+
+
+def test_a_replay_that_fails_is_run_plainly_and_none_is_tried_again(
+    checkpoint: Callable[[str], Any], kernels: dict[str, PagedKernel]
+) -> None:
+    recorder = Fails()
+    run = Decoder(checkpoint("llama3").folder, LayerRange(0, 4), kernels["flash_attn_3"], recorder)
+    run.step({"a": 5})
+    for _ in range(2):
+        run.step({"a": 1})
+    assert run.graphs.statistics().replays == 1
+    recorder.fails = True
+    for _ in range(2):
+        run.step({"a": 1})
+    statistics = run.graphs.statistics()
+    assert statistics.off == "a recorded step fails here: CUDA error: operation failed"
+    assert (statistics.recorded, statistics.replays) == (0, 2)
+    assert recorder.drops == 1
+
+
+def test_who_records_hears_that_none_is_kept(
+    checkpoint: Callable[[str], Any], kernels: dict[str, PagedKernel]
+) -> None:
+    """What recordings share is not to be used for later ones then."""
+    recorder = Fails()
+    run = Decoder(checkpoint("llama3").folder, LayerRange(0, 4), kernels["flash_attn_3"], recorder)
+    run.step({"a": 5})
+    run.step({"a": 1})
+    assert recorder.drops == 0
+    for _, cache in run.parts:
+        cache.grow(cache.pool.total_pages + 8)
+    run.step({"a": 1})
+    assert recorder.drops == 1
+    assert run.graphs.statistics().recorded == 1
 
 
 def test_one_wrong_row_among_many_is_found_out(

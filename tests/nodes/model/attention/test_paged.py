@@ -20,7 +20,7 @@ from nodes.model.attention.choose import (
     first_working,
 )
 from nodes.model.attention.gather import GatherAttention
-from nodes.model.attention.kernels import FlashAttention2
+from nodes.model.attention.kernels import FlashAttention2, FlashAttention3
 from nodes.model.attention.paged import PagedAttention, PagedKernel, PagedRows
 from nodes.model.attention.trial import find_fault
 from nodes.model.batch import RowSpec
@@ -163,6 +163,22 @@ def test_candidates_of_cuda_here_explain_themselves() -> None:
         lambda b: find_fault(b, CONFIG, CPU, torch.bfloat16),
     )
     assert choice.backend.name == "gather"
+
+
+@pytest.mark.parametrize(("capability", "taken"), [((9, 0), True), ((8, 9), False)])
+def test_flash_attention_3_is_for_hopper(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], taken: bool
+) -> None:
+    """On other devices its kernels may be missing, and then it ends the process."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(FlashAttention3, "load", lambda: FlashAttention3(lambda: None))
+    first = cuda_candidates(torch.device("cuda:0"), torch.bfloat16)[0]
+    assert first.title == "FlashAttention 3"
+    if taken:
+        assert first.build().name == "flash_attn_3"
+    else:
+        with pytest.raises(BackendUnavailable, match=r"compute capability 9, not 8\.9"):
+            first.build()
 
 
 @pytest.mark.parametrize("override", ["flash_attn", "torch_flash"])
