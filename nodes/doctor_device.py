@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -15,7 +16,7 @@ from helix_mq.errors import HelixError
 from helix_mq.models.config import ModelConfig
 from helix_mq.models.resolve import resolve_model
 from nodes.identity import find_device
-from nodes.model.attention.choose import FLASH_ATTN, choose_attention
+from nodes.model.attention.choose import FLASH_ATTN, HOPPER, choose_attention
 from nodes.model.dtype import choose_dtype
 from nodes.settings import NodeSettings
 
@@ -199,7 +200,8 @@ def collect_device() -> DeviceFacts:
         warnings.simplefilter("always")
         works = torch.cuda.is_available()
     said = str(caught[0].message).splitlines()[0][:300] if caught else ""
-    version, flash_fault = _flash_attn()
+    gpus = tuple(_look(i) for i in range(torch.cuda.device_count())) if works else ()
+    version, flash_fault = _flash_attn(gpus)
     return DeviceFacts(
         torch=torch.__version__,
         cuda_build=torch.version.cuda or "",
@@ -207,7 +209,7 @@ def collect_device() -> DeviceFacts:
         torch_said=said,
         driver=driver,
         driver_fault=driver_fault,
-        gpus=tuple(_look(i) for i in range(torch.cuda.device_count())) if works else (),
+        gpus=gpus,
         flash_attn=version,
         flash_fault=flash_fault,
     )
@@ -233,12 +235,23 @@ def _driver() -> tuple[str, str]:
     return lines[0].strip(), ""
 
 
-def _flash_attn() -> tuple[str, str]:
+def _flash_attn(gpus: Sequence[Gpu]) -> tuple[str, str]:
+    """Its version, or why there is none. On Hopper alone, version 3 does as well."""
     try:
         import flash_attn
-    except (ImportError, OSError) as e:
-        return "", str(e).splitlines()[0][:300]
+    except Exception as e:  # What a library built for another PyTorch raises is unknown.
+        if gpus and all(gpu.capability[0] == HOPPER for gpu in gpus) and _flash_3():
+            return "3 (flash_attn_interface)", ""
+        return "", (str(e) or type(e).__name__).splitlines()[0][:300]
     return str(getattr(flash_attn, "__version__", "of unknown version")), ""
+
+
+def _flash_3() -> bool:
+    try:
+        import flash_attn_interface  # noqa: F401
+    except Exception:
+        return False
+    return True
 
 
 def _look(index: int) -> Gpu:

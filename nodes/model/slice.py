@@ -223,22 +223,37 @@ class ModelSlice:
             window: backend.plan(index.attention, window, cache) for window in windows
         }
         slots = self._on_device(index.slots)
+        few = wanted is not None and wanted.tokens < len(x)
+        # Before the first layer: a copy to a device waits for what it computes.
+        tail = self._tail(segment, index, cache, wanted) if few else None
         for at, layer in enumerate(_numbers(segment.layers)):
             weights = self._weights.layers[layer - self.layers.first]
             plan, plan_layer = plans[self.config.window_of(layer)], at
             query, keys, values = self._block.project_into(x, weights, turn, cache, slots[at])
-            last = layer == segment.layers.end - 1
-            if last and wanted is not None and wanted.tokens < len(x):
-                if not wanted.tokens:
-                    return x[:0]
+            if few and layer == segment.layers.end - 1:
                 # What follows the KV write in the model's last layer serves only the logits.
-                tail = self._on_device(wanted.numbers(index.attention.starts))
-                x, query = x[tail], query[tail]
-                tail_rows = index.attention.last_tokens(wanted.rows, wanted.counts)
-                plan = backend.plan(tail_rows, self.config.window_of(layer), cache)
-                plan_layer = 0
+                if tail is None:
+                    return x[:0]
+                ids, plan = tail
+                x, query, plan_layer = x[ids], query[ids], 0
             x = self._block.finish(x, weights, plan.attend(plan_layer, query, keys, values))
         return x
+
+    def _tail(
+        self,
+        segment: Segment,
+        index: SegmentIndex,
+        cache: KvCache,
+        wanted: LastTokens | None,
+    ) -> tuple[torch.Tensor, AttentionPlan] | None:
+        """Which tokens (int64 [n], on the device) the model's last layer goes on with, and how they
+        attend; None for none."""
+        if wanted is None or not wanted.tokens:
+            return None
+        rows = index.attention.last_tokens(wanted.rows, wanted.counts)
+        window = self.config.window_of(segment.layers.end - 1)
+        plan = self.attention.backend.plan(rows, window, cache)
+        return self._on_device(wanted.numbers(index.attention.starts)), plan
 
     def _logits(self, x: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
         """float32 logits of x [tokens, hidden]; `order` says of which batch row each is, the result

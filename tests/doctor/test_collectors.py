@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from helix_mq.doctor.reach import check_reach, collect_reach
 from helix_mq.errors import CallerError
 from helix_mq.transport import AllowList, ClientSecurity, KeyPair, ServerSecurity, ZmqTransport
 from helix_mq.transport.api import Delivery
+from nodes.doctor_device import Gpu, _flash_attn
 
 
 def run(*arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
@@ -45,6 +48,33 @@ def test_a_machine_without_settings_is_looked_at() -> None:
     assert {"versions", "gpu", "limits", "clock"} <= {
         f["check"] for f in json.loads(text)["findings"]
     }
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "package", "found"),
+    [
+        ([(9, 0)], "flash_attn_interface", "3 (flash_attn_interface)"),
+        ([(9, 0), (8, 9)], "flash_attn_interface", ""),
+        ([], "flash_attn_interface", ""),
+        ([(9, 0)], "", ""),
+        ([(8, 9)], "flash_attn", "2.8.3"),
+    ],
+)
+def test_flash_attention_is_found_as_nodes_find_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capabilities: list[tuple[int, int]],
+    package: str,
+    found: str,
+) -> None:
+    for name in ("flash_attn", "flash_attn_interface"):
+        # None: cannot be imported.
+        monkeypatch.setitem(sys.modules, name, ModuleType(name) if name == package else None)
+    if package == "flash_attn":
+        monkeypatch.setattr(sys.modules[package], "__version__", "2.8.3", raising=False)
+    gpus = [Gpu("some", 1, 2, capability) for capability in capabilities]
+    version, fault = _flash_attn(gpus)
+    assert version == found
+    assert bool(fault) is not bool(found)
 
 
 def test_a_router_with_everything_wrong(tmp_path: Path, tiny_folder: Path) -> None:

@@ -24,7 +24,8 @@ AUTO = "auto"
 FLASH_ATTN = "flash_attn"
 TORCH_FLASH = "torch_flash"
 CPU = "cpu"
-_HOPPER = 9
+HOPPER = 9
+"""Major number of the compute capability that FlashAttention 3 is for."""
 NAMES = (AUTO, FLASH_ATTN, TORCH_FLASH, CPU)
 
 
@@ -119,7 +120,7 @@ def cuda_candidates(device: torch.device, dtype: torch.dtype) -> list[Candidate]
         # Elsewhere its kernels may be missing, and then it ends the process.
         if device.type == "cuda":
             major, minor = torch.cuda.get_device_capability(device)
-            if major != _HOPPER:
+            if major != HOPPER:
                 raise BackendUnavailable(f"it is for compute capability 9, not {major}.{minor}")
         return FlashAttention3.load()
 
