@@ -231,7 +231,7 @@ async def test_activations_that_are_no_numbers_cost_nobody_else_anything(tiny_fo
         assert worker is not None
 
         def spoilt() -> int:
-            return sum(r.code == "logits_not_finite" for r in worker._refusals)
+            return sum(r.code == "logits_not_finite" for r in worker._teller.refusals)
 
         values = [float("nan"), float("inf"), float("-inf")] * 40
         frames = (
