@@ -9,7 +9,7 @@ that any pipeline in these processes would lose.
 And what do router and nodes compute per decode step apart from the threads that compute layers: the
 processor time of their event loops, which make plain steps ready and frames of what comes of them,
 and of ZeroMQ's threads, by the kernel's books of each thread, less what they take while nothing is
-decoded.
+decoded. The bare processes' time beside their compiled steps is taken seconds later.
 Where the device's thread has a step it does more than the model; what that is per step is measured
 in this process, as processor time of Engine.run less that of the model's forward pass.
 """
@@ -171,7 +171,9 @@ async def rate_of(client: Client, load: Load, streams: int, seed: int) -> float:
     return count / seconds
 
 
-async def steps_cost(client: Client, cluster: ChaosCluster, streams: int, load: Load) -> object:
+async def steps_cost(
+    client: Client, cluster: ChaosCluster, streams: int, load: Load
+) -> dict[str, float]:
     """Processor time per token of whole requests, nearly all of it decodes."""
     before, idle_from_s = used_by(cluster), time.perf_counter()
     await asyncio.sleep(IDLE_S)
@@ -233,7 +235,7 @@ async def compare(
         "three": plan_of(model, thirds(layers), cores, dtype),
     }
     turns: list[Turn] = []
-    costs: list[object] = []
+    costs: list[dict[str, float]] = []
     for number in range(load.rounds):
         async with contextlib.AsyncExitStack() as stack:
             runs: dict[str, Callable[[int, int], Awaitable[float]]] = {}
@@ -249,6 +251,7 @@ async def compare(
                 clients[name] = await stack.enter_async_context(Client(cluster.clients))
                 await decode(clients[name], 2, 8, seed=99)
                 runs[name] = partial(rate_of, clients[name], load)
+            bare = None
             for name, stages in BARE.items() if load.sampling == "greedy" else ():
                 bare = BarePipeline(
                     *(model, stages, max(load.streams), load.tokens, cores, dtype),
@@ -264,8 +267,12 @@ async def compare(
                         turns.append(Turn(number, turn, n, name, rate))
                         say(f"round {number + 1}.{turn + 1}, {name}, {n} streams: {rate:.1f}/s")
             if number == load.rounds - 1:
-                three = clients["three"], clusters["three"]
-                costs = [await steps_cost(*three, n, load) for n in load.streams]
+                for n in load.streams:
+                    costs.append(await steps_cost(clients["three"], clusters["three"], n, load))
+                    # Of those that were started last: three.
+                    if bare is not None:
+                        us = await bare.hop_us_per_token(n, load.turn_s)
+                        costs[-1]["bare_us_per_token_and_node"] = us
         found: dict[str, object] = {
             "rates": rates_of(turns, load.streams),
             "bare": rates_of(turns, load.streams, tuple(BARE)),

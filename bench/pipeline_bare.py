@@ -6,18 +6,24 @@ Each process has its layers, waits for a message, computes its rows and sends th
 thread: no event loop, no header, no check, no credit, no router and no client. The caches begin
 empty, so the tokens mean nothing; what is computed per step is what a node computes. Beside it in
 one run stands what our own pipeline reaches: the rest is what a cluster costs.
+
+A message of two parts asks all processes in the ring what their hops cost since they were last
+asked: the processor time of this thread outside the compiled step, and that of ZeroMQ's threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import statistics
 import struct
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import zmq
@@ -29,6 +35,8 @@ from nodes.tuning import before_torch, tune_process
 
 if TYPE_CHECKING:
     from nodes.model.native.ready import Ready
+
+T = TypeVar("T")
 
 FIRST_POSITION = 32
 START_S = 240.0
@@ -49,6 +57,22 @@ class StageSpec(msgspec.Struct, frozen=True):
     dtype: str
     take: str
     give: str
+
+
+class Hops(msgspec.Struct, frozen=True):
+    """Of one process: so many tokens, and processor seconds beside their compiled steps."""
+
+    tokens: int
+    outside_s: float
+
+
+def zmq_s() -> float:
+    """Processor seconds of this process's ZeroMQ threads, by the scheduler's own books."""
+    return sum(
+        int((thread / "schedstat").read_text().split()[0]) / 1e9
+        for thread in Path("/proc/self/task").iterdir()
+        if (thread / "comm").read_text().startswith("ZMQ")
+    )
 
 
 class Stage:
@@ -84,14 +108,26 @@ class Stage:
         self._last = spec.end == model.config.num_layers
         self._steps = 0
         self._ready: Ready | None = None
+        self._tokens, self._computed_s = 0, 0.0
+        self._asked_s = time.thread_time() + zmq_s()
+
+    def hops(self) -> Hops:
+        """Since it was last asked. On the thread that steps."""
+        now_s = time.thread_time() + zmq_s()
+        hops = Hops(self._tokens, now_s - self._asked_s - self._computed_s)
+        self._tokens, self._computed_s, self._asked_s = 0, 0.0, now_s
+        return hops
 
     def step(self, taken: memoryview) -> memoryview | bytes:
         """Token ids (int32) or activations of some rows in; what leaves these layers out."""
         size = self._row_bytes if self._spec.first else 4
         count = taken.nbytes // size
         ready = self._made_ready(taken, count, size)
+        began_s = time.thread_time()
         if ready is None or not self._decodes.now(ready):
             raise LocalError("the compiled step refused a row")
+        self._computed_s += time.thread_time() - began_s
+        self._tokens += count
         self._ready = ready
         if ready.leaving is not None:
             return ready.leaving
@@ -134,7 +170,7 @@ class BarePipeline:
             for at, (a, b) in enumerate(pairwise(cuts))
         ]
         self._threads, self._log = threads, log
-        self._turn: asyncio.Future[float] | None = None
+        self._turn: asyncio.Future[Any] | None = None
         self.children: list[asyncio.subprocess.Process] = []
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._back = context.socket(zmq.PULL)
@@ -177,25 +213,40 @@ class BarePipeline:
 
     async def rate(self, streams: int, seconds: float) -> float:
         """Tokens/s of so many rows, in one step more than take so long."""
-        self._turn = asyncio.ensure_future(asyncio.to_thread(self._rate, streams, seconds))
-        return await asyncio.shield(self._turn)
+        return await self._there(partial(self._rate, streams, seconds))
+
+    async def hop_us_per_token(self, streams: int, seconds: float) -> float:
+        """Processor time that a token of so many rows takes in each process beside its compiled
+        step, in the mean, in so many seconds."""
+        await self._there(self._told)
+        await self.rate(streams, seconds)
+        hops = await self._there(self._told)
+        return statistics.fmean(stage.outside_s / stage.tokens for stage in hops) * 1e6
+
+    async def _there(self, job: Callable[[], T]) -> T:
+        turn = self._turn = asyncio.ensure_future(asyncio.to_thread(job))
+        return await asyncio.shield(turn)
 
     def _rate(self, streams: int, seconds: float) -> float:
         ids = struct.pack(f"{streams}i", *range(5, 5 + streams))
         steps, started_s = 0, time.perf_counter()
         while True:
             self._in.send(ids)
-            ids = self._received()
+            (ids,) = self._received()
             steps += 1
             taken_s = time.perf_counter() - started_s
             if taken_s >= seconds:
                 return steps * streams / taken_s
 
-    def _received(self) -> bytes:
+    def _told(self) -> list[Hops]:
+        self._in.send_multipart([b"", b""])
+        return [msgspec.json.decode(part, type=Hops) for part in self._received()[2:]]
+
+    def _received(self) -> list[bytes]:
         until_s = time.monotonic() + START_S
         while time.monotonic() < until_s:
             try:
-                return self._back.recv()
+                return self._back.recv_multipart()
             except zmq.Again:
                 if any(child.returncode is not None for child in self.children):
                     break
@@ -215,7 +266,12 @@ def main() -> None:
     take.bind(spec.take)
     give.connect(spec.give)
     while take.poll(int(ALONE_S * 1000)):
-        give.send(stage.step(take.recv(copy=False).buffer), copy=False)
+        taken = take.recv(copy=False)
+        if not taken.more:
+            give.send(stage.step(taken.buffer), copy=False)
+            continue
+        asked = [b"", *take.recv_multipart(), msgspec.json.encode(stage.hops())]
+        give.send_multipart(asked)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
+from unittest.mock import ANY
 
 import pytest
 
 from bench.chaos.tiny_model import write_tiny_model
-from bench.pipeline_bare import BarePipeline, Stage, StageSpec
+from bench.pipeline_bare import BarePipeline, Hops, Stage, StageSpec
 from helix_mq.errors import LocalError
 from nodes.model.native.build import built
+from nodes.model.native.ready import Ready
 
 pytestmark = pytest.mark.skipif(
     built().library is None, reason=f"no compiled kernels here: {built().reason}"
@@ -50,10 +54,40 @@ def test_stages_compute_what_one_process_does(model: Path) -> None:
     assert len({tokens for row in whole for tokens in row}) > 1
 
 
-async def test_tokens_go_round_until_a_process_ends(model: Path, tmp_path: Path) -> None:
+def test_a_hop_is_what_is_not_computed(model: Path) -> None:
+    (stage,) = stages(model, 0, 6)
+    answers([stage], 3)
+    stage.hops()
+    began_s = time.thread_time()
+    computed_s = 0.0
+    now = stage._decodes.now
+
+    def timed(ready: Ready | None) -> bool:
+        nonlocal computed_s
+        from_s = time.thread_time()
+        done = now(ready)
+        while time.thread_time() - from_s < 0.05:
+            """As if it took that long."""
+        computed_s += time.thread_time() - from_s
+        return done
+
+    with mock.patch.object(stage._decodes, "now", timed):
+        answers([stage], 2)
+    hops, all_s = stage.hops(), time.thread_time() - began_s
+    assert hops.tokens == ROWS + ROWS - 1
+    assert computed_s > 0.1
+    assert 0 < hops.outside_s < all_s - computed_s + 0.01
+    assert stage.hops().tokens == 0
+
+
+async def test_tokens_go_round_and_hops_are_told_until_a_process_ends(
+    model: Path, tmp_path: Path
+) -> None:
     way = (model, 3, ROWS, TOKENS, 1, "float32", tmp_path / "bare.log")
     async with BarePipeline(*way) as bare:
         assert await bare.rate(ROWS, 0.05) > 0
+        assert 1 < await bare.hop_us_per_token(ROWS, 0.05) < 1e5
+        assert await bare._there(bare._told) == [Hops(0, ANY)] * 3
         bare.children[1].kill()
         with pytest.raises(LocalError, match="a stage ended"):
             await bare.rate(1, 60.0)
