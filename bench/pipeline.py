@@ -317,9 +317,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Fresh processes each.")] = 2,
     turns: Annotated[int, typer.Option(min=1, max=50, help="Of each cluster in a round.")] = 6,
     turn_s: Annotated[float, typer.Option(min=0.1, max=60, help="Of decoding, for each.")] = 2.0,
-    sampling: Annotated[
-        str, typer.Option(help="greedy; temperature 1; temperature 0.8, top-p 0.95.")
-    ] = "greedy",
+    sampling: Annotated[str, typer.Option(help=f"{'; '.join(SAMPLINGS)}.")] = "greedy",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the nodes.")] = "bfloat16",
     out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
 ) -> None:

@@ -1,5 +1,5 @@
 """Steps in which every row is the next token of a text: passed on, or, where its route ends,
-a token chosen, with no probabilities wanted.
+a token chosen.
 
 That is what a node does nearly all the time, and between two passes of compiled code everything
 that is touched comes from memory: a step's weights have driven it out of the caches, and one call
@@ -19,18 +19,21 @@ from collections.abc import Mapping
 
 import msgspec
 import torch
+from msgspec.structs import replace
 
 from helix_mq.errors import LocalError
 from helix_mq.ids import ROUTER
-from helix_mq.messages.data import TokenItem
+from helix_mq.messages.data import TokenItem, TopLogprob
 from nodes.batching import SeqKey
 from nodes.frame_making import frame_of, frames_of, in_order
 from nodes.kv_cache import KvCache
 from nodes.model.native.crew import Crew, NoCrew
 from nodes.model.native.decodes import NativeDecodes
+from nodes.model.native.odds import NOT_WANTED
 from nodes.model.native.ready import Given, Ready
 from nodes.model.sampler import SamplerState
 from nodes.model.sampler_draw import compiled_draws
+from nodes.model.sampler_odds import compiled_odds
 from nodes.payload import Again
 from nodes.steps import Batch, OutFrame, StepResult
 from nodes.wire_format import WIRE_NAMES, WireFormats, to_wire
@@ -73,6 +76,7 @@ class PlainSteps:
         self._dtype = WIRE_NAMES[decodes.dtype]
         self._width = decodes.width
         self._draws = compiled_draws() is not None
+        self._odds = compiled_odds() is not None
         self._threads = 0
         """As many as the device's thread has, once it had a step. PyTorch's number is each thread's
         own, and the event loop's another while a slice is loaded beside."""
@@ -177,7 +181,7 @@ class PlainSteps:
         layers, taken = first.layers, first.payload.dtype
         ends = first.next_hop == ROUTER
         starts = taken == _TOKENS
-        alike, drawn, edited = True, False, False
+        alike, drawn, edited, told = True, False, False, False
         if not starts and taken != self._dtype:
             return None
         for work in batch:
@@ -197,8 +201,10 @@ class PlainSteps:
                 alike = False
             if ends:
                 sampler = self._samplers[work.seq]
-                if sampler.params.logprobs:
-                    return None
+                if sampler.wanted != NOT_WANTED:
+                    if not self._odds:
+                        return None
+                    told = True
                 if work.position + 1 < sampler.plain_from:
                     if not self._draws and sampler.params.temperature:
                         return None
@@ -222,6 +228,7 @@ class PlainSteps:
                 given,
                 [self._samplers[w.seq].choice for w in works] if drawn else (),
                 [self._samplers[w.seq].edits_at(w.position + 1) for w in works] if edited else (),
+                [self._samplers[w.seq].wanted for w in works] if told else (),
             )
         else:
             ready = decodes.hidden(places, layers, cache, given)
@@ -256,6 +263,11 @@ class PlainSteps:
                 TokenItem(w.seq.request, w.seq.attempt, w.position + 1, token)
                 for w, token in zip(works, found, strict=True)
             ]
+            if ready.odds is not None:
+                tokens = [
+                    replace(token, logprob=logprob, top=tuple(TopLogprob(*pair) for pair in top))
+                    for token, (logprob, top) in zip(tokens, ready.odds.told(), strict=True)
+                ]
         count, started_s = len(works), step.started_s
         seconds = time.perf_counter() - started_s - idle_s
         layers = works[0].layers

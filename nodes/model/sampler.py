@@ -1,8 +1,9 @@
 """Next tokens from logits, for many rows at once, each by its own parameters.
 
-Changes to the logits are in sampler_edits.py, the random choice in sampler_draw.py, what is kept
-of a sequence in sampler_state.py. A row's token depends on nothing but its own row, so a request
-gets the same tokens on any node, in any batch, and after any number of re-routes.
+Changes to the logits are in sampler_edits.py, the random choice in sampler_draw.py, probabilities
+in sampler_odds.py, what is kept of a sequence in sampler_state.py. A row's token depends on nothing
+but its own row, so a request gets the same tokens on any node, in any batch, and after any number
+of re-routes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from helix_mq.errors import LocalError
 from nodes.model.sampler_draw import draw
 from nodes.model.sampler_edits import edited
+from nodes.model.sampler_odds import told
 from nodes.model.sampler_state import SamplerState
 
 __all__ = ["LogitsNotFinite", "Sampled", "SamplerState", "sample"]
@@ -67,15 +69,14 @@ def sample(
             [states[i].params for i in random],
             [positions[i] for i in random],
         )
-    logprobs = _logprobs(logits, tokens, states)
+    odds = told(logits, tokens, states)
     # One transfer for all rows: everything above only queues work on a GPU.
     bad = [i for i, highest in enumerate(maxima.tolist()) if not math.isfinite(highest)]
     if bad:
         raise LogitsNotFinite(bad)
     results = []
-    for row, (state, token) in enumerate(zip(states, tokens.tolist(), strict=True)):
+    for state, token, (logprob, top) in zip(states, tokens.tolist(), odds, strict=True):
         state.took(token)
-        logprob, top = logprobs.get(row, (None, ()))
         results.append(Sampled(token, logprob, top))
     return results
 
@@ -98,23 +99,3 @@ def _best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = numbers.argmax(axis=-1)
     maxima = numbers[np.arange(len(tokens)), tokens]
     return torch.from_numpy(maxima), torch.from_numpy(tokens)
-
-
-def _logprobs(
-    logits: torch.Tensor, tokens: torch.Tensor, states: Sequence[SamplerState]
-) -> dict[int, tuple[float, TopLogprobs]]:
-    """Row -> log probability of its token and of the best ones, for rows that ask."""
-    asking = [i for i, state in enumerate(states) if state.params.logprobs]
-    if not asking:
-        return {}
-    rows = torch.tensor(asking, device=logits.device)
-    values = torch.log_softmax(logits[rows], dim=-1)
-    chosen = values.gather(1, tokens[rows, None]).squeeze(-1).tolist()
-    counts = [min(states[i].params.top_logprobs, logits.shape[1]) for i in asking]
-    best, best_ids = (t.tolist() for t in torch.topk(values, max(counts), dim=-1))
-    found = {}
-    for at, (row, count) in enumerate(zip(asking, counts, strict=True)):
-        # Equal ones by id: devices leave their order open.
-        pairs = sorted(zip(best_ids[at], best[at], strict=True), key=lambda p: (-p[1], p[0]))
-        found[row] = (chosen[at], tuple(pairs[:count]))
-    return found

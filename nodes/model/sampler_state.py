@@ -15,6 +15,7 @@ import numpy.typing as npt
 from helix_mq.sampling import SamplingParams
 from nodes.model.native.calls import pointer
 from nodes.model.native.draws import NO_EDITS, Listed, choice_of, edits_of
+from nodes.model.native.odds import NOT_WANTED
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -89,6 +90,8 @@ class SamplerState:
         self.endings: Ids = np.unique(np.array([*eos_ids, *params.stop_token_ids], dtype=np.int64))
         self.choice = choice_of(params)
         """How a token is chosen of the logits, as compiled code reads it."""
+        self.wanted = params.top_logprobs if params.logprobs else NOT_WANTED
+        """Of how many tokens, besides the one that comes, log probabilities are wanted."""
         self.simple_from = self._simple_from()
         """From this position on a token is chosen of the logits as they are."""
         self.plain_from = math.inf if params.temperature else self.simple_from

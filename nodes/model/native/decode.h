@@ -9,8 +9,8 @@
 
 #include <vector>
 
-#include "draw.h"
 #include "layers.h"
+#include "odds.h"
 
 namespace helix {
 
@@ -27,7 +27,8 @@ struct Place {
 // rotate_store_row() takes them; windows: [layers], 0 for none; x: [tokens, hidden], the result;
 // norm, head, bias, logits [tokens, vocabulary]: nothing where the model goes on elsewhere. best,
 // highest [tokens]: nothing, or each row's token and its highest logit; choices: [tokens], or nothing
-// where all are the most probable ones; edits: [tokens], or nothing where logits stay as they are.
+// where all are the most probable ones; edits: [tokens], or nothing where logits stay as they are;
+// odds: of all tokens, or nothing where nobody wants to know.
 template <class T>
 struct Step {
   const Place *places;
@@ -42,6 +43,7 @@ struct Step {
   float *highest;
   const Choice *choices;
   const Edits *edits;
+  const Odds *odds;
 };
 
 // Every layer's pages, rows of the cache and first token seen, of one token.
@@ -109,6 +111,7 @@ int decode(const Layer<T> *layers, Sizes of, const Step<T> &step, float eps, int
       if (step.best)
         member.share(tokens, [&](int64_t row) {
           float *const logits = step.logits + row * step.vocabulary;
+          const RowOdds odds(step.odds, row, logits, step.vocabulary, step.edits != nullptr);
           if (step.edits) edit_row(logits, step.vocabulary, step.edits[row]);
           const Choice choice = step.choices ? step.choices[row] : Choice{};
           // A token is drawn for the place behind the one that is computed.
@@ -116,6 +119,7 @@ int decode(const Layer<T> *layers, Sizes of, const Step<T> &step, float eps, int
               choice.temperature > 0.0f ? uniform(choice.seed, step.places[row].position + 1) : 0.0;
           step.highest[row] =
               choose_row(logits, step.vocabulary, choice, number, step.best + row);
+          odds.end(step.best[row]);
         });
     };
     product(space, step.head, step.bias, step.logits, tokens, step.vocabulary, hidden, head_threads,

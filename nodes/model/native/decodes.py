@@ -7,7 +7,6 @@ with a batch, is left to the slice's general pass, which gives the same bits or 
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -33,8 +32,9 @@ from nodes.model.native.calls import (
 )
 from nodes.model.native.crew import Crew, crew_function
 from nodes.model.native.layers import NativeLayers
+from nodes.model.native.odds import Odds
 from nodes.model.native.products import NativeLinear
-from nodes.model.native.ready import IDS, Given, Memory, Ready, X
+from nodes.model.native.ready import IDS, Given, Memory, Ready, X, counts, filled, reals
 from nodes.model.rope import inverse_frequencies, rotation
 from nodes.model.weights import SliceWeights
 
@@ -48,7 +48,7 @@ them: the kernel clears each page first, a millisecond for 32 rows of 49,152 log
 
 _KNOWN_SIZES = 1024
 
-_Step = COUNT * 17
+_Step = COUNT * 18
 """As decode.h lists them."""
 _NOTHING = (0, 0, 0)
 
@@ -97,7 +97,7 @@ class NativeDecodes:
         self._given, self._last = Block(0), Block(0)
         self._choices, self._edits = Block(0), Block(0)
         self._pieces = Pieces()
-        self._ids = _counts(0)()
+        self._ids = counts(0)()
         self._newest: Ready | None = None
         """What was made ready last, if nothing that it needs has changed since."""
 
@@ -153,10 +153,12 @@ class NativeDecodes:
         given: Given,
         choices: Sequence[bytes] = (),
         edits: Sequence[bytes] = (),
+        wanted: Sequence[int] = (),
     ) -> Ready | None:
         """A step whose `best` become a token of each row at the model's end: by its choice
         (`draws.choice_of`), the most probable one where none are given, of its logits after its
-        edits (`draws.edits_of`), where there are any; None as run() gives it."""
+        edits (`draws.edits_of`), where there are any; None as run() gives it. Its `odds` tell of
+        the probabilities that are `wanted`, as Odds has it, where they are given."""
         count = len(places)
         if layers.end != self._config.num_layers or not all(self._ending[:2]):
             return None
@@ -165,14 +167,15 @@ class NativeDecodes:
         ids, source = self._taken(given, count, starts=layers.first == 0)
         if len(self._last.data) < count * self._row_bytes:
             self._last = Block(count * self._row_bytes)
-        best, highest = _counts(count)(), _reals(count)()
+        best, highest = counts(count)(), reals(count)()
         if count > self._kept:
             self._logits(count, brief=True)
         found = ctypes.addressof(best), ctypes.addressof(highest)
         if choices:
-            self._choices = _filled(self._choices, choices)
+            self._choices = filled(self._choices, choices)
         if edits:
-            self._edits = _filled(self._edits, edits)
+            self._edits = filled(self._edits, edits)
+        odds = Odds(wanted, self._config.vocab_size) if wanted else None
         where = Memory(
             ids,
             source,
@@ -181,10 +184,11 @@ class NativeDecodes:
             *found,
             self._choices.at if choices else 0,
             self._edits.at if edits else 0,
+            odds.at if odds is not None else 0,
         )
         if not source:
             return None
-        return self._ready(places, layers, cache, where, best=best, highest=highest)
+        return self._ready(places, layers, cache, where, best=best, highest=highest, odds=odds)
 
     def again(self, step: Ready, payload: memoryview) -> bool:
         """Has it be the step of the same rows one token on, of `payload`: int32 token ids, or bytes
@@ -245,7 +249,7 @@ class NativeDecodes:
         if len(given.ids if starts else rows) != count:
             return 0, 0
         if starts:
-            self._ids = _counts(len(given.ids))(*given.ids)
+            self._ids = counts(len(given.ids))(*given.ids)
             return ctypes.addressof(self._ids), self._embedding_at
         size = self._row_bytes
         if len(self._given.data) < len(rows) * size:
@@ -296,7 +300,7 @@ class NativeDecodes:
                 self._sizes.clear()
             # How many pages the longest row has is seen there.
             sizes = self._sizes[of] = self._native.sizes(*of[:2], cache, 0)
-        numbers = _counts(3 * count)(*held)
+        numbers = counts(3 * count)(*held)
         step = _Step(
             ctypes.addressof(numbers),
             where.ids,
@@ -313,6 +317,7 @@ class NativeDecodes:
             where.highest,
             where.choices,
             where.edits,
+            where.odds,
         )
         read = (cache.keys, cache.values, self._turns)
         ready = Ready(
@@ -363,25 +368,6 @@ class NativeDecodes:
         if hidden.shape != (count, self._config.hidden_size) or not hidden.is_floating_point():
             return None, None
         return None, hidden.to(self.dtype).contiguous()
-
-
-def _filled(block: Block, pieces: Sequence[bytes]) -> Block:
-    """The block, or a larger one, with these at its beginning."""
-    joined = b"".join(pieces)
-    if len(block.data) < len(joined):
-        block = Block(len(joined))
-    block.view[: len(joined)] = joined
-    return block
-
-
-@functools.lru_cache(maxsize=1024)
-def _reals(length: int) -> type[ctypes.Array[ctypes.c_float]]:
-    return REAL * length
-
-
-@functools.lru_cache(maxsize=1024)
-def _counts(length: int) -> type[ctypes.Array[ctypes.c_int64]]:
-    return COUNT * length
 
 
 def decodes_for(

@@ -159,6 +159,14 @@ extern "C" void draw_float32(const float *logits, int64_t rows, int64_t count,
   for (int64_t row = 0; row < rows; ++row)
     helix::choose_row(logits + row * count, count, choices[row], numbers[row], tokens + row);
 }
+
+// What probabilities rows of logits give to these tokens, and to their best ones.
+extern "C" void odds_float32(float *logits, int64_t rows, int64_t count, const int64_t *tokens,
+                             const helix::Odds *odds, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1) schedule(dynamic)
+  for (int64_t row = 0; row < rows; ++row)
+    helix::RowOdds(odds, row, logits + row * count, count, false).end(tokens[row]);
+}
 #endif
 
 #if defined(__AVX512F__)

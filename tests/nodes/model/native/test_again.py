@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 DRAWN = SamplingParams(temperature=0.9, top_k=20, seed=5)
+TOLD = SamplingParams(temperature=0.0, logprobs=True, top_logprobs=4)
 SPARED = SamplingParams(temperature=0.0, min_tokens=4, stop_token_ids=(3,))
 
 
@@ -83,7 +84,7 @@ def test_they_come_to_the_same_as_steps_made_ready_anew(
     checkpoint: Checkpoint, part: str, dtype: torch.dtype, lengths: tuple[int, ...]
 ) -> None:
     twins = Twins(checkpoint("mistral").folder, part, dtype)
-    company = Company(twins, lengths, GREEDY, DRAWN)
+    company = Company(twins, lengths, GREEDY, DRAWN, TOLD)
     page = twins.engines[2]._cache.pool.page_tokens
     for step in range(page + 4):
         fresh = step == 0 or any(at % page == 0 for at in company.positions.values())
@@ -276,7 +277,7 @@ def test_random_companies_are_as_they_are_alone(checkpoint: Checkpoint) -> None:
     """Whoever joins and leaves in between, and whatever else runs."""
     rng = random.Random(3)
     twins = Twins(checkpoint("mistral").folder, "whole", torch.bfloat16)
-    company = Company(twins, (4, 9, 15), GREEDY, DRAWN)
+    company = Company(twins, (4, 9, 15), GREEDY, DRAWN, TOLD)
     others = 10
     for _ in range(60):
         match rng.randrange(6):

@@ -11,7 +11,7 @@ import torch
 
 from helix_mq.sampling import SamplingParams
 from nodes import plain_steps
-from nodes.model import sampler_draw
+from nodes.model import sampler_draw, sampler_odds
 from nodes.model.native import build
 from nodes.model.native.calls import COUNT, POINTER, REAL
 from nodes.model.native.products import products_for
@@ -76,11 +76,45 @@ def test_plain_steps_leave_what_the_general_way_leaves(
     assert twins.begun == taken
 
 
-def test_who_wants_probabilities_goes_the_general_way(
-    checkpoint: Checkpoint, taken: list[bool]
+@pytest.mark.parametrize("dtype", list(NAMES))
+def test_probabilities_are_told_as_by_the_general_way(
+    checkpoint: Checkpoint, taken: list[bool], dtype: torch.dtype
 ) -> None:
-    sampling = SamplingParams(temperature=0.0, logprobs=True, top_logprobs=2)
+    """Of the logits as the model gave them, whatever is edited afterwards."""
+    twins = Twins(checkpoint("mistral").folder, "last", dtype)
+    ways = [
+        GREEDY,
+        SamplingParams(temperature=0.0, logprobs=True),
+        SamplingParams(temperature=0.9, seed=4, logprobs=True, top_logprobs=20),
+        SamplingParams(temperature=0.0, logit_bias=((150, 90.0),), logprobs=True, top_logprobs=3),
+        SamplingParams(
+            temperature=1.0, repetition_penalty=1.4, seed=1, logprobs=True, top_logprobs=1
+        ),
+    ]
+    for request, sampling in enumerate(ways):
+        twins.run([twins.work(request, 0, 9, sampling=sampling)])
+    for step in range(6):
+        result = twins.run([twins.work(request, 9 + step) for request in (3, 1, 0, 2, 4)])
+        told = {item.request: item for item in result.tokens}
+        assert [len(told[request].top) for request in range(5)] == [0, 0, 20, 3, 1]
+        assert [told[request].logprob is None for request in range(5)] == [True] + [False] * 4
+        # The bias decides, and is not in what is told.
+        logprob = told[3].logprob
+        assert told[3].token == 150
+        assert logprob is not None
+        assert logprob < told[3].top[0].logprob < 0.0
+    twins.run([twins.work(request, 15) for request in (1, 2)])
+    assert taken == [False] * 5 + [True] * 7
+    assert twins.begun[-1]
+
+
+def test_where_pytorch_tells_probabilities_it_tells_them_to_all(
+    checkpoint: Checkpoint, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_steps, "compiled_odds", lambda: None)
+    monkeypatch.setattr(sampler_odds, "compiled_odds", lambda: None)
     twins = Twins(checkpoint("mistral").folder, "whole", torch.float32)
+    sampling = SamplingParams(temperature=0.0, logprobs=True, top_logprobs=2)
     twins.run([twins.work(0, 0, 9), twins.work(1, 0, 9, sampling=sampling)])
     result = twins.run([twins.work(0, 9), twins.work(1, 9)])
     assert [len(item.top) for item in result.tokens] == [0, 2]
