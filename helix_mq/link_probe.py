@@ -43,6 +43,9 @@ TRAINS: Final = 3
 AGREES: Final = 1.25
 """A train within this factor of what was known confirms it."""
 TRAIN_EVERY_S: Final = 60.0
+CONFIRMED_S: Final = 5.0
+"""After which trains that found something new are followed by another. What holds a process up for
+a while, as loading a slice does, holds all of them up that follow each other at once."""
 _BEGIN_WITHIN_S: Final = 4.0
 _OUT_OF_STEP: Final = 0.2
 """Share of TRAIN_EVERY_S that is drawn."""
@@ -254,12 +257,13 @@ class LinkProbes:
         if not agrees and taken_s <= LONG_S and len(self._series) < TRAINS:
             self._train_at_s = now
             return
-        self._believe(rate if agrees else statistics.median(self._series), train_bytes)
+        found = rate if agrees else statistics.median(self._series)
+        self._believe(found, train_bytes, TRAIN_EVERY_S if agrees else CONFIRMED_S)
 
-    def _believe(self, rate: float, train_bytes: int) -> None:
+    def _believe(self, rate: float, train_bytes: int, pause_s: float = TRAIN_EVERY_S) -> None:
         now = self._clock.now_s()
         self._series.clear()
-        pause_s = TRAIN_EVERY_S - self._drawn(_OUT_OF_STEP * TRAIN_EVERY_S)
+        pause_s -= self._drawn(_OUT_OF_STEP * pause_s)
         if rate > 0:
             self._rate, self._measured_s = rate, now
             pause_s = max(pause_s, train_bytes / (rate * SHARE))

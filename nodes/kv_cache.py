@@ -34,6 +34,7 @@ class KvLayout(Enum):
 
 
 _COPY_BYTES = 64 << 20
+"""Of pages that are copied at once, where a pool grows or shrinks."""
 
 
 @dataclass(slots=True)
@@ -105,7 +106,7 @@ class KvCache:
 
     def enlarge(self, total_pages: int, used_pages: I64) -> None:
         """The tensors' part of grow(); the pool stays as it is."""
-        used = torch.from_numpy(used_pages).to(self.keys.device)
+        used = torch.from_numpy(used_pages)
         self.keys = _larger(self.keys, total_pages + 1, used)
         self.values = _larger(self.values, total_pages + 1, used)
 
@@ -114,17 +115,18 @@ class KvCache:
         kept, all int64 [n]."""
         sources, targets = torch.from_numpy(from_pages), torch.from_numpy(to_pages)
         used = torch.from_numpy(used_pages)
-        self.keys = _moved(self.keys, sources, targets)
-        self.values = _moved(self.values, sources, targets)
         for name in ("keys", "values"):
             pages = getattr(self, name)
+            _copy(pages, sources, pages, targets)
             shape, device, dtype = pages.shape[1:], pages.device, pages.dtype
-            kept = pages.index_select(0, used.to(device)).cpu()
+            kept, places = torch.empty((len(used), *shape), dtype=dtype), torch.arange(len(used))
+            _copy(pages, used, kept, places)
             # The last references: the old pool must go before the new one comes.
             setattr(self, name, kept)
             del pages
             fewer = torch.zeros((total_pages + 1, *shape), dtype=dtype, device=device)
-            setattr(self, name, fewer.index_copy_(0, used.to(device), kept.to(device)))
+            _copy(kept, places, fewer, used)
+            setattr(self, name, fewer)
 
     @property
     def page_tokens(self) -> int:
@@ -204,19 +206,21 @@ class KvCache:
 def _larger(pages: torch.Tensor, total_pages: int, used: torch.Tensor) -> torch.Tensor:
     """A tensor of `total_pages` pages, zeros but for those `used` (int64 [n])."""
     larger = torch.zeros((total_pages, *pages.shape[1:]), dtype=pages.dtype, device=pages.device)
-    at_once = max(1, _COPY_BYTES // (pages[0].numel() * pages.element_size()))
-    for start in range(0, len(used), at_once):
-        ids = used[start : start + at_once]
-        larger.index_copy_(0, ids, pages.index_select(0, ids))
+    _copy(pages, used, larger, used)
     return larger
 
 
-def _moved(pages: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The same tensor, contents of some pages copied to others."""
-    if len(sources):
-        found = pages.index_select(0, sources.to(pages.device))
-        pages.index_copy_(0, targets.to(pages.device), found)
-    return pages
+def _copy(
+    source: torch.Tensor, from_pages: torch.Tensor, target: torch.Tensor, to_pages: torch.Tensor
+) -> None:
+    """Some pages to others', of this tensor or of one elsewhere. A few at a time: neither end may
+    have room for all of them once more. No page is at both ends."""
+    page_bytes = source.shape[1:].numel() * source.element_size()
+    at_once = max(1, _COPY_BYTES // page_bytes)
+    for start in range(0, len(from_pages), at_once):
+        part = slice(start, start + at_once)
+        found = source.index_select(0, from_pages[part].to(source.device))
+        target.index_copy_(0, to_pages[part].to(target.device), found.to(target.device))
 
 
 def _select(

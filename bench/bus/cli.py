@@ -31,6 +31,9 @@ def bus(
     seconds: Annotated[
         float, typer.Option(min=0.05, max=600, help="Of each system on each link.")
     ] = 1.0,
+    starts: Annotated[
+        int, typer.Option(min=1, max=100, help="Fresh processes, each measured for so long.")
+    ] = 1,
     out: OutOption = None,
 ) -> None:
     """Measures what a hop costs, beside plain pyzmq: latency, messages/s, bytes/s and CPU."""
@@ -44,7 +47,7 @@ def bus(
     rows: list[dict[str, object]] = []
     for done, link in enumerate(links, 1):
         with told_to_end():
-            rows.extend(rows_of(link, measure(link, seconds, say)))
+            rows.extend(rows_of(link, measure(link, seconds, say, starts=starts)))
         if out is not None:
             # After each link: a run that is interrupted leaves what it has.
             results: dict[str, object] = {

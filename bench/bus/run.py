@@ -70,10 +70,24 @@ def measure(
     seconds: float,
     say: Callable[[str], None],
     systems: Sequence[tuple[System, int]] | None = None,
+    starts: int = 1,
 ) -> list[Series]:
-    """`seconds` of each system, starts and calibration aside."""
+    """`seconds` of each system, starts and calibration aside, in each of so many `starts`: which
+    threads share a processor is settled anew in fresh processes, and stays so in their rounds."""
     chosen = systems or (ONE_HOP if link.hops == 1 else MORE_HOPS)
-    say(str(link))
+    found: list[Series] = []
+    for start in range(starts):
+        say(f"{link}, start {start + 1} of {starts}" if starts > 1 else str(link))
+        for at, series in enumerate(_started(link, seconds, chosen)):
+            if start == 0:
+                found.append(series)
+            else:
+                found[at].rounds.extend(series.rounds)
+    return found
+
+
+def _started(link: Link, seconds: float, chosen: Sequence[tuple[System, int]]) -> list[Series]:
+    """The rounds of fresh processes."""
     with contextlib.ExitStack() as stack:
         rings = []
         for system, parts in chosen:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from bench.bus.cli import LARGEST_BYTES, bus, links_of, size_of
 from bench.bus.report import rows_of, table, verdicts
 from bench.bus.ring import Ring, RingKind
-from bench.bus.run import Link, Round, Series
-from bench.bus.types import Load
+from bench.bus.run import ROUNDS, Link, Round, Series, measure
+from bench.bus.types import Load, System
 from helix_mq.errors import ConfigError
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -98,10 +98,32 @@ def test_the_plane_goes_over_several_hops_with_keys_and_copies_no_tensor() -> No
         assert max(held) < nbytes // 2, held
 
 
+def test_each_start_has_processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all rounds count."""
+    started: list[str] = []
+    enter = Ring.__enter__
+
+    def noted(self: Ring) -> Ring:
+        started.append(self.kind.name)
+        return enter(self)
+
+    monkeypatch.setattr(Ring, "__enter__", noted)
+    said: list[str] = []
+    systems: list[tuple[System, int]] = [("blocking", 1), ("blocking", 3)]
+    link = Link("ipc", curve=False, hops=1, size_bytes=KIB)
+    found = measure(link, 0.05, said.append, systems, starts=2)
+    assert started == ["blocking-1", "blocking-3"] * 2
+    assert [(s.kind.name, len(s.rounds)) for s in found] == [
+        ("blocking-1", 2 * ROUNDS),
+        ("blocking-3", 2 * ROUNDS),
+    ]
+    assert said == [f"ipc, 1 hop, 1 KiB, start {n} of 2" for n in (1, 2)]
+
+
 def test_an_interrupted_run_leaves_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(link: Link, *args: object) -> list[Series]:
+    def measure(link: Link, *args: object, starts: int) -> list[Series]:
         if link.size_bytes == MIB:
             raise KeyboardInterrupt
         return [series("blocking", 1, a_round(1e-4, 1000.0))]

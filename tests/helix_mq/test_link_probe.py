@@ -16,6 +16,7 @@ from helix_mq import link_probe
 from helix_mq.clock import VirtualClock
 from helix_mq.frames import encode
 from helix_mq.link_probe import (
+    CONFIRMED_S,
     HEADER_BYTES,
     LONG_TRIP_S,
     MOST_PIECES,
@@ -137,7 +138,27 @@ def test_a_link_that_has_become_slow_is_believed_after_three_trains() -> None:
     rates = [wire.probes.bytes_per_s for _ in range(TRAINS) if wire.train(12.5e6)]
     assert len(rates) == TRAINS
     assert rates[-1] == pytest.approx(12.5e6, rel=0.01)
-    assert not wire.train(12.5e6), "known for a minute"
+    assert not wire.train(12.5e6), "known for some seconds"
+
+
+def test_processes_that_start_together_do_not_make_a_link_slow_for_a_minute() -> None:
+    """All its first trains found both ends loading their slices."""
+    wire = Wire(0.005)
+    while not wire.probes.bytes_per_s:
+        wire.train(1e6)
+    assert wire.probes.bytes_per_s == pytest.approx(1e6, rel=0.01)
+    began_s = wire.clock.now_s()
+    while wire.probes.bytes_per_s < 2e6:
+        wire.train(125e6)
+    assert wire.probes.bytes_per_s == pytest.approx(125e6, rel=0.05)
+    assert wire.clock.now_s() - began_s < TRAIN_EVERY_S / 3, "lengthened, and three of them"
+    # Confirmed once, it is known for a minute.
+    wire.clock.advance(CONFIRMED_S)
+    assert wire.train(125e6)
+    wire.clock.advance(TRAIN_EVERY_S - 10)
+    assert not wire.train(125e6)
+    wire.clock.advance(10)
+    assert wire.train(125e6)
 
 
 @pytest.mark.parametrize("rate", [2.5e5, 2.5e6, 12.5e6, 125e6])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import nodes.kv_cache
 from helix_mq.layers import LayerRange
 from nodes.kv_cache import KvCache, KvLayout
 from tests.nodes.slices_bench import LAYERS, node_and_router
@@ -22,9 +24,10 @@ from tests.router.world import CONFIG
     freed=st.sets(st.integers(0, 5)),
     spare=st.integers(0, 10),
     layout=st.sampled_from(list(KvLayout)),
+    copied=st.sampled_from([1, 5000, nodes.kv_cache._COPY_BYTES]),
 )
 def test_contents_survive_a_smaller_pool(
-    lengths: list[int], freed: set[int], spare: int, layout: KvLayout
+    lengths: list[int], freed: set[int], spare: int, layout: KvLayout, copied: int
 ) -> None:
     cache = KvCache.allocate(
         CONFIG,
@@ -52,7 +55,8 @@ def test_contents_survive_a_smaller_pool(
     before = contents()
     used = cache.pool.total_pages - cache.pool.free_pages
     fewer = max(1, used + spare)
-    cache.shrink(fewer)
+    with mock.patch.object(nodes.kv_cache, "_COPY_BYTES", copied):
+        cache.shrink(fewer)
     assert len(cache.keys) == len(cache.values) == cache.pool.total_pages + 1 == fewer + 1
     for seq, (keys, values) in contents().items():
         assert torch.equal(keys, before[seq][0])
