@@ -45,7 +45,8 @@ AGREES: Final = 1.25
 TRAIN_EVERY_S: Final = 60.0
 CONFIRMED_S: Final = 5.0
 """After which trains that found something new are followed by another. What holds a process up for
-a while, as loading a slice does, holds all of them up that follow each other at once."""
+a while, as loading a slice does, holds all of them up that follow each other at once. Twice as
+long each time it was not confirmed."""
 _BEGIN_WITHIN_S: Final = 4.0
 _OUT_OF_STEP: Final = 0.2
 """Share of TRAIN_EVERY_S that is drawn."""
@@ -106,6 +107,7 @@ class LinkProbes:
         self._climb_bytes = 0
         self._climb_at_s = clock.now_s()
         self._rate = 0.0
+        self._confirmed_s = CONFIRMED_S
         self._measured_s = clock.now_s()
         self._bounds = ProbeAllowance(clock, ProbeAllowance.BURST_BYTES * 3 // 4)
         """Within the receiver's, so that it never has reason to refuse a piece."""
@@ -258,7 +260,9 @@ class LinkProbes:
             self._train_at_s = now
             return
         found = rate if agrees else statistics.median(self._series)
-        self._believe(found, train_bytes, TRAIN_EVERY_S if agrees else CONFIRMED_S)
+        self._believe(found, train_bytes, TRAIN_EVERY_S if agrees else self._confirmed_s)
+        # Where trains never agree, as on a fast link of busy machines, more often says no more.
+        self._confirmed_s = CONFIRMED_S if agrees else min(TRAIN_EVERY_S, 2 * self._confirmed_s)
 
     def _believe(self, rate: float, train_bytes: int, pause_s: float = TRAIN_EVERY_S) -> None:
         now = self._clock.now_s()

@@ -320,9 +320,8 @@ class _Graph:
         size = 2 + 4 * len(self._nodes)
         graph = csr_array((whole, (self._tails, self._heads)), shape=(size, size))
         found = maximum_flow(graph, 0, 1, method="dinic")
-        flow, passes = found.flow, int(found.flow_value)
-        better = quicker(self._tails, self._heads, whole, self._hops_s, passes)
-        solved = (flow if better is None else better).tocoo()
+        better = quicker(self._tails, self._heads, whole, self._hops_s, int(found.flow_value))
+        solved = (found.flow if better is None else better).tocoo()
         positive = solved.data > 0
         flows: dict[tuple[NodeId, NodeId], float] = {}
         for tail, head, units_over in zip(
@@ -333,7 +332,7 @@ class _Graph:
         ):
             if (ends := self._ends(tail, head)) is not None:
                 flows[ends] = units_over / scale
-        return flows, self._cut(graph - flow)
+        return flows, self._cut(graph - found.flow)
 
     def _ends(self, tail: int, head: int) -> tuple[NodeId, NodeId] | None:
         """The link that an edge stands for; None for those inside a node."""

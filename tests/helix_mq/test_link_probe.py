@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -153,12 +154,19 @@ def test_processes_that_start_together_do_not_make_a_link_slow_for_a_minute() ->
     assert wire.probes.bytes_per_s == pytest.approx(125e6, rel=0.05)
     assert wire.clock.now_s() - began_s < TRAIN_EVERY_S / 3, "lengthened, and three of them"
     # Confirmed once, it is known for a minute.
-    wire.clock.advance(CONFIRMED_S)
+    wire.clock.advance(2 * CONFIRMED_S)
     assert wire.train(125e6)
     wire.clock.advance(TRAIN_EVERY_S - 10)
     assert not wire.train(125e6)
     wire.clock.advance(10)
     assert wire.train(125e6)
+
+
+def test_a_link_whose_trains_never_agree_is_not_asked_more_and_more_often() -> None:
+    wire, rates = Wire(0.005), itertools.cycle([50e6, 500e6, 5e6, 150e6, 15e6, 1e9, 1e7])
+    pieces = sum(wire.train(next(rates)) for _ in range(1200))
+    most = MOST_PIECES * TRAINS
+    assert pieces <= 8 * most + most * 1200 / TRAIN_EVERY_S
 
 
 @pytest.mark.parametrize("rate", [2.5e5, 2.5e6, 12.5e6, 125e6])
