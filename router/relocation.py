@@ -203,10 +203,11 @@ class Relocation:
             if member is None:
                 self._telling.discard(name)
                 continue
+            # Where a node has no slice any more, the epoch it had is old as well.
+            serves = {member.epoch} if member.layers is not None else set[Epoch]()
             keep = set(in_use.get(name, ()))
-            old = bool(keep - {member.epoch})
-            if member.layers is not None:
-                keep.add(member.epoch)
+            old = bool(keep - serves)
+            keep |= serves
             shift = self.shift
             if shift is not None and name in shift.slices:
                 keep.add(shift.epoch)

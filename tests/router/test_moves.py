@@ -75,6 +75,27 @@ def test_requests_that_stay_too_long_on_old_slices_are_moved_and_lose_nothing() 
     assert set(world.retained.values()) == {(world.core.cluster.epoch,)}
 
 
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_node_without_a_slice_any_more_frees_its_old_one(stays: bool) -> None:
+    """When its requests have ended, or have stayed for too long."""
+    world = moving(HALVES)
+    requests = [world.submit((i, 2), LONG) for i in range(4)]
+    old = world.core.cluster.epoch
+    world.replan({"a": LayerRange(0, 6)})
+    world.load_all()
+    world.handle(ev.Tick())
+    assert world.retained["b"] == (old,)
+    if stays:
+        world.pass_time(31)
+        sessions = world.core.sessions()
+        world.in_flight = [r for r in world.in_flight if r.attempt == sessions[r.request].attempt]
+    world.run()
+    world.handle(ev.Tick())
+    assert world.retained["b"] == ()
+    assert {node for node, _ in world.loaded} == {"a"}
+    assert all(isinstance(world.streams[request].end, Finished) for request in requests)
+
+
 def test_a_node_that_keeps_its_slice_keeps_its_requests_beyond_the_time_limit() -> None:
     now = {"a": LayerRange(0, 6), "b": LayerRange(0, 3)}
     world = moving(now)
