@@ -14,6 +14,7 @@ from router.admission_gate import AdmissionGate, AdmissionSettings, Load, Wish
 from router.admission_lines import Waiting
 from router.admission_pace import LinePaces
 from router.admission_rate import FlowMeter
+from router.demand import Demand
 from router.prefill_watch import PrefillWatch
 from router.service import Generation
 from router.sessions import Session
@@ -34,6 +35,7 @@ class AdmissionDesk:
     ) -> None:
         self.queue = WaitingQueue(settings.background_share)
         self.meter = FlowMeter(now_s)
+        self._demand = Demand(now_s)
         self._paces = LinePaces()
         self._gate = AdmissionGate(settings, max_waiting, self.queue, self.meter, self._paces)
         self._now_s = now_s
@@ -83,6 +85,11 @@ class AdmissionDesk:
         self.queue.remove(session.request)
         self._settle(session)
 
+    def look(self, now_s: float) -> float:
+        """Before a round of `node_has_room`; gives the tokens/s that are asked for."""
+        self.prefills.look(now_s)
+        return self._demand.tokens_per_s(now_s, self.queue.tokens)
+
     def start(self, session: Session, route: Route, now_s: float) -> None:
         """It is given a route."""
         self.queue.take(session.request)
@@ -93,6 +100,7 @@ class AdmissionDesk:
         nodes = frozenset(route.nodes)
         computed = session.length_tokens - session.prefix.skipped_tokens
         self.prefills.start(session.request, nodes, computed, now_s)
+        self._demand.started(session.request, computed)
         done = session.prompt_tokens + len(session.output) if session.output else 0
         self._running[session.request] = left = max(0, cost - done)
         self._running_tokens += left
@@ -107,6 +115,7 @@ class AdmissionDesk:
     def token(self, session: Session, now_s: float) -> bool:
         """One more has come. True if its prompt is computed by that, which makes room for more."""
         first = len(session.output) == 1
+        self._demand.token(session.request)
         self._served(session, 1 + (session.prompt_tokens if first else 0))
         if first:
             self.meter.mark()
@@ -116,6 +125,7 @@ class AdmissionDesk:
         """It has lost its route, or has ended."""
         self._running_tokens -= self._running.pop(session.request, 0)
         self.prefills.leave(session.request)
+        self._demand.left(session.request)
 
     def ended(self, session: Session) -> None:
         """Before `off_route`: what it was expected to need and did not is no load any more."""

@@ -232,7 +232,7 @@ class Core:
         self._may_start = False
         self._sync_weights()
         too_long: list[Session] = []
-        self._desk.prefills.look(self._clock.now_s())
+        self._scheduler.wants(self._desk.look(self._clock.now_s()))
         while (request := self._queue.head()) is not None:
             session = self._sessions[request]
             if session.deadline_s <= self._clock.now_s():

@@ -19,7 +19,7 @@ from helix_mq.messages.control import Heartbeat, LinkReport
 from helix_mq.models.config import ModelConfig
 from router import events as ev
 from router.change import ClusterChange
-from router.flows import LiveFlow, LiveNode, MeasuredLinks, PlannedSpeeds
+from router.flows import LiveFlow, LiveNode, MeasuredLinks
 from router.link_forms import Activations, LinkForms
 from router.link_speeds import LinkSpeeds
 from router.link_watch import LinkWatch
@@ -27,6 +27,7 @@ from router.live_problem import TOKEN_BYTES, WIRE_ELEMENT_BYTES
 from router.live_rates import LiveRates
 from router.membership import Member, Membership
 from router.moves import Moves
+from router.planned_speeds import PlannedSpeeds
 from router.solving import FlowProblem
 from router.speeds import NodeSpeed
 from router.suspects import Suspects

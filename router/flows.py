@@ -21,12 +21,11 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import LayerRange, Placement
 from router.bottleneck import Cut
+from router.planned_speeds import WIDE, PlannedSpeeds
 from router.quicker_flow import quicker
 from router.routes import FlowWeights
-from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
+from solver.problem import SINK, SOURCE, ProblemLink, ProblemNode
 
-WIDE = float("inf")
-"""Tokens/s of a link that nobody has measured: never the bottleneck."""
 _UNITS = 2**30
 _WIDE_UNITS = 3 * 2**29
 """More than all nodes together pass, so that what is wide is in no cut, and less than an int32."""
@@ -83,29 +82,6 @@ class LiveFlow:
             for node, rate in out:
                 passing[node] = passing.get(node, 0.0) + rate
         return passing
-
-
-class PlannedSpeeds:
-    """A problem's nodes by name and its links by their ends: made once, looked into often."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.nodes: Mapping[NodeId, ProblemNode] = {n.name: n for n in problem.nodes}
-        self._links: dict[NodeId, dict[NodeId, ProblemLink]] = {}
-        for link in problem.links:
-            if link.bytes_per_s > 0:
-                self._links.setdefault(link.src, {})[link.dst] = link
-
-    def links_from(self, source: NodeId) -> Mapping[NodeId, ProblemLink]:
-        """Links with bandwidth out of a node, or out of SOURCE, by their other end."""
-        return self._links.get(source, {})
-
-    def bytes_per_s(self, ends: tuple[NodeId, NodeId]) -> float:
-        """Of the link between these, ROUTER one of them or none; no limit where there is none."""
-        source, target = ends
-        out = self.links_from(SOURCE if source == ROUTER else source)
-        found = out.get(SINK if target == ROUTER else target)
-        return found.bytes_per_s if found is not None else WIDE
 
 
 def live_flow(
@@ -172,18 +148,23 @@ class _Graph:
         flows, cut = self._flows()
         edges: dict[NodeId, list[tuple[NodeId, float]]] = {}
         hop_s: dict[tuple[NodeId, NodeId], float] = {}
+        link_s: dict[tuple[NodeId, NodeId], float] = {}
+        back_s = self._backs_s()
         for (source, target), rate in flows.items():
             if target != SINK:
                 edges.setdefault(source, []).append((target, rate))
-                hop_s[source, target] = self._hop_s(source, target)
+                hop = self._links.get((source, target), _WIDE_LINK)
+                link_s[source, target] = hop.hop_s + back_s.get(target, 0.0)
+                hop_s[source, target] = link_s[source, target] + 1 / self._rate_of[target]
         weights = FlowWeights(
             num_layers=self._num_layers,
             edges={source: tuple(sorted(out)) for source, out in sorted(edges.items())},
             end_of=names,
             transitions=self._transitions(),
             hop_s=hop_s,
+            link_s=link_s,
         )
-        total = sum(rate for (source, _), rate in sorted(flows.items()) if source == ROUTER)
+        total = sum(rate for (at, _), rate in sorted(flows.items()) if at == ROUTER)
         return LiveFlow(total, weights, self._rate_of, self._capacities(flows), cut)
 
     # -- the parts --------------------------------------------------------------
@@ -392,9 +373,28 @@ class _Graph:
         kept[ROUTER] = tuple(sorted(n for n in self._next[ROUTER] if n in leads_on))
         return kept
 
-    def _hop_s(self, source: NodeId, target: NodeId) -> float:
-        """Seconds over a link and through the node behind it, and back to the router if it is the
-        last. A node's time is taken to be one over its rate: that only ranks nodes."""
-        over = self._links.get((source, target), _WIDE_LINK).hop_s
-        back = self._links.get((target, SINK), _WIDE_LINK).hop_s
-        return over + 1 / self._rate_of[target] + back
+    def _backs_s(self) -> dict[NodeId, float]:
+        """Seconds from each last node to a first one: by the router, or straight where that is
+        sooner, as tokens then go (router.token_return)."""
+        firsts = [n.name for n in self._nodes if n.layers.first == 0]
+        lasts = [n.name for n in self._nodes if n.layers.end == self._num_layers]
+        out_s = min(self._links.get((ROUTER, f), _WIDE_LINK).hop_s for f in firsts)
+        return {
+            last: min(
+                self._links.get((last, SINK), _WIDE_LINK).hop_s + out_s,
+                *(self._straight_s(last, first) for first in firsts),
+            )
+            for last in lasts
+        }
+
+    def _straight_s(self, last: NodeId, first: NodeId) -> float:
+        """Of a token from a last node to a first one; inf where nothing is known of such a link."""
+        if last == first:
+            return 0.0
+        if (last, first) in self._closed:
+            return WIDE
+        found = self._measured.links.get((last, first)) if self._measured is not None else None
+        if found is not None and found.latency_s:
+            return found.latency_s
+        planned = self._planned.links_from(last).get(first) if self._planned is not None else None
+        return planned.latency_s if planned is not None else WIDE

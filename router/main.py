@@ -123,7 +123,11 @@ def core_settings(settings: RouterSettings, config: ModelConfig) -> CoreSettings
         max_context=wanted,
         expected_output_tokens=admission.expected_output_tokens,
         default_deadline_s=admission.default_deadline_s,
-        scheduling=Scheduling(settings.scheduling.method, settings.scheduling.seed),
+        scheduling=Scheduling(
+            settings.scheduling.method,
+            settings.scheduling.seed,
+            settings.scheduling.prefer_near,
+        ),
         admission=AdmissionSettings(
             owner_share=admission.owner_share,
             background_share=admission.background_share,

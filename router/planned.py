@@ -13,7 +13,8 @@ from pathlib import Path
 
 from helix_mq.errors import ConfigError
 from helix_mq.layers import Placement, describe_ranges
-from router.flows import LiveNode, PlannedSpeeds, live_flow
+from router.flows import LiveNode, live_flow
+from router.planned_speeds import PlannedSpeeds
 from solver.plan_file import read_plan
 from solver.problem import Problem
 

@@ -25,7 +25,8 @@ class FlowWeights:
     `end_of`: the end of the layers each node runs. Nodes whose end is `num_layers` are last hops.
     `transitions`: all next nodes, with flow or without; where it says nothing of a source, those
     with flow. `hop_s`: seconds one token is expected to take over an edge and through the node
-    behind it, where known.
+    behind it (one over its rate: that ranks nodes), where known; `link_s`: over the edge alone.
+    Behind a last node both go on to a first one, as the token does.
     """
 
     num_layers: int
@@ -33,6 +34,7 @@ class FlowWeights:
     end_of: Mapping[NodeId, int]
     transitions: Mapping[NodeId, tuple[NodeId, ...]] = field(default_factory=dict)
     hop_s: Mapping[tuple[NodeId, NodeId], float] = field(default_factory=dict)
+    link_s: Mapping[tuple[NodeId, NodeId], float] = field(default_factory=dict)
 
     def usable(self, source: NodeId) -> tuple[tuple[NodeId, float], ...]:
         """The edges with enough flow to be worth using."""

@@ -23,10 +23,14 @@ METHODS: tuple[Method, ...] = ("maxflow", "swarm", "random", "shortest-queue")
 
 @dataclass(frozen=True, slots=True)
 class Scheduling:
-    """Which scheduler, and the seed of those that draw lots. ConfigError for any other method."""
+    """Which scheduler, and the seed of those that draw lots. ConfigError for any other method.
+
+    `prefer_near`: max flow leaves far links alone while near ones carry what is asked for.
+    """
 
     method: Method = "maxflow"
     seed: int = 0
+    prefer_near: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -54,6 +58,10 @@ class RequestScheduler(Protocol):
         """The nodes that routes may go to from `source` (ROUTER to begin with)."""
         ...
 
+    def wants(self, tokens_per_s: float) -> None:
+        """So much is asked for of late, prompts and output together."""
+        ...
+
     def on_token(self, route: Route, elapsed_s: float) -> None:
         """A decode went round `route` and was back after `elapsed_s`."""
         ...
@@ -69,6 +77,9 @@ class RequestScheduler(Protocol):
 
 class Deaf:
     """For schedulers to inherit: hears nothing of what happens after the choice."""
+
+    def wants(self, tokens_per_s: float) -> None:
+        """Not looked at."""
 
     def on_token(self, route: Route, elapsed_s: float) -> None:
         """Not looked at."""

@@ -25,6 +25,7 @@ from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import Route
 from helix_mq.messages.control import Heartbeat
 from router.routes import FlowWeights, RoomFor, find_route
+from router.schedulers_base import Deaf
 
 KEPT = 0.8
 """Share of the old average that a new observation leaves."""
@@ -49,7 +50,7 @@ class _Steps:
     mean_s: float | None = None
 
 
-class SwarmScheduler:
+class SwarmScheduler(Deaf):
     def __init__(self, weights: FlowWeights) -> None:
         self._weights = weights
         self._edges: dict[NodeId, dict[NodeId, _Edge]] = {}
@@ -92,9 +93,6 @@ class SwarmScheduler:
         for edge, part in zip(edges, ratio, strict=True):
             # Never nothing: what is divided in ratio of the averages could not grow again.
             edge.hop_s = max(KEPT * edge.hop_s + scale * part, 1e-9)
-
-    def on_left(self, route: Route, work_tokens: int) -> None:
-        """Not looked at."""
 
     def on_beat(self, beat: Heartbeat) -> None:
         node = NodeId(beat.node)

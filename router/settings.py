@@ -135,6 +135,9 @@ class SchedulingSection(Section):
 
     method: Method = "maxflow"
     seed: int = Field(0, ge=0, lt=2**63)
+    prefer_near: bool = Field(
+        True, description="max flow uses far links only for what near ones do not carry"
+    )
 
 
 class SpeculationSection(Section):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from router.flows import LiveFlow, LiveNode, MeasuredLinks, PlannedSpeeds, live_flow
+from router.flows import LiveFlow, LiveNode, MeasuredLinks, live_flow
 from router.link_watch import Edge
+from router.planned_speeds import PlannedSpeeds
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,9 @@ def cluster(
     token_return: Annotated[
         str, typer.Option(help="auto, direct or router: as in router.toml.")
     ] = "auto",
+    prefer_near: Annotated[
+        bool, typer.Option(help="maxflow: far links only for what near ones do not carry.")
+    ] = True,
     slower: Annotated[
         float, typer.Option(help="Emulate the cluster so many times slower than it is.")
     ] = 1.0,
@@ -79,7 +82,7 @@ def cluster(
         check_path(plot)
     schedulers = _schedulers(scheduler or [])
     way = checked_way(token_return)
-    trial = Trial(workload, at_once, warmup, duration, seed, overhead_ms / 1e3, way)
+    trial = Trial(workload, at_once, warmup, duration, seed, overhead_ms / 1e3, way, prefer_near)
     pairs: list[Pair] = []
     machine = machine_summary(PACKAGES)
     with tempfile.TemporaryDirectory(prefix="helix-mq-bench-") as temporary:

@@ -95,6 +95,7 @@ class Choices:
     scheduler: str
     seed: int = 0
     token_return: TokenReturn = "auto"
+    prefer_near: bool = True
 
 
 class LiveCluster:
@@ -184,6 +185,7 @@ class LiveCluster:
             # The simulator has no texts, and a stand-in's would be guessed far too well.
             "[speculation]\nenabled = false\n"
             f'[scheduling]\nmethod = "{chosen.scheduler}"\nseed = {chosen.seed}\n'
+            f"prefer_near = {str(chosen.prefer_near).lower()}\n"
             "[admission]\nmax_wait_s = 86400\nmax_waiting = 100000\n"
         )
 

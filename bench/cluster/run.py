@@ -45,6 +45,7 @@ class Trial:
     seed: int = 0
     overhead_s: float = 0.0
     token_return: TokenReturn = "auto"
+    prefer_near: bool = True
 
     def __post_init__(self) -> None:
         for name in ("at_once", "duration_s"):
@@ -97,7 +98,7 @@ class Live:
 
 async def run_live(subject: Subject, scheduler: str, trial: Trial, folder: Path) -> Live:
     """Starts everything, loads it, stops it. LocalError for what did not start or broke."""
-    choices = Choices(scheduler, trial.seed, trial.token_return)
+    choices = Choices(scheduler, trial.seed, trial.token_return, trial.prefer_near)
     async with LiveCluster(subject, choices, folder) as cluster:
         load = ClosedLoad(cluster.clients, trial.lengths(), trial.at_once, trial.seed)
         loading = asyncio.create_task(load.run(trial.end_s))
@@ -177,6 +178,7 @@ def run_simulated(subject: Subject, scheduler: str, trial: Trial) -> Report:
         base,
         mode=Mode.CLOSED,
         scheduler=scheduler,
+        prefer_near=trial.prefer_near,
         duration_s=trial.duration_s,
         warmup_s=trial.warmup_s,
         seed=trial.seed,

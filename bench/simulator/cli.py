@@ -47,6 +47,9 @@ def run(
     scheduler: Annotated[
         str, typer.Option(help="maxflow, swarm, random or shortest-queue.")
     ] = "maxflow",
+    prefer_near: Annotated[
+        bool, typer.Option(help="maxflow: far links only for what near ones do not carry.")
+    ] = True,
     mode: Annotated[
         str,
         typer.Option(
@@ -145,6 +148,7 @@ def run(
         Options(
             mode=mode,
             scheduler=scheduler,
+            prefer_near=prefer_near,
             duration_s=duration,
             warmup_s=warmup,
             seed=seed,

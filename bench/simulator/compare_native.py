@@ -43,7 +43,8 @@ class NativeRun:
             raise ConfigError(
                 f"placement={case.placement!r} is not one of {known}", param="placement"
             )
-        scheduling = Scheduling(cast(Method, case.scheduler), case.seed)
+        prefer_near = self.settings.prefer_near
+        scheduling = Scheduling(cast(Method, case.scheduler), case.seed, prefer_near)
         settings = replace(
             self.settings,
             scheduler=case.scheduler,

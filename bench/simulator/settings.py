@@ -102,6 +102,7 @@ class SimSettings:
 
     mode: Mode = Mode.OFFLINE
     scheduler: str = "maxflow"
+    prefer_near: bool = True
     duration_s: float = 600.0
     warmup_s: float = 60.0
     seed: int = 0
@@ -138,7 +139,7 @@ class SimSettings:
     @property
     def scheduling(self) -> Scheduling:
         """ConfigError if there is no such scheduler."""
-        return Scheduling(cast(Method, self.scheduler), self.seed)
+        return Scheduling(cast(Method, self.scheduler), self.seed, self.prefer_near)
 
     @property
     def end_s(self) -> float:
@@ -152,6 +153,7 @@ class Options:
 
     mode: str = "offline"
     scheduler: str = "maxflow"
+    prefer_near: bool = True
     duration_s: float = 600.0
     warmup_s: float = 60.0
     seed: int = 0
@@ -183,6 +185,7 @@ def settings_of(options: Options) -> SimSettings:
         base,
         mode=Mode(options.mode),
         scheduler=options.scheduler,
+        prefer_near=options.prefer_near,
         duration_s=options.duration_s,
         warmup_s=options.warmup_s,
         seed=options.seed,

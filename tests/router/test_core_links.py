@@ -15,7 +15,8 @@ from helix_mq.layers import LayerRange
 from helix_mq.sampling import SamplingParams
 from router import events as ev
 from router.core import CoreSettings
-from router.flows import LiveFlow, LiveNode, MeasuredLinks, PlannedSpeeds, live_flow
+from router.flows import LiveFlow, LiveNode, MeasuredLinks, live_flow
+from router.planned_speeds import PlannedSpeeds
 from router.schedulers_base import METHODS, Method, Scheduling
 from router.service import Finished
 from tests.router.world import SLICES, World

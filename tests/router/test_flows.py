@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from helix_mq.ids import ROUTER, NodeId
 from helix_mq.layers import LayerRange, Placement
 from router.bottleneck import Cut
-from router.flows import LiveFlow, LiveNode, PlannedSpeeds, live_flow
+from router.flows import LinkMeasured, LiveFlow, LiveNode, MeasuredLinks, live_flow
+from router.planned_speeds import PlannedSpeeds
 from solver.flow import can_follow, max_flow
 from solver.problem import SINK, SOURCE, Problem, ProblemLink, ProblemNode
 
@@ -150,11 +151,29 @@ def test_a_node_that_the_plan_does_not_know_has_wide_links() -> None:
 
 
 def test_expected_hop_times_are_link_node_and_way_back() -> None:
+    """Back to the first node: by the router, or straight where that is sooner and open."""
     links = [(SOURCE, A, 4e3, 0.01), (A, B, 1e4, 0.02), (B, SINK, 8e3, 0.03)]
     plan = problem([node(A, 30.0), node(B, 60.0)], links)
-    flow = live_flow(LAYERS, [live(A, 0, 3), live(B, 3, 6)], PlannedSpeeds(plan))
+    nodes = [live(A, 0, 3), live(B, 3, 6)]
+    flow = live_flow(LAYERS, nodes, PlannedSpeeds(plan))
+    by_router_s = 0.0005 + 0.03 + 0.001 + 0.01
     assert flow.weights.hop_s[ROUTER, A] == pytest.approx(0.001 + 0.01 + 1 / 10)
-    assert flow.weights.hop_s[A, B] == pytest.approx(0.1 + 0.02 + 1 / 20 + 0.0005 + 0.03)
+    assert flow.weights.hop_s[A, B] == pytest.approx(0.1 + 0.02 + 1 / 20 + by_router_s)
+    straight = PlannedSpeeds(problem([node(A, 30.0), node(B, 60.0)], [*links, (B, A, 1e4, 0.015)]))
+    there_s = 0.1 + 0.02 + 1 / 20
+    flow = live_flow(LAYERS, nodes, straight)
+    assert flow.weights.hop_s[A, B] == pytest.approx(there_s + 0.015)
+    measured = MeasuredLinks({(B, A): LinkMeasured(0.0, 0.004)}, 4, 100)
+    flow = live_flow(LAYERS, nodes, straight, measured=measured)
+    assert flow.weights.hop_s[A, B] == pytest.approx(there_s + 0.004)
+    flow = live_flow(LAYERS, nodes, straight, closed={(B, A)}, measured=measured)
+    assert flow.weights.hop_s[A, B] == pytest.approx(there_s + by_router_s)
+
+
+def test_a_node_with_the_whole_model_has_no_way_back() -> None:
+    plan = problem([node(A, 30.0)], [(SOURCE, A, 4e3, 0.01), (A, SINK, 8e3, 0.03)])
+    flow = live_flow(LAYERS, [live(A, 0, 6)], PlannedSpeeds(plan))
+    assert flow.weights.hop_s[ROUTER, A] == pytest.approx(0.001 + 0.01 + 1 / 5)
 
 
 @given(st.floats(0, 1e-9))
