@@ -375,12 +375,14 @@ class _Graph:
 
     def _backs_s(self) -> dict[NodeId, float]:
         """Seconds from each last node to a first one: by the router, or straight where that is
-        sooner, as tokens then go (router.token_return)."""
-        firsts = [n.name for n in self._nodes if n.layers.first == 0]
+        sooner, as tokens then go (router.token_return). A node that is both feeds itself."""
+        firsts = {n.name for n in self._nodes if n.layers.first == 0}
         lasts = [n.name for n in self._nodes if n.layers.end == self._num_layers]
         out_s = min(self._links.get((ROUTER, f), _WIDE_LINK).hop_s for f in firsts)
         return {
-            last: min(
+            last: 0.0
+            if last in firsts
+            else min(
                 self._links.get((last, SINK), _WIDE_LINK).hop_s + out_s,
                 *(self._straight_s(last, first) for first in firsts),
             )
@@ -389,8 +391,6 @@ class _Graph:
 
     def _straight_s(self, last: NodeId, first: NodeId) -> float:
         """Of a token from a last node to a first one; inf where nothing is known of such a link."""
-        if last == first:
-            return 0.0
         if (last, first) in self._closed:
             return WIDE
         found = self._measured.links.get((last, first)) if self._measured is not None else None

@@ -10,11 +10,17 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
 import torch
 import transformers
 
 from bench.byte_tokenizer import byte_tokenizer
+
+# No test is to fail for the time that a busy machine takes; in CI hypothesis sets none by itself.
+if "CI" not in os.environ:
+    hypothesis.settings.register_profile("patient", deadline=None)
+    hypothesis.settings.load_profile("patient")
 
 # Tiny matrices: two threads only wait for each other, ten times slower on a busy machine.
 torch.set_num_threads(1)
