@@ -57,6 +57,7 @@ class Cluster:
     app: RouterApp
     folder: Path
     transport: Transport
+    device: str = "cpu"
     daemons: dict[str, NodeDaemon] = field(default_factory=dict)
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
@@ -88,8 +89,8 @@ class Cluster:
         identity = NodeIdentity(
             folder=self.folder,
             model_digest=model_digest(self.folder),
-            device=torch.device("cpu"),
-            device_text="cpu",
+            device=torch.device(self.device),
+            device_text=self.device,
             dtype=torch.float32,
             memory_bytes=memory_bytes,
             device_id=device_id,
@@ -197,8 +198,9 @@ async def cluster(
     tensor_parallel: int = 1,
     links: LinksSection | None = None,
     device_id: str = "",
+    device: str = "cpu",
 ) -> AsyncIterator[Cluster]:
-    """A running cluster with one node per entry of `placement` ("first:end").
+    """A running cluster with one node per entry of `placement` ("first:end"), all on `device`.
 
     With empty ranges the router splits the layers by memory once all nodes are there. `times`: what
     every node says to have measured; `device_id`: what it says of its device.
@@ -224,7 +226,7 @@ async def cluster(
     )
     app = build_app(settings, folder, transport, SystemClock())
     await app.start()
-    running = Cluster(app, folder, transport)
+    running = Cluster(app, folder, transport, device)
     try:
         for name in placement:
             await running.add_node(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread for each of several workers, read by the mathematics libraries as they are loaded.
@@ -16,6 +17,9 @@ import torch
 import transformers
 
 from bench.byte_tokenizer import byte_tokenizer
+from tests.counterfeit_gpu.device import Gpu
+from tests.counterfeit_gpu.kernels import install
+from tests.counterfeit_gpu.runtime import counterfeit
 
 # No test is to fail for the time that a busy machine takes; in CI hypothesis sets none by itself.
 if "CI" not in os.environ:
@@ -63,6 +67,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     write_byte_tokenizer(folder)
     return folder
+
+
+@pytest.fixture
+def counterfeit_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    """A device `cuda:0` that is none, and the attention packages for it: tests.counterfeit_gpu."""
+    with counterfeit(monkeypatch) as gpu:
+        install(monkeypatch)
+        yield gpu
 
 
 def pytest_configure() -> None:

@@ -189,8 +189,13 @@ def _top_on_a_terminal(url: str) -> tuple[int, str]:
 
 
 async def test_a_trace_says_where_the_time_went(tiny_folder: Path) -> None:
-    # One attempt and a token per step, however busy the machine: counts below are of that.
-    steady = {"dead_after_s": 60.0, "speculation": SpeculationSection(enabled=False)}
+    # One attempt, a token per step and the router's own wires, however busy the machine: counts
+    # below are of that.
+    steady: dict[str, Any] = {
+        "dead_after_s": 60.0,
+        "speculation": SpeculationSection(enabled=False),
+        "token_return": "router",
+    }
     async with watched(tiny_folder, zmq=True, **steady) as (c, http):
 
         async def trace(request: str) -> Any:
