@@ -50,8 +50,8 @@ async def test_greedy_tokens_equal_transformers(
     assert "not recorded any more" not in caplog.text
 
 
-async def sampled(c: Cluster) -> list[object]:
-    """What four kinds of requests, together, are given."""
+async def sampled(c: Cluster) -> tuple[list[tuple[int, ...]], list[float]]:
+    """What four kinds of requests, together, are given, and the log probabilities of the last."""
     kinds = (
         SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0.8, seed=3, top_p=0.9),
         SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=1.0, seed=4, top_k=20),
@@ -64,7 +64,10 @@ async def sampled(c: Cluster) -> list[object]:
     )
     wanted = [Generation(PROMPTS[1], kind) for kind in kinds]
     results = await asyncio.gather(*(c.run(generation) for generation in wanted))
-    return [result.token_ids for result in results]
+    told = [delta.logprob for delta in results[-1].deltas if delta.logprob is not None]
+    assert len(told) == TOKENS
+    odds = [odd for one in told for odd in (one.logprob, *(top for _, top in one.top))]
+    return [result.token_ids for result in results], odds
 
 
 async def test_sampled_tokens_are_those_of_a_processor(
@@ -73,10 +76,12 @@ async def test_sampled_tokens_are_those_of_a_processor(
     placement = {"a": "0:4", "b": "4:6"}
     only(monkeypatch, KERNELS[0])
     async with cluster(tiny_folder, placement, device=str(DEVICE)) as c:
-        found = await sampled(c)
+        tokens, logprobs = await sampled(c)
     assert counterfeit_gpu.replays > TOKENS
     async with cluster(tiny_folder, placement) as c:
-        assert found == await sampled(c)
+        wanted, wanted_logprobs = await sampled(c)
+    assert tokens == wanted
+    assert logprobs == pytest.approx(wanted_logprobs, abs=1e-4)
 
 
 async def test_a_decode_stands_still_for_its_tokens_alone(
